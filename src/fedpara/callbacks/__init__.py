@@ -1,0 +1,8 @@
+"""What happens beside a run: progress, checkpoints, the run folder's files, loggers."""
+
+from fedpara.callbacks.checkpoint import Checkpoint, restore
+from fedpara.callbacks.logging import LoggerForwarding
+from fedpara.callbacks.progress import ProgressDisplay
+from fedpara.callbacks.run_folder import RunFolder
+
+__all__ = ["Checkpoint", "LoggerForwarding", "ProgressDisplay", "RunFolder", "restore"]

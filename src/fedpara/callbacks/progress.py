@@ -1,0 +1,92 @@
+"""What a person watches while a run goes on: a live bar in a terminal, plain lines elsewhere."""
+
+import logging
+import time
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from fedpara.execution.base import LocalResult
+from fedpara.federation import Federation, FederationCallback, Outcome
+from fedpara.record import GIGABYTE, RoundRecord
+
+log = logging.getLogger(__name__)
+
+
+class ProgressDisplay(FederationCallback):
+    """Round, clients done, accuracy, bytes so far and time left.
+
+    Args:
+        console: where to show it; by default standard output, and its own test of what a terminal is.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._bar: Progress | None = None
+
+    def on_fit_start(self, federation: Federation) -> None:
+        """Open the display."""
+        self._start, self._first = time.perf_counter(), federation.round
+        self._clients = 0
+        self._accuracy: float | None = None
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[clients]}"),
+                TextColumn("{task.fields[accuracy]}", style="green"), TextColumn("{task.fields[sent]}", style="cyan"),
+                TimeElapsedColumn(), _TimeLeft(self), console=self.console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task(
+                "round", total=federation.num_rounds, completed=federation.round, clients="", accuracy="", sent=""
+            )
+
+    def on_client_end(self, federation: Federation, result: LocalResult) -> None:
+        """Count the client."""
+        self._clients += 1
+        if self._bar:
+            self._bar.update(self._task, clients=f"client {self._clients}/{federation.clients_per_round}")
+
+    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        """Show the round."""
+        self._clients = 0
+        self._accuracy = record.metrics.get("test/acc", self._accuracy)
+        accuracy = "" if self._accuracy is None else f"acc {self._accuracy:.2%}"
+        if self._bar:
+            self._bar.update(self._task, completed=record.round, accuracy=accuracy, sent=size(record.total_bytes))
+        else:
+            parts = [
+                f"round {record.round}/{federation.num_rounds}", f"loss {record.train_loss:.4f}", accuracy,
+                f"sent {size(record.total_bytes)}", f"{record.seconds:.1f} s",
+                f"left {self.time_left(record.round, federation.num_rounds)}",
+            ]  # fmt: skip
+            log.info(" | ".join(part for part in parts if part))
+
+    def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
+        """Close the display."""
+        if self._bar:
+            self._bar.stop()
+
+    def time_left(self, done: int, total: int) -> str:
+        """h:mm:ss at the mean pace of this process so far."""
+        if done == self._first:
+            return "-:--:--"
+        pace = (time.perf_counter() - self._start) / (done - self._first)
+        return str(timedelta(seconds=round(pace * (total - done))))
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left by whole rounds: a bar that moves once a minute has no speed to extrapolate between."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        super().__init__()
+        self.display = display
+
+    def render(self, task: Task) -> Text:
+        return Text(f"left {self.display.time_left(int(task.completed), int(task.total or 0))}", style="magenta")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, decimal: `20.3 GB`, `4.1 MB`."""
+    return f"{num_bytes / GIGABYTE:.2f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 1e6:.2f} MB"

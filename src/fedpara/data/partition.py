@@ -1,0 +1,89 @@
+"""Which client holds which examples: pure functions of labels, number of clients and seed.
+
+Each takes `labels` (n,), `num_clients` and `seed`, and returns one sorted int64 index tensor per client; together they are
+disjoint and hold every example. Nothing is cached: a partition is recomputed for every run.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field, validate_call
+from torch import Tensor
+
+Partition = Callable[[Tensor, int, int], list[Tensor]]
+
+
+def _require_enough(num_examples: int, num_clients: int, least: int) -> None:
+    if num_examples < num_clients * least:
+        raise ValueError(
+            f"num_clients={num_clients}: needs at least {num_clients * least} training examples "
+            f"({least} a client), there are {num_examples}"
+        )
+
+
+def iid(labels: Tensor, num_clients: int, seed: int) -> list[Tensor]:
+    """Random parts of equal size, up to one example.
+
+    Raises:
+        ValueError: fewer examples than clients.
+    """
+    _require_enough(len(labels), num_clients, least=1)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return [torch.from_numpy(np.sort(part)) for part in np.array_split(order, num_clients)]
+
+
+class Dirichlet:
+    """Label skew as in FedML (He et al. 2020), which FedPara follows with alpha = 0.5.
+
+    For each class, shares of the clients are drawn from Dirichlet(alpha); a client that already holds its equal share of
+    all examples gets none of the class; the whole draw is repeated until every client holds `min_examples`.
+
+    Args:
+        alpha: concentration; small is skewed, large approaches IID.
+        min_examples: least number of examples of a client.
+        max_draws: draws before giving up.
+    """
+
+    @validate_call
+    def __init__(
+        self,
+        alpha: Annotated[float, Field(gt=0)] = 0.5,
+        min_examples: Annotated[int, Field(ge=1)] = 10,
+        max_draws: Annotated[int, Field(ge=1)] = 10_000,
+    ) -> None:
+        self.alpha, self.min_examples, self.max_draws = alpha, min_examples, max_draws
+
+    def __call__(self, labels: Tensor, num_clients: int, seed: int) -> list[Tensor]:
+        """The partition.
+
+        Raises:
+            ValueError: too few examples for `min_examples` a client, or no draw in `max_draws` gave it.
+        """
+        _require_enough(len(labels), num_clients, self.min_examples)
+        classes = [np.flatnonzero(labels.numpy() == label) for label in np.unique(labels.numpy())]
+        generator = np.random.default_rng(seed)
+        for _ in range(self.max_draws):
+            parts = self._draw(classes, len(labels), num_clients, generator)
+            if min(map(len, parts)) >= self.min_examples:
+                return [torch.from_numpy(np.sort(part)) for part in parts]
+        raise ValueError(
+            f"alpha={self.alpha}: {self.max_draws} draws left a client below {self.min_examples} examples; "
+            "take a larger alpha or fewer clients"
+        )
+
+    def _draw(
+        self, classes: list[np.ndarray], num_examples: int, num_clients: int, generator: np.random.Generator
+    ) -> list[np.ndarray]:
+        parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+        held = np.zeros(num_clients, dtype=int)
+        for members in classes:
+            shares = generator.dirichlet(np.full(num_clients, self.alpha)) * (held < num_examples / num_clients)
+            if not shares.sum() > 0:  # a tiny alpha underflows; the draw is one of those that are repeated
+                return [np.empty(0, dtype=int)] * num_clients
+            cuts = (np.cumsum(shares / shares.sum()) * len(members)).astype(int)[:-1]
+            for client, part in enumerate(np.split(generator.permutation(members), cuts)):
+                parts[client].append(part)
+                held[client] += len(part)
+        return [np.concatenate(part) for part in parts]

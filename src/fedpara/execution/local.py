@@ -1,0 +1,97 @@
+"""Lightning callbacks of one client's local training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from fedpara.nn import Factorization, factorizations, jacobian_correction
+
+
+class LocalRecord(Callback):
+    """Counts the steps that were applied and sums the training loss, without a word to any logger.
+
+    Attributes:
+        num_steps: optimizer steps; a step that the fp16 scaler skipped is none.
+        num_examples: examples seen, epochs counted.
+    """
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.num_examples = 0
+        self._loss: Tensor | float = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss per example, in nats."""
+        return float(self._loss) / max(1, self.num_examples)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow the fresh optimizer."""
+
+        def count(*_: Any) -> None:
+            self.num_steps += 1
+
+        trainer.optimizers[0].register_step_post_hook(count)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch's loss, on its device: no synchronisation a step."""
+        size = len(batch[1])
+        self.num_examples += size
+        self._loss = self._loss + outputs["loss"].detach().float() * size
+
+
+class JacobianCorrection(Callback):
+    """Adds lambda times the gradient of FedPara's regulariser (appendix B, eq. 9) before each optimizer step.
+
+    J_W comes from the step's own backward pass, caught where the composed weight receives it, so nothing is computed twice.
+
+    Args:
+        strength: lambda; 1 in the paper's experiments (Table 6), 10 in its ablation (Table 4).
+    """
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+        self._jacobians: dict[Factorization, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch every composed weight."""
+        for _, factorization in factorizations(pl_module):
+            self._handles.append(factorization.register_forward_hook(self._watch))
+
+    def _watch(self, factorization: Factorization, _: Any, weight: Tensor) -> None:
+        if weight.requires_grad:
+            weight.register_hook(self._keep(factorization))
+
+    def _keep(self, factorization: Factorization) -> Callable[[Tensor], None]:
+        def keep(jacobian: Tensor) -> None:
+            before = self._jacobians.get(factorization)
+            self._jacobians[factorization] = jacobian if before is None else before + jacobian
+
+        return keep
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Gradients are unscaled by now; the jacobians, caught in the backward pass, are not."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        learning_rate = optimizer.param_groups[0]["lr"]
+        for factorization, jacobian in self._jacobians.items():
+            correction = jacobian_correction(factorization, jacobian / scale, learning_rate)
+            for name, factor in factorization.named_parameters():
+                assert factor.grad is not None
+                factor.grad.add_(correction[name], alpha=self.strength)
+        self._jacobians.clear()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()

@@ -1,0 +1,111 @@
+"""The reference executor: one client after the other, each a Lightning `Trainer.fit` of its own."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, validate_call
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch.nn.utils import parametrize
+
+from fedpara.data.datamodule import FederatedDataModule
+from fedpara.execution.base import ClientTask, LocalResult
+from fedpara.execution.local import JacobianCorrection, LocalRecord
+from fedpara.state import State, load_state, read_state
+
+MakeTrainer = Callable[..., Trainer]
+
+
+class SerialExecutor:
+    """Trains each task with a fresh Trainer, hence a fresh optimizer, on one network that is loaded and read.
+
+    Args:
+        module: the LightningModule; its `learning_rate_factor` is set for every task.
+        datamodule: gives each client's batches and the test batches.
+        trainer: makes a Trainer; called with what a client's fit needs (no loggers, checkpoints, bars).
+        jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
+
+    Raises:
+        ValueError: `trainer` would train no epoch, or without end, or on more than one device.
+    """
+
+    @validate_call(config={"arbitrary_types_allowed": True})
+    def __init__(
+        self,
+        module: LightningModule,
+        datamodule: FederatedDataModule,
+        trainer: Any,
+        jacobian_correction: Annotated[float, Field(ge=0)] = 0.0,
+    ) -> None:
+        self.module, self.datamodule, self.jacobian_correction = module, datamodule, jacobian_correction
+        self.make_trainer: MakeTrainer = trainer
+        _quiet()
+        probe = self._trainer()
+        if probe.max_epochs is None or probe.max_epochs < 1:
+            raise ValueError(f"max_epochs={probe.max_epochs}: must be 1 or more local epochs")
+        if probe.world_size != 1:
+            raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
+        self.device = probe.strategy.root_device
+        self.max_epochs = probe.max_epochs
+
+    def initial_state(self) -> State:
+        """A copy of the network as it was built."""
+        return read_state(self.module.network)
+
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult]:
+        """One task after the other, lazily."""
+        for task in tasks:
+            yield self._fit(task)
+
+    def _fit(self, task: ClientTask) -> LocalResult:
+        start = time.perf_counter()
+        load_state(self.module.network, task.state)
+        self.module.learning_rate_factor = task.learning_rate_factor
+        torch.manual_seed(task.seed)
+        record = LocalRecord()
+        callbacks: list[Any] = [record]
+        if self.jacobian_correction:
+            callbacks.append(JacobianCorrection(self.jacobian_correction))
+        loader = self.datamodule.client_dataloader(task.client, task.seed)
+        self._trainer(callbacks=callbacks).fit(self.module, loader)
+        num_examples = self.datamodule.num_examples(task.client)
+        assert record.num_examples == num_examples * self.max_epochs, "Lightning skipped or repeated batches"
+        return LocalResult(
+            task.client,
+            read_state(self.module.network),
+            num_examples,
+            record.num_steps,
+            record.mean_loss,
+            time.perf_counter() - start,
+        )
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Accuracy and loss on the test set; each factorised weight is composed once, not once a batch."""
+        load_state(self.module.network, state)
+        with parametrize.cached():
+            (metrics,) = self._trainer().test(self.module, self.datamodule.test_dataloader(), verbose=False)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _trainer(self, **extra: Any) -> Trainer:
+        return self.make_trainer(
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            plugins=[LightningEnvironment()],  # a Trainer a client must not read SLURM's number of tasks
+            **extra,
+        )
+
+
+def _quiet() -> None:
+    """A Trainer a client would repeat its banner thousands of times."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)

@@ -1,0 +1,182 @@
+"""The federation: one round, written once (FedPara, ICLR 2022, Algorithm 1; McMahan et al. 2017)."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, validate_call
+
+from fedpara.algorithms.base import FedAvg, Upload
+from fedpara.communication import Link
+from fedpara.execution.base import ClientTask, Executor, LocalResult
+from fedpara.record import RoundRecord
+from fedpara.sampling import cohort, derive_seed
+from fedpara.sharing import Split
+from fedpara.state import State, is_finite, num_elements
+
+Positive = Annotated[int, Field(ge=1)]
+Outcome = Literal["finished", "failed", "interrupted"]
+
+
+class FederationCallback:
+    """What may be done beside a run: watch, log, store. Every method does nothing by default."""
+
+    def on_fit_start(self, federation: "Federation") -> None:
+        """Before the first round; a resumed federation has `round` > 0."""
+
+    def on_client_end(self, federation: "Federation", result: LocalResult) -> None:
+        """After one client's training."""
+
+    def on_round_end(self, federation: "Federation", record: RoundRecord) -> None:
+        """After one round; `federation.round` and `federation.server` are those of the finished round."""
+
+    def on_fit_end(self, federation: "Federation", outcome: Outcome) -> None:
+        """After the last round, an error or an interruption."""
+
+
+class Federation:
+    """Server and clients, round by round.
+
+    Args:
+        executor: trains clients and tests models.
+        algorithm: what is broadcast and how uploads become the next global model.
+        link: encodes, counts and decodes what travels.
+        split: which tensors travel.
+        callbacks: called in this order.
+        num_clients: clients in total.
+        clients_per_round: clients of a cohort, sampled uniformly without replacement.
+        num_rounds: T.
+        eval_every: the global model is tested every so many rounds, and after the last.
+        lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
+        seed: of cohorts, batch orders, augmentation and dropout.
+
+    Attributes:
+        server: the global model's shared part.
+        personal: what each client kept, by client; empty where nothing is personal.
+        round: rounds finished.
+        total_bytes: bytes both ways in the finished rounds.
+
+    Raises:
+        ValueError: more clients per round than clients.
+    """
+
+    @validate_call(config={"arbitrary_types_allowed": True})
+    def __init__(
+        self,
+        executor: Any,
+        algorithm: FedAvg,
+        link: Link,
+        split: Split,
+        callbacks: list[FederationCallback],
+        num_clients: Positive,
+        clients_per_round: Positive,
+        num_rounds: Positive,
+        eval_every: Positive = 1,
+        lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        seed: Annotated[int, Field(ge=0)] = 0,
+    ) -> None:
+        if clients_per_round > num_clients:
+            raise ValueError(f"clients_per_round={clients_per_round}: must be 1 to num_clients ({num_clients})")
+        self.executor: Executor = executor
+        self.algorithm, self.link, self.split, self.callbacks = algorithm, link, split, callbacks
+        self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
+        self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
+        self._initial = executor.initial_state()
+        self.server = split.shared_part(self._initial)
+        self.personal: dict[int, State] = {}
+        self.round = 0
+        self.total_bytes = 0
+
+    def fit(self) -> None:
+        """Train until `num_rounds`; callbacks learn of the end, whatever it was."""
+        outcome: Outcome = "failed"
+        for callback in self.callbacks:
+            callback.on_fit_start(self)
+        try:
+            while self.round < self.num_rounds:
+                record = self.run_round()
+                for callback in self.callbacks:
+                    callback.on_round_end(self, record)
+            outcome = "finished"
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+            outcome = "interrupted"
+            raise
+        finally:
+            for callback in self.callbacks:
+                callback.on_fit_end(self, outcome)
+
+    def run_round(self) -> RoundRecord:
+        """One round; on return `server`, `personal`, `round` and `total_bytes` are those after it."""
+        start = time.perf_counter()
+        chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
+        received = self.link.down(self.algorithm.broadcast(self.server))
+        results = self.executor.run(self._tasks(chosen, received.state))
+        tally = _Tally()
+        self.server = self.algorithm.aggregate(self.server, self._uploads(results, tally))
+        self.personal.update(tally.personal)
+        down_bytes = received.num_bytes * len(chosen)
+        self.total_bytes += tally.up_bytes + down_bytes
+        self.round += 1
+        metrics = self.evaluate() if self.round % self.eval_every == 0 or self.round == self.num_rounds else {}
+        return RoundRecord(
+            round=self.round,
+            train_loss=tally.loss_sum / tally.num_examples,
+            metrics=metrics,
+            up_bytes=tally.up_bytes,
+            down_bytes=down_bytes,
+            total_bytes=self.total_bytes,
+            seconds=time.perf_counter() - start,
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """`test/acc` and `test/loss` of the global model."""
+        metrics = self.executor.evaluate(self._model(self.server, self._initial))
+        return {f"test/{name}": value for name, value in metrics.items()}
+
+    def _tasks(self, chosen: Iterable[int], received: State) -> Iterator[ClientTask]:
+        """Each client starts from what it received and what it kept."""
+        factor = self.lr_decay**self.round
+        for client in chosen:
+            kept = self.personal.get(client, self._initial)
+            seed = derive_seed(self.seed, self.round, client, "local training")
+            yield ClientTask(client, self._model(received, kept), factor, seed)
+
+    def _uploads(self, results: Iterable[LocalResult], tally: "_Tally") -> Iterator[Upload]:
+        """Store what is personal, send up what is shared, count both the bytes and the loss."""
+        for result in results:
+            if not is_finite(result.state):
+                raise FloatingPointError(
+                    f"client {result.client} returned NaN or infinite parameters in round {self.round + 1}: "
+                    "the training diverged; try a smaller model.optimizer.lr"
+                )
+            for callback in self.callbacks:
+                callback.on_client_end(self, result)
+            if self.split.personal:
+                tally.personal[result.client] = self.split.personal_part(result.state)
+            delivery = self.link.up(self.split.shared_part(result.state))
+            tally.add(result, delivery.num_bytes)
+            yield Upload(delivery.state, result.num_examples)
+
+    def _model(self, shared: State, personal: State) -> State:
+        """A whole model in the order of its own names."""
+        return {name: shared[name] if name in shared else personal[name] for name in self._initial}
+
+    @property
+    def num_shared(self) -> int:
+        """Values that travel each way."""
+        return num_elements(self.server)
+
+
+class _Tally:
+    """Sums over the clients of one round."""
+
+    def __init__(self) -> None:
+        self.personal: dict[int, State] = {}
+        self.up_bytes = 0
+        self.loss_sum = 0.0
+        self.num_examples = 0
+
+    def add(self, result: LocalResult, up_bytes: int) -> None:
+        self.up_bytes += up_bytes
+        self.loss_sum += result.train_loss * result.num_examples
+        self.num_examples += result.num_examples

@@ -1,0 +1,7 @@
+"""Dense networks and the one LightningModule that trains any of them."""
+
+from fedpara.models.mlp import MLP
+from fedpara.models.module import ClassificationModule
+from fedpara.models.vgg import VGG
+
+__all__ = ["MLP", "VGG", "ClassificationModule"]

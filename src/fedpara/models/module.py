@@ -1,0 +1,60 @@
+"""The LightningModule of every classification network, trained by a client or tested by the server."""
+
+from collections.abc import Callable
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
+Batch = tuple[Tensor, Tensor]
+
+
+class ClassificationModule(LightningModule):
+    """Cross-entropy on (images, labels).
+
+    Args:
+        network: images to logits.
+        optimizer: called with the parameters; a fresh one for every fit, so for every client of every round.
+        num_classes: number of logits.
+
+    Attributes:
+        learning_rate_factor: multiplies the optimizer's learning rates; the federation decays it by the round.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: MakeOptimizer, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.make_optimizer = optimizer
+        self.learning_rate_factor = 1.0
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.loss = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        return self.network(images)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Mean cross-entropy of the batch."""
+        images, labels = batch
+        return nn.functional.cross_entropy(self(images), labels)
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Add the batch to top-1 accuracy and to the mean loss per example."""
+        images, labels = batch
+        logits = self(images)
+        self.accuracy.update(logits, labels)
+        self.loss.update(nn.functional.cross_entropy(logits.float(), labels), weight=len(labels))
+
+    def on_test_epoch_end(self) -> None:
+        """Log `acc` (0 to 1) and `loss` (nats) over all examples of the loader."""
+        self.log_dict({"acc": self.accuracy, "loss": self.loss})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """A fresh optimizer at the round's learning rate."""
+        optimizer = self.make_optimizer(self.parameters())
+        for group in optimizer.param_groups:
+            group["lr"] *= self.learning_rate_factor
+        return optimizer

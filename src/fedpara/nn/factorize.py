@@ -1,0 +1,166 @@
+"""Turn the layers of any torch network into factorised ones, and back into dense ones.
+
+    network = VGG(...)
+    factorize(network, FedPara(gamma=0.1), exclude=["classifier.*"])
+    ...train...
+    merge(network)                      # an ordinary dense network again, same outputs
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from math import prod
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import Field, validate_call
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fedpara.nn.factorizations import Factorization, Hadamard, LowRank
+from fedpara.nn.initialization import INITIALIZATIONS
+from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, tucker_size
+
+FACTORIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+InitializationName = Literal["variance", "variance_core", "he", "he_fan_in", "he_fan_out"]
+assert set(InitializationName.__args__) == set(INITIALIZATIONS)  # type: ignore[attr-defined]
+
+
+class Recipe(Protocol):
+    """Makes the factorisation of one layer, or returns None to leave that layer dense."""
+
+    def __call__(self, name: str, weight: Tensor) -> Factorization | None: ...
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        """Layer-name patterns that the recipe relies on; each must match a layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What differs for the layers of one pattern: another gamma, or a rank given outright."""
+
+    gamma: Annotated[float, Field(ge=0, le=1)] | None = None
+    rank: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True)
+class FedPara:
+    """W = s(W1) * s(W2) for every layer (FedPara, Propositions 1 and 3).
+
+    Args:
+        gamma: 0 to 1, the share of the way from the least rank that leaves W full rank (Corollary 1) to the dense size.
+        conv: `tucker` is Proposition 3 (the paper's choice), `reshape` is Proposition 1 on O x (I K1 K2).
+        nonlinearity: s; the paper uses tanh everywhere except in pFedPara.
+        initialization: see `fedpara.nn.initialization`.
+        layers: rules by layer-name pattern (fnmatch), the first match wins: `{"features.0": {"gamma": 1.0}}`.
+    """
+
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.1
+    conv: Literal["tucker", "reshape"] = "tucker"
+    nonlinearity: Literal["tanh", "identity"] = "tanh"
+    initialization: InitializationName = "variance"
+    layers: Mapping[str, LayerRule] = Field(default_factory=dict)
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        """The patterns of `layers`."""
+        return list(self.layers)
+
+    def rank(self, name: str, shape: Shape) -> int:
+        """R of the layer `name`, whose dense weight has `shape`."""
+        rule = next((r for pattern, r in self.layers.items() if fnmatchcase(name, pattern)), LayerRule())
+        if rule.rank is not None:
+            return rule.rank
+        gamma = self.gamma if rule.gamma is None else rule.gamma
+        columns = shape[1] if self._tucker(shape) else prod(shape[1:])
+        return hadamard_rank(shape[0], columns, prod(shape), partial(self._size, shape), gamma)
+
+    def __call__(self, name: str, weight: Tensor) -> Factorization:
+        """The factorisation of one layer, initialised."""
+        shape = tuple(weight.shape)
+        nonlinearity = torch.tanh if self.nonlinearity == "tanh" else None
+        made = Hadamard(shape, self.rank(name, shape), self._tucker(shape), nonlinearity)
+        INITIALIZATIONS[self.initialization](made, weight)
+        return made
+
+    def _tucker(self, shape: Shape) -> bool:
+        return self.conv == "tucker" and len(shape) > 2
+
+    def _size(self, shape: Shape, rank: int) -> int:
+        return 2 * (tucker_size if self._tucker(shape) else matrix_size)(shape, rank)
+
+
+@dataclass(frozen=True)
+class EqualSizeLowRank(FedPara):
+    """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at the same gamma.
+
+    Takes the arguments of `FedPara`; there is no product of two branches for `nonlinearity` to act on, so it has no effect.
+    """
+
+    def rank(self, name: str, shape: Shape) -> int:
+        """The rank of equal size: exactly 2R for matrices, the nearest from either side for Tucker-2."""
+        budget = self._size(shape, super().rank(name, shape))
+        size = partial(tucker_size if self._tucker(shape) else matrix_size, shape)
+        below = largest_rank(size, budget)
+        return below if budget - size(below) <= size(below + 1) - budget else below + 1
+
+    def __call__(self, name: str, weight: Tensor) -> Factorization:
+        """The factorisation of one layer, initialised."""
+        shape = tuple(weight.shape)
+        made = LowRank(shape, self.rank(name, shape), self._tucker(shape))
+        INITIALIZATIONS[self.initialization](made, weight)
+        return made
+
+
+@dataclass(frozen=True)
+class Dense:
+    """No factorisation: the original network."""
+
+    patterns: tuple[str, ...] = ()
+
+    def __call__(self, name: str, weight: Tensor) -> None:
+        """Leave the layer as it is."""
+        return
+
+
+@validate_call(config={"arbitrary_types_allowed": True})
+def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None) -> nn.Module:
+    """Replace the weight of every `nn.Linear` and `nn.Conv*d` by a factorisation, in place; biases and norms stay.
+
+    Args:
+        recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or anything of the protocol `Recipe`.
+        exclude: fnmatch patterns of layer names that stay dense.
+
+    Raises:
+        ValueError: a pattern matches no layer, so that a misspelt one cannot go unnoticed.
+    """
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, FACTORIZABLE)}
+    exclude = exclude or []
+    for pattern in [*exclude, *recipe.patterns]:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ValueError(f"pattern={pattern!r}: matches no layer; layers are {', '.join(layers) or 'none'}")
+    for name, layer in layers.items():
+        if any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
+        made = recipe(name, layer.weight.detach())
+        if made is not None:
+            made.to(layer.weight.device, layer.weight.dtype)
+            parametrize.register_parametrization(layer, "weight", made)
+    return network
+
+
+def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
+    """The factorised layers of a network: the layer's name and its factorisation."""
+    for name, module in network.named_modules():
+        if isinstance(module, Factorization):
+            yield name.partition(".parametrizations.")[0], module
+
+
+def merge(network: nn.Module) -> nn.Module:
+    """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit."""
+    for name, _ in list(factorizations(network)):
+        parametrize.remove_parametrizations(network.get_submodule(name), "weight", leave_parametrized=True)
+    return network

@@ -1,0 +1,98 @@
+"""Starts for the factors, by name. Each fills a factorisation in place, given the dense weight it replaces.
+
+The paper asks for He initialisation (He et al. 2015) of the factors and leaves open what it means for three factors
+of which two see no spatial extent; published code reads it in three ways. README, "Initialisation", compares them by training.
+"""
+
+from collections.abc import Callable
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from fedpara.nn.factorizations import Factorization
+
+Initialization = Callable[[Factorization, Tensor], None]
+
+
+def _fill(factorization: Factorization, variances: dict[str, float]) -> None:
+    """Draw each kind of factor ("x", "y", "t") from N(0, variance)."""
+    with torch.no_grad():
+        for name, factor in factorization.named_parameters():
+            factor.normal_(0, sqrt(variances[name[0]]))
+
+
+def _fans(factorization: Factorization) -> tuple[int, int, int, int]:
+    """Rows of X, rows of Y, rank, and kernel positions of the core."""
+    branch = factorization.branches[0]
+    x, y = factorization.get_parameter(f"x{branch}"), factorization.get_parameter(f"y{branch}")
+    kernel = torch.Size(factorization.shape[2:]).numel() if factorization.tucker else 1
+    return x.shape[0], y.shape[0], x.shape[1], kernel
+
+
+def he(factorization: Factorization, weight: Tensor) -> None:
+    """Plain He: each factor N(0, 2 / number of its inputs): Y maps I -> R, T maps R K^2 -> R, X maps R -> O."""
+    _, columns, rank, kernel = _fans(factorization)
+    _fill(factorization, {"x": 2 / rank, "y": 2 / columns, "t": 2 / (rank * kernel)})
+
+
+def he_fan_in(factorization: Factorization, weight: Tensor) -> None:
+    """The authors' notebook: PyTorch's fan_in of tensors (R, O) and (R, I), so 2/O for X and 2/I for Y."""
+    rows, columns, rank, kernel = _fans(factorization)
+    _fill(factorization, {"x": 2 / rows, "y": 2 / columns, "t": 2 / (rank * kernel)})
+
+
+def he_fan_out(factorization: Factorization, weight: Tensor) -> None:
+    """Flower's baseline: PyTorch's fan_out of the same tensors, so 2/R for X and for Y."""
+    _, _, rank, kernel = _fans(factorization)
+    _fill(factorization, {"x": 2 / rank, "y": 2 / rank, "t": 2 / (rank * kernel)})
+
+
+def variance(factorization: Factorization, weight: Tensor) -> None:
+    """He's variance for the composed weight: all factors N(0, s^2), s such that std(W) is the dense weight's."""
+    _fill(factorization, {"x": 1.0, "y": 1.0, "t": 1.0})
+    _match_std(factorization, weight, scaled="xyt")
+
+
+def variance_core(factorization: Factorization, weight: Tensor) -> None:
+    """As `variance`, with the core at its own He scale, 2 / (R K^2); X and Y share the rest."""
+    _, _, rank, kernel = _fans(factorization)
+    _fill(factorization, {"x": 1.0, "y": 1.0, "t": 2 / (rank * kernel)})
+    _match_std(factorization, weight, scaled="xy")
+
+
+def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> None:
+    """Scale the factors of the kinds `scaled` alike until the composed weight has the std of `weight`.
+
+    W is a product of powers of the scale where no non-linearity bends it: one step from there is exact; with tanh a few
+    more steps settle it.
+
+    Raises:
+        ValueError: the dense weight is constant, so that it has no scale to keep.
+    """
+    target = float(weight.std())
+    if not target > 0:
+        raise ValueError(f"a dense weight of std {target} has no variance to keep: initialise the layer first")
+    branches = [
+        [factor for name, factor in factorization.named_parameters() if name[0] in scaled and name[1:] == branch]
+        for branch in factorization.branches
+    ]
+    with torch.no_grad():
+        for branch, factors in zip(factorization.branches, branches, strict=True):
+            _scale(factors, target ** (1 / len(branches)) / float(factorization.product(branch).std()))
+        for _ in range(30):
+            ratio = target / float(factorization().std())
+            if abs(ratio - 1) < 1e-4:
+                break
+            _scale([factor for factors in branches for factor in factors], ratio)
+
+
+def _scale(factors: list[Tensor], ratio: float) -> None:
+    """Multiply the product of `factors` by `ratio`, each by the same number."""
+    for factor in factors:
+        factor.mul_(ratio ** (1 / len(factors)))
+
+
+INITIALIZATIONS: dict[str, Initialization] = {
+    function.__name__: function for function in (variance, variance_core, he, he_fan_in, he_fan_out)
+}

@@ -1,0 +1,40 @@
+"""The record of one round: what was learned, what was sent, how long it took."""
+
+from dataclasses import dataclass
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """Figures of one finished round.
+
+    Attributes:
+        round: rounds finished so far, from 1.
+        train_loss: mean over the round's training examples, in nats.
+        metrics: evaluation by name (`test/acc` from 0 to 1, `test/loss` in nats); empty where the round was not evaluated.
+        up_bytes, down_bytes: bytes from all clients of the round to the server and back.
+        total_bytes: both ways, all rounds so far.
+        seconds: wall time of the round, evaluation included.
+    """
+
+    round: int
+    train_loss: float
+    metrics: dict[str, float]
+    up_bytes: int
+    down_bytes: int
+    total_bytes: int
+    seconds: float
+
+    def as_row(self) -> dict[str, float]:
+        """The record under the names of metrics.csv and of W&B."""
+        return {
+            "round": self.round,
+            "train/loss": self.train_loss,
+            **self.metrics,
+            "comm/up_bytes": self.up_bytes,
+            "comm/down_bytes": self.down_bytes,
+            "comm/total_bytes": self.total_bytes,
+            "comm/total_gb": self.total_bytes / GIGABYTE,
+            "time/round_s": self.seconds,
+        }

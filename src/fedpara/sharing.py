@@ -1,0 +1,39 @@
+"""Which tensors travel and which stay with the client: one declared split of a model's names."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from pydantic import validate_call
+
+from fedpara.state import State
+
+
+class Split:
+    """Shared and personal names: disjoint, and together every parameter and buffer.
+
+    Args:
+        names: every name of the model's state.
+        personal: fnmatch patterns of the names that never leave the client.
+
+    Raises:
+        ValueError: a pattern matches no name, or nothing is left to share.
+    """
+
+    @validate_call
+    def __init__(self, names: Iterable[str], personal: list[str] | None = None) -> None:
+        names, personal = list(names), personal or []
+        for pattern in personal:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"personal={pattern!r}: matches no parameter or buffer of the model")
+        self.personal = [name for name in names if any(fnmatchcase(name, pattern) for pattern in personal)]
+        self.shared = [name for name in names if name not in set(self.personal)]
+        if not self.shared:
+            raise ValueError(f"personal={personal}: leaves nothing to share; at least one tensor must travel")
+
+    def shared_part(self, state: State) -> State:
+        """What travels."""
+        return {name: state[name] for name in self.shared}
+
+    def personal_part(self, state: State) -> State:
+        """What stays with the client."""
+        return {name: state[name] for name in self.personal}

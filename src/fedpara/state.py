@@ -1,0 +1,79 @@
+"""A model's parameters and buffers as a dictionary of tensors, and the arithmetic on such dictionaries.
+
+Everything that travels, is averaged or is stored is a `State`. The arithmetic goes by name and refuses states
+whose names disagree, so that a renamed or forgotten tensor is an error and never a silent copy.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def read_state(module: nn.Module) -> State:
+    """A copy of every parameter and buffer of `module`, on the module's device."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def load_state(module: nn.Module, state: State) -> None:
+    """Copy `state` into `module` in place.
+
+    Raises:
+        ValueError: the names of `state` are not exactly those of `module`.
+    """
+    own = module.state_dict()
+    require_same_names(own, state)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def require_same_names(expected: Iterable[str], given: Iterable[str]) -> None:
+    """Raise `ValueError`, naming up to three of each, where two states hold different names."""
+    missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    if missing or extra:
+        raise ValueError(f"states disagree: missing {missing[:3]}, unexpected {extra[:3]}")
+
+
+def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
+    """The mean of states, weighted, in one pass and in the memory of one state (McMahan et al. 2017, Alg. 1).
+
+    The running form `mean += (x - mean) * w / sum(w)` keeps its numbers at the size of the parameters, so fp32
+    is enough for any cohort. Integer buffers (counters) take their largest value: a mean of them means nothing.
+
+    Args:
+        items: pairs of state and weight; weights are numbers of examples, any positive unit.
+
+    Raises:
+        ValueError: no items, a weight that is not positive, or names that disagree.
+    """
+    mean: State = {}
+    total = 0.0
+    for state, weight in items:
+        if not weight > 0:
+            raise ValueError(f"weight={weight}: must be positive")
+        total += weight
+        if not mean:
+            mean = {name: tensor.clone() for name, tensor in state.items()}
+            continue
+        require_same_names(mean, state)
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                mean[name].lerp_(tensor, weight / total)
+            else:
+                torch.maximum(mean[name], tensor, out=mean[name])
+    if not mean:
+        raise ValueError("no states to average: at least one client must report")
+    return mean
+
+
+def is_finite(state: State) -> bool:
+    """Whether no value of `state` is NaN or infinite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point())
+
+
+def num_elements(state: State) -> int:
+    """The number of values in all tensors of `state`."""
+    return sum(tensor.numel() for tensor in state.values())

@@ -1,0 +1,252 @@
+"""Train a federation: `python src/train.py experiment=fedpara_cifar100`. Composition root: configuration to objects to `fit()`."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("PROJECT_ROOT", str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedpara.configuration import ConfigurationError, blame, composition_line, one_line
+
+if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+    from fedpara.data import FederatedDataModule
+    from fedpara.execution import SerialExecutor
+    from fedpara.federation import Federation, FederationCallback
+
+log = logging.getLogger("train")
+CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
+RESUMABLE = ("federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator")
+
+
+@dataclass
+class Experiment:
+    """The objects of one configuration, before its federation exists."""
+
+    datamodule: "FederatedDataModule"
+    executor: "SerialExecutor"
+    parameters: dict[str, int]
+
+
+def build_experiment(cfg: DictConfig) -> Experiment:
+    """Network, data and executor of a configuration.
+
+    Raises:
+        ConfigurationError: a value is wrong or data are missing; one line.
+    """
+    import torch
+
+    from fedpara.models import ClassificationModule
+    from fedpara.nn import factorize
+
+    with blame(cfg, ""):
+        torch.manual_seed(_seed(cfg))
+    with blame(cfg, "model.network"):
+        network = instantiate(cfg.model.network)
+    dense = sum(parameter.numel() for parameter in network.parameters())
+    with blame(cfg, "factorization"):
+        options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k != "jacobian_correction"])
+        factorize(network, instantiate(options), OmegaConf.to_object(cfg.model.keep_dense))
+    factorized = sum(parameter.numel() for parameter in network.parameters())
+    with blame(cfg, "model.optimizer"):
+        optimizer = instantiate(cfg.model.optimizer)
+        optimizer(network.parameters())  # its own checks of its values, before anything costs time
+    module = ClassificationModule(network, optimizer, cfg.data.num_classes)
+    with blame(cfg, "partition"):
+        partition = instantiate(cfg.partition)
+    with blame(cfg, "data"):
+        datamodule = instantiate(cfg.data, partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
+    with blame(cfg, "trainer"):
+        trainer = instantiate(cfg.trainer)
+        executor = instantiate(
+            cfg.executor, module=module, datamodule=datamodule, trainer=trainer,
+            jacobian_correction=cfg.factorization.get("jacobian_correction", 0.0),
+        )  # fmt: skip
+    return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+
+
+def build_federation(cfg: DictConfig, experiment: Experiment, callbacks: list["FederationCallback"]) -> "Federation":
+    """The federation over an experiment, and the sizes of what is shared and what is personal."""
+    from fedpara.federation import Federation
+    from fedpara.state import num_elements
+
+    state = experiment.executor.initial_state()
+    with blame(cfg, "sharing"):
+        split = instantiate(cfg.sharing, names=list(state))
+    with blame(cfg, "algorithm"):
+        algorithm = instantiate(cfg.algorithm)
+    with blame(cfg, "link"):
+        link = instantiate(cfg.link)
+    experiment.parameters |= {
+        "shared": num_elements(split.shared_part(state)),
+        "personal": num_elements(split.personal_part(state)),
+    }
+    options = OmegaConf.to_container(cfg.federation, resolve=True)
+    with blame(cfg, "federation"):
+        return Federation(experiment.executor, algorithm, link, split, callbacks, seed=cfg.seed, **options)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
+    from fedpara.callbacks import LoggerForwarding, RunFolder, restore
+
+    folder = Path(cfg.paths.output_dir)
+    experiment = build_experiment(cfg)
+    with blame(cfg, "callbacks"):
+        callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    federation = build_federation(cfg, experiment, callbacks)
+    if cfg.resume:
+        with blame(cfg, "resume"):
+            restore(federation, folder)
+    log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
+    with blame(cfg, "data"):
+        experiment.datamodule.setup()
+        experiment.datamodule.to(experiment.executor.device)
+    _describe(cfg, experiment, federation)
+    record = RunFolder(folder, experiment.parameters)
+    with blame(cfg, "paths.output_dir"):
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    with blame(cfg, "logger"):
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+        loggers = [instantiate(logger, config=resolved) for logger in (cfg.logger or {}).values()]
+    # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
+    federation.callbacks[:] = [record, *callbacks, LoggerForwarding(loggers)]
+    federation.fit()
+    _conclude(record, federation, folder)
+    return record.rows[-1].get("test/acc") if record.rows else None
+
+
+def _seed(cfg: DictConfig) -> int:
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed}: must be a whole number, 0 or more")
+    return cfg.seed
+
+
+def _describe(cfg: DictConfig, experiment: Experiment, federation: "Federation") -> None:
+    sizes, data = experiment.parameters, experiment.datamodule
+    log.info(
+        "%s: %s parameters, %s dense (%.1f %%), %s travel | %d clients of %s, %d a round, %d rounds of %d local epochs, on %s",
+        HydraConfig.get().runtime.choices.get("factorization", "model") if HydraConfig.initialized() else "model",
+        f"{sizes['factorized']:,}", f"{sizes['dense']:,}", 100 * sizes["factorized"] / sizes["dense"], f"{sizes['shared']:,}",
+        federation.num_clients, data.name, federation.clients_per_round, federation.num_rounds,
+        experiment.executor.max_epochs, experiment.executor.device,
+    )  # fmt: skip
+
+
+def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
+    """What was reached, what it cost, what the dense model would have cost, where to look."""
+    from fedpara.callbacks.progress import size
+
+    if not record.rows:
+        log.info("nothing to do: the run has its %d rounds", federation.num_rounds)
+        return
+    sizes, last = record.parameters, record.rows[-1]
+    dense = federation.total_bytes * sizes["dense"] / sizes["shared"]
+    log.info(
+        "test accuracy %.2f %% after %d rounds | sent %s, the dense model would have sent %s (%.1fx)",
+        100 * last.get("test/acc", float("nan")), federation.round, size(federation.total_bytes), size(dense),
+        dense / federation.total_bytes,
+    )  # fmt: skip
+    log.info("run folder: %s (metrics.csv, summary.json, config.yaml, checkpoint.safetensors)", _short(folder))
+
+
+def _short(path: Path) -> Path:
+    """Relative to where the person is, where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _check_resume(cfg: DictConfig) -> None:
+    """Refuse to go on under a configuration that would change the result."""
+    if not cfg.resume:
+        return
+    saved = OmegaConf.load(Path(cfg.resume) / "config.yaml")
+    before, now = _leaves(saved), _leaves(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)]
+    if differing:
+        shown = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in differing[:3])
+        raise ConfigurationError(f"resume={cfg.resume}: the run cannot go on with another {shown}")
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, DictConfig):
+        return {prefix: node}
+    return {k: v for name in node for k, v in _leaves(node[name], f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def run_name(folder: str) -> str:
+    """A run's own name: its folder's, with the sweep's in front of a job's number."""
+    path = Path(folder)
+    return f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.name
+
+
+OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value), replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
+def hydra_main(cfg: DictConfig) -> float | None:
+    """Hydra's entry point, once a job."""
+    _check_resume(cfg)
+    return train(cfg)
+
+
+def _with_saved_overrides(arguments: list[str]) -> list[str]:
+    """For `resume=<run folder>`: what was typed to start that run, then what is typed now."""
+    folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
+    if not folder or folder == "null":
+        return arguments
+    path = Path(folder).resolve()
+    if not (path / "config.yaml").is_file():
+        raise ConfigurationError(f"resume={folder}: not a run folder, it holds no config.yaml")
+    saved = list(OmegaConf.load(path / ".hydra" / "overrides.yaml"))
+    now = [f"resume={path}" if a.startswith("resume=") else a for a in arguments]
+    typed = {a.partition("=")[0] for a in now}
+    return [a for a in saved if a.partition("=")[0] not in typed] + now
+
+
+def _composition_error(error: Exception) -> str:
+    """One line; for an unknown key, with the keys of the configuration composed without it."""
+    allowed = None
+    with_key = [a for a in sys.argv[1:] if "=" in a and f"'{a.partition('=')[0]}'" not in str(error)]
+    try:
+        with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+            allowed = hydra.compose("train", with_key)
+    except (HydraException, OmegaConfBaseException):
+        pass
+    return composition_line(error, allowed)
+
+
+def main() -> None:
+    """Exit status 2 and one line for what the person can mend, 130 for an interruption; all else is a fault of ours."""
+    try:
+        sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
+        hydra_main()
+    except ConfigurationError as error:
+        _stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _stop(_composition_error(error))
+    except OSError as error:
+        _stop(f"paths: {one_line(error)}; the run folder must be on a disk that can be written and has space")
+    except FloatingPointError as error:
+        _stop(one_line(error), status=1)
+    except KeyboardInterrupt:
+        _stop("interrupted", status=130)
+
+
+def _stop(line: str, status: int = 2) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
