@@ -118,7 +118,9 @@ def train(cfg: DictConfig) -> float | None:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     with blame(cfg, "logger"):
         resolved = OmegaConf.to_container(cfg, resolve=True)
-        loggers = [instantiate(logger, config=resolved) for logger in (cfg.logger or {}).values()]
+        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+        for logger in loggers:
+            logger.log_hyperparams(resolved)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
     federation.callbacks[:] = [record, *callbacks, LoggerForwarding(loggers)]
     federation.fit()
@@ -171,7 +173,9 @@ def _check_resume(cfg: DictConfig) -> None:
         return
     saved = OmegaConf.load(Path(cfg.resume) / "config.yaml")
     before, now = _leaves(saved), _leaves(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
-    differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)]
+    differing = [
+        k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
+    ]
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in differing[:3])
         raise ConfigurationError(f"resume={cfg.resume}: the run cannot go on with another {shown}")

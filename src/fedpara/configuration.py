@@ -105,4 +105,6 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
     names = [str(n) for n in node if not str(n).startswith("_")] if isinstance(node, DictConfig) else []
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
-    return f"{key}: no such key{hint}" + (f" allowed in {parent or 'the configuration'}: {', '.join(names)}" if names else "")
+    return f"{key}: no such key{hint}" + (
+        f" allowed in {parent or 'the configuration'}: {', '.join(names)}" if names else ""
+    )

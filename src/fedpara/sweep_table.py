@@ -10,16 +10,21 @@ from rich.console import Console
 from rich.table import Table
 
 
-
 class SweepTable(Callback):
     """Reads the run folders of a sweep and prints what varied and what came of it."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """One row a job, in the order of the jobs; a job without a summary failed before its first round."""
-        jobs = sorted((p for p in Path(config.hydra.sweep.dir).iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+        jobs = sorted(
+            (p for p in Path(config.hydra.sweep.dir).iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
+        )
         overrides = [_overrides(job) for job in jobs]
-        axes = [key for key in dict.fromkeys(k for o in overrides for k in o) if len({o.get(key) for o in overrides}) > 1]
-        table = Table(*axes, "accuracy", "best", "sent", "vs dense", "minutes", "state", title=str(config.hydra.sweep.dir))
+        axes = [
+            key for key in dict.fromkeys(k for o in overrides for k in o) if len({o.get(key) for o in overrides}) > 1
+        ]
+        table = Table(
+            *axes, "accuracy", "best", "sent", "vs dense", "minutes", "state", title=str(config.hydra.sweep.dir)
+        )
         for job, values in zip(jobs, overrides, strict=True):
             table.add_row(*(values.get(axis, "") for axis in axes), *_outcome(job))
         Console(width=None if Console().is_terminal else 120).print(table)

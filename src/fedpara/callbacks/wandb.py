@@ -20,12 +20,11 @@ class FederationWandbLogger(WandbLogger):
     Args:
         project, group, name, tags, notes, entity: as `wandb.init`.
         save_dir: the folder that holds `wandb/`, one for all runs of a project.
-        config: the resolved configuration.
     """
 
-    def __init__(self, project: str, save_dir: str, config: Mapping[str, Any], **init: Any) -> None:
+    def __init__(self, project: str, save_dir: str, **init: Any) -> None:
         Path(save_dir).mkdir(parents=True, exist_ok=True)
-        run = _start(project=project, dir=save_dir, config=dict(config), **init)
+        run = _start(project=project, dir=save_dir, **init)
         for name in ("test/*", "train/*", "personal/*", "comm/*", "time/*"):
             run.define_metric(name, step_metric="round")
         run.define_metric("acc_over_gb", step_metric="comm/total_gb")
@@ -48,7 +47,7 @@ def _start(**init: Any) -> Any:
     """`wandb.init`; offline where there is no account or no network."""
     quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
     mode = os.environ.get("WANDB_MODE")
-    if mode is None and wandb.api.api_key is None:
+    if mode is None and not wandb.login(prompt=False, verify=False):
         mode = "offline"
     try:
         run = wandb.init(mode=mode, settings=quiet, reinit="create_new", **init)

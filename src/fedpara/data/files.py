@@ -73,7 +73,10 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
         known: dict[str, str] = json.loads(memory.read_text())
     except (OSError, ValueError):
         known = {}
-    seen = {name: f"{(folder / name).stat().st_size}:{(folder / name).stat().st_mtime_ns}:{md5}" for name, md5 in files.items()}
+    seen = {
+        name: f"{(folder / name).stat().st_size}:{(folder / name).stat().st_mtime_ns}:{md5}"
+        for name, md5 in files.items()
+    }
     for name, md5 in files.items():
         if known.get(name) == seen[name]:
             continue

@@ -66,7 +66,9 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator, padding: int = 4) 
     rows = shift[0] + torch.arange(height, device=device)
     columns = shift[1] + torch.where(flip, width - 1 - columns, columns)
     images = torch.arange(size, device=device)[:, None, None, None]
-    return padded[images, torch.arange(channels, device=device)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    return padded[
+        images, torch.arange(channels, device=device)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+    ]
 
 
 class BatchedImages(Dataset[tuple[Tensor, Tensor]]):

@@ -39,7 +39,7 @@ def minimal_rank(rows: int, columns: int) -> int:
 
 
 def hadamard_rank(rows: int, columns: int, num_weights: int, size: SizeOfRank, gamma: float) -> int:
-    """r = (1 - gamma) r_min + gamma r_max, to the nearest integer (section 3.1; rounding fitted to Table 5).
+    """R = (1 - gamma) r_min + gamma r_max, to the nearest integer (section 3.1; rounding fitted to Table 5).
 
     Args:
         rows, columns: sides of the matrix whose rank is not to be bounded: (m, n), or (O, I) for Proposition 3.

@@ -1,0 +1,45 @@
+# make quickstart | make test: each sets up .venv by itself, once.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install quickstart test test-all lint format clean
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
+
+install: $(INSTALLED)  ## virtual environment with everything in it; torch for the CPU where there is no NVIDIA GPU
+$(INSTALLED): pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	@if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then \
+	  $(BIN)/pip install -q -e '.[dev]'; \
+	else \
+	  { $(BIN)/pip install -q -c constraints-cpu.txt torch 2>.venv/torch.log || \
+	    $(BIN)/pip install -q -c constraints-cpu.txt --index-url $(CPU_INDEX) torch || \
+	    { cat .venv/torch.log; exit 1; }; } && \
+	  $(BIN)/pip install -q -c constraints-cpu.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+quickstart: install  ## the main job on 5,000 real digits: dense and FedPara, minutes on two cores
+	$(BIN)/python src/train.py -m experiment=quickstart factorization=dense,fedpara
+
+test: lint  ## lint, types, tests
+	$(BIN)/pytest
+
+test-all: lint  ## also the slow tests
+	$(BIN)/pytest -m 'not gpu'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff put the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:           ## forget the virtual environment and the caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
