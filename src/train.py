@@ -1,11 +1,11 @@
-"""Train a federation: `python src/train.py experiment=fedpara_cifar100`. Composition root: configuration to objects to `fit()`."""
+"""Train a federation: `python src/train.py experiment=fedpara_cifar100`. Composition root: cfg -> objects -> fit."""
 
 import logging
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 os.environ.setdefault("PROJECT_ROOT", str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
@@ -13,6 +13,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which sho
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -56,7 +57,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
         options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k != "jacobian_correction"])
-        factorize(network, instantiate(options), OmegaConf.to_object(cfg.model.keep_dense))
+        factorize(network, instantiate(options), list(cfg.model.keep_dense))
     factorized = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "model.optimizer"):
         optimizer = instantiate(cfg.model.optimizer)
@@ -91,7 +92,7 @@ def build_federation(cfg: DictConfig, experiment: Experiment, callbacks: list["F
         "shared": num_elements(split.shared_part(state)),
         "personal": num_elements(split.personal_part(state)),
     }
-    options = OmegaConf.to_container(cfg.federation, resolve=True)
+    options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     with blame(cfg, "federation"):
         return Federation(experiment.executor, algorithm, link, split, callbacks, seed=cfg.seed, **options)
 
@@ -112,10 +113,11 @@ def train(cfg: DictConfig) -> float | None:
     with blame(cfg, "data"):
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
-    _describe(cfg, experiment, federation)
+    _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
     with blame(cfg, "logger"):
         resolved = OmegaConf.to_container(cfg, resolve=True)
         loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
@@ -134,13 +136,12 @@ def _seed(cfg: DictConfig) -> int:
     return cfg.seed
 
 
-def _describe(cfg: DictConfig, experiment: Experiment, federation: "Federation") -> None:
+def _describe(experiment: Experiment, federation: "Federation") -> None:
     sizes, data = experiment.parameters, experiment.datamodule
     log.info(
-        "%s: %s parameters, %s dense (%.1f %%), %s travel | %d clients of %s, %d a round, %d rounds of %d local epochs, on %s",
-        HydraConfig.get().runtime.choices.get("factorization", "model") if HydraConfig.initialized() else "model",
-        f"{sizes['factorized']:,}", f"{sizes['dense']:,}", 100 * sizes["factorized"] / sizes["dense"], f"{sizes['shared']:,}",
-        federation.num_clients, data.name, federation.clients_per_round, federation.num_rounds,
+        "%s parameters, %s dense (%.1f %%), %s travel | %s, %d clients, %d a round, %d rounds of %d local epochs, %s",
+        f"{sizes['factorized']:,}", f"{sizes['dense']:,}", 100 * sizes["factorized"] / sizes["dense"],
+        f"{sizes['shared']:,}", data.name, federation.num_clients, federation.clients_per_round, federation.num_rounds,
         experiment.executor.max_epochs, experiment.executor.device,
     )  # fmt: skip
 
@@ -177,14 +178,15 @@ def _check_resume(cfg: DictConfig) -> None:
         k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
     ]
     if differing:
-        shown = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in differing[:3])
+        shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
         raise ConfigurationError(f"resume={cfg.resume}: the run cannot go on with another {shown}")
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, DictConfig):
         return {prefix: node}
-    return {k: v for name in node for k, v in _leaves(node[name], f"{prefix}.{name}".lstrip(".")).items()}
+    names: list[Any] = list(node)
+    return {k: v for name in names for k, v in _leaves(node[name], f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def run_name(folder: str) -> str:
@@ -199,23 +201,32 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
-    """Hydra's entry point, once a job."""
-    _check_resume(cfg)
-    return train(cfg)
+    """Hydra's entry point, once a job; in a sweep the other jobs go on after one that cannot start."""
+    try:
+        _check_resume(cfg)
+        return train(cfg)
+    except (ConfigurationError, OSError) as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            log.error("error: %s", error)
+            raise
+        _stop(_line(error))
 
 
 def _with_saved_overrides(arguments: list[str]) -> list[str]:
-    """For `resume=<run folder>`: what was typed to start that run, then what is typed now."""
+    """For `resume=<run folder>`: what was typed to start that run, then what is typed now.
+
+    Not Hydra's own `.hydra/overrides.yaml`, which every attempt to resume rewrites, refused ones too.
+    """
     folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
     if not folder or folder == "null":
         return arguments
     path = Path(folder).resolve()
     if not (path / "config.yaml").is_file():
         raise ConfigurationError(f"resume={folder}: not a run folder, it holds no config.yaml")
-    saved = list(OmegaConf.load(path / ".hydra" / "overrides.yaml"))
+    saved: Any = OmegaConf.load(path / "overrides.yaml")
     now = [f"resume={path}" if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
-    return [a for a in saved if a.partition("=")[0] not in typed] + now
+    return [override for override in saved if override.partition("=")[0] not in typed] + now
 
 
 def _composition_error(error: Exception) -> str:
@@ -235,19 +246,23 @@ def main() -> None:
     try:
         sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
         hydra_main()
-    except ConfigurationError as error:
-        _stop(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_composition_error(error))
-    except OSError as error:
-        _stop(f"paths: {one_line(error)}; the run folder must be on a disk that can be written and has space")
+    except (ConfigurationError, OSError) as error:
+        _stop(_line(error))
     except FloatingPointError as error:
         _stop(one_line(error), status=1)
     except KeyboardInterrupt:
         _stop("interrupted", status=130)
 
 
-def _stop(line: str, status: int = 2) -> None:
+def _line(error: ConfigurationError | OSError) -> str:
+    if isinstance(error, ConfigurationError):
+        return str(error)
+    return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"
+
+
+def _stop(line: str, status: int = 2) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(status)
 

@@ -12,7 +12,7 @@ class RoundRecord:
     Attributes:
         round: rounds finished so far, from 1.
         train_loss: mean over the round's training examples, in nats.
-        metrics: evaluation by name (`test/acc` from 0 to 1, `test/loss` in nats); empty where the round was not evaluated.
+        metrics: evaluation by name (`test/acc` from 0 to 1, `test/loss` in nats); empty where the round was not tested.
         up_bytes, down_bytes: bytes from all clients of the round to the server and back.
         total_bytes: both ways, all rounds so far.
         seconds: wall time of the round, evaluation included.

@@ -32,7 +32,7 @@ class SweepTable(Callback):
 
 def _overrides(job: Path) -> dict[str, str]:
     path = job / ".hydra" / "overrides.yaml"
-    saved = OmegaConf.load(path) if path.is_file() else []
+    saved: Any = OmegaConf.load(path) if path.is_file() else []
     return dict(str(override).split("=", 1) for override in saved)
 
 

@@ -46,7 +46,7 @@ class FederationWandbLogger(WandbLogger):
 def _start(**init: Any) -> Any:
     """`wandb.init`; offline where there is no account or no network."""
     quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
-    mode = os.environ.get("WANDB_MODE")
+    mode: Any = os.environ.get("WANDB_MODE")
     if mode is None and not wandb.login(prompt=False, verify=False):
         mode = "offline"
     try:
@@ -56,6 +56,7 @@ def _start(**init: Any) -> Any:
         mode = "offline"
         run = wandb.init(mode=mode, settings=quiet, reinit="create_new", **init)
     if mode == "offline":
-        folder = Path(run.settings.wandb_dir)
-        log.info("W&B is offline; look: wandb leet %s; upload: wandb sync %s", folder, Path(run.settings.sync_dir))
+        folder, here = Path(run.settings.sync_dir), Path.cwd()
+        folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        log.info("W&B is offline; look: wandb leet %s; upload: wandb sync %s", folder.parent, folder)
     return run

@@ -1,7 +1,7 @@
 """Codecs: a state to a packet and back.
 
-A codec is an object with `encode(state) -> Packet` and `decode(packet, like) -> State`, where `like` is any state of the same
-names, shapes and types, which both ends hold.
+A codec is an object with `encode(state) -> Packet` and `decode(packet, like) -> State`, where `like` is any state of
+the same names, shapes and types, which both ends hold.
 """
 
 from typing import Literal, Protocol
@@ -26,7 +26,7 @@ class Codec(Protocol):
 
 
 class Cast:
-    """Floating-point values sent in one type: float32 as is, float16 or bfloat16 at half the bytes (FedPAQ-style casts).
+    """Floating-point values sent in one type: float32 as is, float16 or bfloat16 at half the bytes (paper, Table 12).
 
     Integer buffers travel in their own type.
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard folders of Python pickles, as torchvision leaves them."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard folders of Python pickles, as torchvision has them."""
 
 import io
 import pickle

@@ -49,7 +49,9 @@ class ImageSet:
 class Transform(Protocol):
     """uint8 batch to uint8 batch, random only through the generator it is handed."""
 
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor: ...
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        ...
 
 
 def crop_and_flip(pixels: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:

@@ -1,7 +1,7 @@
 """Which client holds which examples: pure functions of labels, number of clients and seed.
 
-Each takes `labels` (n,), `num_clients` and `seed`, and returns one sorted int64 index tensor per client; together they are
-disjoint and hold every example. Nothing is cached: a partition is recomputed for every run.
+Each takes `labels` (n,), `num_clients` and `seed`, and returns one sorted int64 index tensor per client; together they
+are disjoint and hold every example. Nothing is cached: a partition is recomputed for every run.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,8 @@ def iid(labels: Tensor, num_clients: int, seed: int) -> list[Tensor]:
 class Dirichlet:
     """Label skew as in FedML (He et al. 2020), which FedPara follows with alpha = 0.5.
 
-    For each class, shares of the clients are drawn from Dirichlet(alpha); a client that already holds its equal share of
-    all examples gets none of the class; the whole draw is repeated until every client holds `min_examples`.
+    For each class, shares of the clients are drawn from Dirichlet(alpha); a client that already holds its equal share
+    of all examples gets none of the class; the whole draw is repeated until every client holds `min_examples`.
 
     Args:
         alpha: concentration; small is skewed, large approaches IID.

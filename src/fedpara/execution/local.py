@@ -49,7 +49,7 @@ class LocalRecord(Callback):
 class JacobianCorrection(Callback):
     """Adds lambda times the gradient of FedPara's regulariser (appendix B, eq. 9) before each optimizer step.
 
-    J_W comes from the step's own backward pass, caught where the composed weight receives it, so nothing is computed twice.
+    J_W comes from the step's own backward pass, caught where the composed weight receives it: nothing is done twice.
 
     Args:
         strength: lambda; 1 in the paper's experiments (Table 6), 10 in its ablation (Table 4).

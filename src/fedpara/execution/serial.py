@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, validate_call
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.nn.utils import parametrize
 
 from fedpara.data.datamodule import FederatedDataModule
 from fedpara.execution.base import ClientTask, LocalResult
 from fedpara.execution.local import JacobianCorrection, LocalRecord
+from fedpara.models.module import ClassificationModule
 from fedpara.state import State, load_state, read_state
 
 MakeTrainer = Callable[..., Trainer]
@@ -36,7 +37,7 @@ class SerialExecutor:
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
-        module: LightningModule,
+        module: ClassificationModule,
         datamodule: FederatedDataModule,
         trainer: Any,
         jacobian_correction: Annotated[float, Field(ge=0)] = 0.0,

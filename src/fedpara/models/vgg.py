@@ -1,7 +1,7 @@
 """VGG with GroupNorm (Simonyan and Zisserman 2015; Wu and He 2018) as FedPara uses it (ICLR 2022, section 3.1).
 
-torchvision's VGG16-BN with BatchNorm replaced by GroupNorm and the last layers 512-512-classes. The paper gives no number of
-groups; 2 is what its third-party reproduction (Flower) and Hsieh et al. 2020 use.
+torchvision's VGG16-BN with BatchNorm replaced by GroupNorm and the last layers 512-512-classes. The paper gives no
+number of groups; 2 is what its third-party reproduction (Flower) and Hsieh et al. 2020 use.
 """
 
 from typing import Annotated
@@ -50,8 +50,10 @@ class VGG(nn.Module):
         for width in hidden:
             head += [nn.Linear(channels, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
             channels = width
-        self.classifier = nn.Sequential(*head, nn.Linear(channels, num_classes))
+        last = nn.Linear(channels, num_classes)
+        self.classifier = nn.Sequential(*head, last)
         self.apply(_initialise)
+        nn.init.normal_(last.weight, 0, 0.01)  # as torchvision: logits near 0, so that the first loss is log(classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) to logits (B, num_classes)."""
@@ -59,7 +61,7 @@ class VGG(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """He et al. 2015 (fan in) for convolutions and fully connected layers, biases zero."""
+    """He et al. 2015 (fan in) for convolutions and hidden fully connected layers, biases zero."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         assert module.bias is not None

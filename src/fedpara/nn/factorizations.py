@@ -22,7 +22,7 @@ def matrix_product(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
 def tucker_product(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """T x1 X x2 Y as two matrix products (Proposition 3). x: (O, R), y: (I, R), t: (R, R, *K) -> (O, I, *K).
 
-    With the core in channels_last memory nothing is copied, and W comes out in channels_last, which convolutions prefer.
+    With the core in channels_last memory nothing is copied, and W comes out in channels_last, as convolutions prefer.
     """
     out_features, rank = x.shape
     kernel = t.shape[2:]

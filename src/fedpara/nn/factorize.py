@@ -30,7 +30,9 @@ assert set(InitializationName.__args__) == set(INITIALIZATIONS)  # type: ignore[
 class Recipe(Protocol):
     """Makes the factorisation of one layer, or returns None to leave that layer dense."""
 
-    def __call__(self, name: str, weight: Tensor) -> Factorization | None: ...
+    def __call__(self, name: str, weight: Tensor) -> Factorization | None:
+        """The factorisation of the layer `name`, whose dense weight is `weight`."""
+        ...
 
     @property
     def patterns(self) -> Sequence[str]:
@@ -95,9 +97,9 @@ class FedPara:
 
 @dataclass(frozen=True)
 class EqualSizeLowRank(FedPara):
-    """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at the same gamma.
+    """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at that gamma.
 
-    Takes the arguments of `FedPara`; there is no product of two branches for `nonlinearity` to act on, so it has no effect.
+    Takes the arguments of `FedPara`; with one branch there is no product for `nonlinearity` to act on: no effect.
     """
 
     def rank(self, name: str, shape: Shape) -> int:

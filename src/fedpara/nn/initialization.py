@@ -1,10 +1,10 @@
 """Starts for the factors, by name. Each fills a factorisation in place, given the dense weight it replaces.
 
-The paper asks for He initialisation (He et al. 2015) of the factors and leaves open what it means for three factors
-of which two see no spatial extent; published code reads it in three ways. README, "Initialisation", compares them by training.
+The paper asks for He initialisation (He et al. 2015) of the factors and leaves open what it means for three factors of
+which two see no spatial extent; published code reads it in three ways. README, "Initialisation", compares by training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 
 import torch
@@ -87,7 +87,7 @@ def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> Non
             _scale([factor for factors in branches for factor in factors], ratio)
 
 
-def _scale(factors: list[Tensor], ratio: float) -> None:
+def _scale(factors: Sequence[Tensor], ratio: float) -> None:
     """Multiply the product of `factors` by `ratio`, each by the same number."""
     for factor in factors:
         factor.mul_(ratio ** (1 / len(factors)))

@@ -12,8 +12,8 @@ Factors = dict[str, Tensor]
 def jacobian_penalty(factorization: Factorization, factors: Factors, jacobian: Tensor, learning_rate: float) -> Tensor:
     """1/2 || W' - (W - eta J_W) ||^2: how far one SGD step on the factors lands from the step on W itself.
 
-    W' is composed of the factors after their own step, whose gradients follow from J_W by the chain rule (the vector-Jacobian
-    product of the composition), whatever the composition is: Proposition 1 or 3, with or without tanh.
+    W' is composed of the factors after their own step, whose gradients follow from J_W by the chain rule (the
+    vector-Jacobian product of the composition), whatever that is: Proposition 1 or 3, with or without tanh.
 
     Args:
         factors: the factors by name, as `factorization.named_parameters()` gives them.
@@ -27,7 +27,7 @@ def jacobian_penalty(factorization: Factorization, factors: Factors, jacobian: T
     def compose(values: Factors) -> Tensor:
         return functional_call(factorization, values, ())
 
-    weight, pull_back = vjp(compose, factors)
+    weight, pull_back = vjp(compose, factors)  # type: ignore[misc]  # three values only with has_aux
     (gradients,) = pull_back(jacobian)
     stepped = compose({name: factor - learning_rate * gradients[name] for name, factor in factors.items()})
     return 0.5 * (stepped - (weight - learning_rate * jacobian)).square().sum()
