@@ -29,7 +29,8 @@ def blame(cfg: DictConfig, group: str) -> Iterator[None]:
         cause = _cause(error)
         if not isinstance(cause, (ValueError, TypeError, OSError, OmegaConfBaseException, *_lightning_errors())):
             raise
-        raise ConfigurationError(_describe(cfg, group, cause)) from error
+        nested = re.search(rf"full_key: ({re.escape(group)}\.\S+)", str(error))  # Hydra names the node it was building
+        raise ConfigurationError(_describe(cfg, nested[1] if nested else group, cause)) from error
 
 
 def _lightning_errors() -> tuple[type[Exception], ...]:
@@ -50,41 +51,41 @@ def _describe(cfg: DictConfig, group: str, error: BaseException) -> str:
         first = error.errors()[0]
         location = [str(part) for part in first["loc"]]
         if first["type"].startswith("unexpected"):
-            return f"{_key(cfg, group, location)}: no such key"
-        message = str(first.get("ctx", {}).get("error") or first["msg"])
-        if re.match(r"\w+=", message):  # a ValueError of the constructor itself
-            return _with_group(cfg, group, message)
-        return f"{_key(cfg, group, location)}={first['input']!r}: {message}"
+            return f"{group}.{location[-1]}: no such key"
+        inner = first.get("ctx", {}).get("error")
+        if inner is None or not location:  # with neither, it is a ValueError of the constructor itself
+            return f"{_key(cfg, group, location)}={first['input']!r}: {first['msg']}"
+        return _with_group(cfg, group, str(inner))
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unexpected:
-        return f"{_key(cfg, group, [unexpected[1]])}: no such key"
+        return f"{group}.{unexpected[1]}: no such key"
     return _with_group(cfg, group, one_line(error))
 
 
 def _with_group(cfg: DictConfig, group: str, message: str) -> str:
+    """Put the full key in front of a message `name=value: ...`; of any other, the group."""
     named = re.match(r"(\w+)=", message)
-    if named:
+    if named and any(_has(cfg, owner, named[1]) for owner in _owners(group)):
         return _key(cfg, group, [named[1]]) + message[named.end(1) :]
-    return message if message.startswith(("/", "paths.")) else f"{group}: {message}"
+    return message if message.startswith("/") or not group else f"{group}: {message}"
+
+
+def _owners(group: str) -> list[str]:
+    """Where a constructor's argument may have come from: its own group, the top (seed), groups that pass it on."""
+    return [group, "", "factorization", "federation", "data"]
 
 
 def _key(cfg: DictConfig, group: str, location: list[str]) -> str:
-    """The full key: in the group, else at the top (seed), else in another group that passes it on."""
-    name = ".".join(location)
-    owners = [group, "", *(other for other in ("federation", "data", "model.network") if other != group)]
-    for owner in owners:
-        full = f"{owner}.{name}" if owner else name
-        if _has(cfg, owner, location[0]):
-            return full
-    return f"{group}.{name}"
+    owner = next((owner for owner in _owners(group) if _has(cfg, owner, location[0])), group)
+    return ".".join(filter(None, [owner, *location]))
 
 
 def _has(cfg: DictConfig, owner: str, name: str) -> bool:
     node = OmegaConf.select(cfg, owner) if owner else cfg
-    return isinstance(node, DictConfig) and name in node and OmegaConf.is_missing(node, name) is False
+    return isinstance(node, DictConfig) and name in node
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
+def one_line(error: object, limit: int = 600) -> str:
     """The text of an error without its line breaks."""
     return re.sub(r"\s+", " ", str(error)).strip()[:limit] or type(error).__name__
 
@@ -98,13 +99,12 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
     text = str(error)
     wrong = re.search(r"Could not override '([\w.@/]+)'", text)
     if wrong is None:
-        return one_line(error)
+        return one_line(re.sub(r"^In '[^']*': |Config search path:.*", "", text, flags=re.DOTALL))
     key = wrong[1]
     parent, _, name = key.rpartition(".")
     node: Any = OmegaConf.select(allowed, parent) if allowed is not None and parent else allowed
     names = [str(n) for n in node if not str(n).startswith("_")] if isinstance(node, DictConfig) else []
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
-    return f"{key}: no such key{hint}" + (
-        f" allowed in {parent or 'the configuration'}: {', '.join(names)}" if names else ""
-    )
+    choices = f"; allowed in {parent or 'the configuration'}: {', '.join(names)}" if names else ""
+    return f"{key}: no such key{hint}{choices}"

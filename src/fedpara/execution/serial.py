@@ -27,7 +27,8 @@ class SerialExecutor:
     Args:
         module: the LightningModule; its `learning_rate_factor` is set for every task.
         datamodule: gives each client's batches and the test batches.
-        trainer: makes a Trainer; called with what a client's fit needs (no loggers, checkpoints, bars).
+        trainer: `functools.partial(Trainer, max_epochs=E, ...)`; called with what a client's fit needs besides
+            (no loggers, checkpoints, bars).
         jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
 
     Raises:
@@ -45,17 +46,19 @@ class SerialExecutor:
         self.module, self.datamodule, self.jacobian_correction = module, datamodule, jacobian_correction
         self.make_trainer: MakeTrainer = trainer
         _quiet()
+        max_epochs = getattr(trainer, "keywords", {}).get("max_epochs")
+        if not isinstance(max_epochs, int) or max_epochs < 1:
+            raise ValueError(f"max_epochs={max_epochs!r}: must be a whole number of local epochs, 1 or more")
         probe = self._trainer()
-        if probe.max_epochs is None or probe.max_epochs < 1:
-            raise ValueError(f"max_epochs={probe.max_epochs}: must be 1 or more local epochs")
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
-        self.max_epochs = probe.max_epochs
+        self.max_epochs = max_epochs
+        self._initial = read_state(module.network)
 
     def initial_state(self) -> State:
         """A copy of the network as it was built."""
-        return read_state(self.module.network)
+        return dict(self._initial)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult]:
         """One task after the other, lazily."""

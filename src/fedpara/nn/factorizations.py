@@ -70,7 +70,7 @@ class Factorization(nn.Module):
 
     def forward(self) -> Tensor:
         """W in the factors' precision, also under autocast: bf16 would cost 0.4 % of each weight."""
-        with torch.autocast(self.get_parameter(f"x{self.branches[0]}").device.type, enabled=False):
+        with torch.autocast(getattr(self, f"x{self.branches[0]}").device.type, enabled=False):
             return self.compose()
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:

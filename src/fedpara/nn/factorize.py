@@ -13,7 +13,7 @@ from math import prod
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import Field, validate_call
+from pydantic import ConfigDict, Field, validate_call
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -22,6 +22,7 @@ from fedpara.nn.factorizations import Factorization, Hadamard, LowRank
 from fedpara.nn.initialization import INITIALIZATIONS
 from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, tucker_size
 
+STRICT = ConfigDict(extra="forbid")
 FACTORIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 InitializationName = Literal["variance", "variance_core", "he", "he_fan_in", "he_fan_out"]
 assert set(InitializationName.__args__) == set(INITIALIZATIONS)  # type: ignore[attr-defined]
@@ -40,7 +41,7 @@ class Recipe(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class LayerRule:
     """What differs for the layers of one pattern: another gamma, or a rank given outright."""
 
@@ -48,7 +49,7 @@ class LayerRule:
     rank: Annotated[int, Field(ge=1)] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class FedPara:
     """W = s(W1) * s(W2) for every layer (FedPara, Propositions 1 and 3).
 
@@ -64,16 +65,16 @@ class FedPara:
     conv: Literal["tucker", "reshape"] = "tucker"
     nonlinearity: Literal["tanh", "identity"] = "tanh"
     initialization: InitializationName = "variance"
-    layers: Mapping[str, LayerRule] = Field(default_factory=dict)
+    layers: Mapping[str, LayerRule] | None = None
 
     @property
     def patterns(self) -> Sequence[str]:
         """The patterns of `layers`."""
-        return list(self.layers)
+        return list(self.layers or {})
 
     def rank(self, name: str, shape: Shape) -> int:
         """R of the layer `name`, whose dense weight has `shape`."""
-        rule = next((r for pattern, r in self.layers.items() if fnmatchcase(name, pattern)), LayerRule())
+        rule = next((r for pattern, r in (self.layers or {}).items() if fnmatchcase(name, pattern)), LayerRule())
         if rule.rank is not None:
             return rule.rank
         gamma = self.gamma if rule.gamma is None else rule.gamma
@@ -95,7 +96,7 @@ class FedPara:
         return 2 * (tucker_size if self._tucker(shape) else matrix_size)(shape, rank)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class EqualSizeLowRank(FedPara):
     """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at that gamma.
 
@@ -117,7 +118,7 @@ class EqualSizeLowRank(FedPara):
         return made
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Dense:
     """No factorisation: the original network."""
 

@@ -1,0 +1,68 @@
+"""Shared pieces: a tiny image set, a tiny federation over it, and the real data where they lie beside the checkout."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import pytorch_lightning
+import torch
+
+from fedpara.algorithms import FedAvg
+from fedpara.communication import Cast, Link
+from fedpara.data import FederatedDataModule, Images, ImageSet, iid
+from fedpara.execution import SerialExecutor
+from fedpara.federation import Federation
+from fedpara.models import MLP, ClassificationModule
+from fedpara.nn import FedPara, factorize
+from fedpara.sharing import Split
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+torch.set_num_threads(1)
+
+
+def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
+    """Grey 4x4 images whose label shows in their brightness, so that training has something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(size):
+        labels = torch.arange(size) % num_classes
+        noise = torch.randint(60, (size, 1, 4, 4), generator=generator)
+        return Images((noise + 60 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+    return ImageSet("tiny", draw(num_train), draw(num_test), num_classes, mean=(0.5,), std=(0.25,))
+
+
+def make_federation(seed=0, personal=None, recipe=None, max_epochs=2, lr=0.1, codec="float32", dropout=0.0, **options):
+    """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit."""
+    torch.manual_seed(seed)
+    network = MLP([16, 8, 3])
+    if dropout:
+        network.layers.insert(2, torch.nn.Dropout(dropout))
+    factorize(network, recipe or FedPara(gamma=0.5))
+    module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
+    data = FederatedDataModule(tiny_images, iid, num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed)
+    data.setup()
+    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
+    executor = SerialExecutor(module, data, trainer)
+    split = Split(list(network.state_dict()), personal)
+    settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "seed": seed} | options
+    callbacks = settings.pop("callbacks", [])
+    return Federation(executor, FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory):
+    """A folder with the real CIFAR files: DATA_DIR, or restored from beside the checkout."""
+    given = Path(os.environ.get("DATA_DIR", "/nowhere"))
+    if (given / "cifar-100-python" / "train").is_file() and (given / "cifar-10-batches-py").is_dir():
+        return given
+    packed = SHARED_DATA / "cifar_packed"
+    if not packed.is_dir():
+        pytest.skip("the real data sets are not at hand")
+    folder = tmp_path_factory.mktemp("data")
+    subprocess.run([sys.executable, SHARED_DATA / "restore.py", packed, folder], check=True, capture_output=True)
+    return folder

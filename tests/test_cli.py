@@ -1,0 +1,260 @@
+"""What a person types: `src/train.py` and `src/eval.py` in this process, as one would in a shell."""
+
+import csv
+import json
+import logging
+import sys
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import eval as evaluation
+import train
+from conftest import ROOT
+from test_data import write_cifar
+
+TINY = ["data.max_train=60", "data.max_test=40", "data.batch_size=16", "model.network.stages=[[4],[8],[8],[8]]"]
+SMALL = [*TINY, "federation.num_clients=4", "federation.clients_per_round=2", "federation.num_rounds=2", "logger=none"]
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path, capfd):
+    """Runs train.py with arguments; returns exit status, standard error, and the newest run folder."""
+
+    def run(*arguments, program=train):
+        GlobalHydra.instance().clear()
+        logging.getLogger().handlers.clear()
+        monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *arguments])
+        status = 0
+        try:
+            program.main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 2
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        captured = capfd.readouterr()
+        return status, captured.err, captured.out
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    return run
+
+
+def newest(tmp_path, kind="runs"):
+    return max((tmp_path / "logs" / "train" / kind).iterdir())
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
+    assert shell(*SMALL)[0] == 0
+    folder = newest(tmp_path)
+    assert {"config.yaml", "metrics.csv", "summary.json", "checkpoint.safetensors"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert "${" not in (folder / "config.yaml").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["state"] == "finished"
+    sizes = summary["parameters"]
+    assert sizes["shared"] == sizes["factorized"] < sizes["dense"]
+    assert summary["bytes_per_round"] == {"up": 2 * 4 * sizes["shared"], "down": 2 * 4 * sizes["shared"]}
+
+    status, _, out = shell(f"run={folder}", program=evaluation)
+    assert status == 0
+    assert f"test/acc: {rows(folder)[-1]['test/acc']}\n" in out
+    assert f"test/loss: {rows(folder)[-1]['test/loss']}\n" in out
+
+    assert shell(f"resume={folder}", "federation.num_rounds=3")[0] == 0
+    assert [row["round"] for row in rows(folder)] == ["1", "2", "3"]
+    assert newest(tmp_path) == folder
+    status, error, _ = shell(f"resume={folder}", "seed=7")
+    assert status == 2
+    assert error == f"error: resume={folder}: the run cannot go on with another seed (0 then, 7 now)\n"
+    assert shell(f"resume={folder}", "federation.num_rounds=4")[0] == 0  # the refusal has spoilt nothing
+
+
+def test_the_same_seed_gives_the_same_rows(shell, tmp_path):
+    for _ in range(2):
+        assert shell(*SMALL, "seed=3")[0] == 0
+    first, second = (rows(folder) for folder in (tmp_path / "logs" / "train" / "runs").iterdir())
+    for row in first + second:
+        del row["time/round_s"]
+    assert first == second
+
+
+def test_a_sweep_runs_every_job_and_ends_in_a_table(shell, tmp_path):
+    status, _, out = shell("-m", *SMALL, "factorization=dense,low_rank,fedpara", "federation.num_rounds=1")
+    assert status == 0
+    jobs = sorted(path for path in newest(tmp_path, "multiruns").iterdir() if path.is_dir())
+    assert [json.loads((job / "summary.json").read_text())["state"] for job in jobs] == ["finished"] * 3
+    for expected in ("factorization", "dense", "low_rank", "fedpara", "accuracy", "finished"):
+        assert expected in out
+    sizes = [json.loads((job / "summary.json").read_text())["parameters"] for job in jobs]
+    assert sizes[0]["shared"] == sizes[0]["dense"] > sizes[2]["shared"]
+
+
+BAD = [
+    ("gamma=3", "gamma: no such key; allowed in the configuration: "),
+    ("factorization.gama=0.3", "factorization.gama: no such key; did you mean factorization.gamma?; allowed in "),
+    ("+factorization.gama=0.3", "factorization.gama: no such key"),
+    ("experiment=fedpara_cifar", "Could not find 'experiment/fedpara_cifar' Available options in 'experiment': "),
+    ("factorization.gamma=-0.1", "factorization.gamma=-0.1: Input should be greater than or equal to 0"),
+    ("factorization.gamma=much", "factorization.gamma='much': Input should be a valid number"),
+    ("factorization.conv=prop9", "factorization.conv='prop9': Input should be 'tucker' or 'reshape'"),
+    ("factorization.jacobian_correction=-1", "factorization.jacobian_correction=-1: Input should be greater than or"),
+    (
+        "factorization.layers={conv9:{rank:2}}",
+        "factorization: pattern='conv9': matches no layer; layers are features.0",
+    ),
+    ("factorization.initialization=zero", "factorization.initialization='zero': Input should be 'variance', "),
+    ("model.keep_dense=[clasifier]", "factorization: pattern='clasifier': matches no layer"),
+    ("model.network.groups=3", "model.network.groups=3: must divide every width"),
+    ("model.optimizer.lr=-1", "model.optimizer: Invalid learning rate: -1"),
+    ("federation.clients_per_round=5", "federation.clients_per_round=5: must be 1 to num_clients (4)"),
+    ("federation.num_clients=100", "federation.num_clients=100: needs at least 100 training examples (1 a client)"),
+    ("federation.num_rounds=0", "federation.num_rounds=0: Input should be greater than or equal to 1"),
+    ("federation.num_rounds=many", "federation.num_rounds='many': Input should be a valid integer"),
+    ("federation.lr_decay=0", "federation.lr_decay=0: Input should be greater than 0"),
+    ("data.batch_size=0", "data.batch_size=0: Input should be greater than or equal to 1"),
+    ("data.max_train=-1", "data.max_train=-1: Input should be greater than or equal to 1"),
+    ("data.num_classes=11", "data.num_classes=11: mnist_small has 10"),
+    ("trainer.max_epochs=-1", "trainer.max_epochs=-1: must be a whole number of local epochs, 1 or more"),
+    ("trainer.max_epochs=ten", "trainer.max_epochs='ten': must be a whole"),
+    ("trainer.precision=31", "trainer: Precision 31 is invalid. Allowed precision values"),
+    ("trainer.accelerator=abacus", "trainer: You selected an invalid accelerator name"),
+    ("trainer.devices=2", "trainer.devices=2: must be 1"),
+    ("link.up_codec.dtype=int3", "link.up_codec.dtype='int3': Input should be 'float32', 'float16' or 'bfloat16'"),
+    ("sharing.personal=[w9]", "sharing.personal='w9': matches no parameter or buffer"),
+    ("callbacks.checkpoint.every=0", "callbacks.checkpoint.every=0: Input should be greater than or equal to 1"),
+    ("seed=-1", "seed=-1: must be a whole number, 0 or more"),
+    ("seed=x", "seed=x: must be a whole number, 0 or more"),
+    ("resume=nowhere", "resume=nowhere: not a run folder, it holds no config.yaml"),
+    ("partition=dirichlet partition.alpha=0", "partition.alpha=0: Input should be greater than 0"),
+    ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), BAD, ids=[override for override, _ in BAD])
+def test_bad_input_is_one_line_and_status_2(shell, override, line):
+    status, error, _ = shell(*SMALL, *override.split(" "))
+    assert status == 2
+    assert error.count("\n") == 1, error
+    assert error.startswith(f"error: {line}"), error
+
+
+def test_missing_data(shell, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    status, error, _ = shell("experiment=fedpara_cifar100", "logger=none")
+    assert status == 2
+    (line,) = [line for line in error.splitlines() if line.startswith("error")]
+    assert line.startswith(
+        f"error: {tmp_path}/data/cifar-100-python: missing train, test, and https://www.cs.toronto.edu"
+    )
+    assert line.endswith("put the files there or set paths.data_dir (or DATA_DIR)")
+    assert "Traceback" not in error
+
+
+def test_corrupt_data(shell, tmp_path):
+    write_cifar(tmp_path / "data" / "cifar-100-python")
+    status, error, _ = shell("experiment=fedpara_cifar100", "logger=none")
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith(f"error: {tmp_path}/data/cifar-100-python/train: MD5 is ")
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/full"])
+def test_an_output_folder_that_cannot_be_written(shell, folder):
+    status, error, _ = shell(*SMALL, f"hydra.run.dir={folder}/run")
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith("error: paths.output_dir: [Errno ")
+
+
+def test_a_disk_that_fills_up_ends_in_one_line(shell, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedpara.callbacks.checkpoint.write_atomically", full)
+    status, error, _ = shell(*SMALL)
+    assert status == 2
+    line = "[Errno 28] No space left on device; must be a folder that can be written, on a disk with space"
+    assert error == f"error: paths.output_dir: {line}
+"
+    assert len(rows(newest(tmp_path))) == 1  # the round that finished is kept
+
+
+def test_a_diverged_run_says_so(shell, tmp_path):
+    status, error, _ = shell(*SMALL, "model.optimizer.lr=1e30")
+    assert status == 1
+    assert "error: client" in error
+    assert "try a smaller model.optimizer.lr" in error
+    assert json.loads((newest(tmp_path) / "summary.json").read_text())["state"] == "failed"
+
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_two_rounds(shell, tmp_path, monkeypatch, experiment):
+    """At its own settings but for size; CIFAR is replaced by files of the same layout."""
+    small = ["data.max_train=60", "data.max_test=30", "data.batch_size=16", "federation.num_clients=4"]
+    small += ["federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "logger=none"]
+    if "cifar" in experiment:
+        classes = 100 if "cifar100" in experiment else 10
+        small += ["data.dataset._target_=test_cli.fake_cifar", f"+data.dataset.num_classes={classes}"]
+    if "fedpara_cifar" in experiment:
+        small += ["model.network.stages=[[4,4],[4,4],[8,8,8],[8,8,8],[8,8,8]]", "model.network.hidden=[8,8]"]
+    status, error, _ = shell(f"experiment={experiment}", *small)
+    assert status == 0, error
+    assert [row["round"] for row in rows(newest(tmp_path))] == ["1", "2"]
+
+
+def fake_cifar(data_dir, num_classes):
+    """CIFAR-like images: 3 x 32 x 32."""
+    import torch
+
+    from fedpara.data import Images, ImageSet
+
+    pixels = torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = Images(pixels, torch.arange(200) % num_classes)
+    return ImageSet("fake", images, images, num_classes, (0.5,) * 3, (0.25,) * 3)
+
+
+CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "configs").glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_yaml_composes_and_says_what_it_is(group, choice):
+    text = (ROOT / "configs" / group / f"{choice}.yaml").read_text()
+    first = next(line for line in text.splitlines() if not line.startswith("# @package"))
+    assert first.startswith("# "), "a config opens with what it is"
+    if group in {"hydra", "paths"} or choice == "base":
+        return  # in every other composition
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = hydra.compose("train", [f"{group}={choice}"], return_hydra_config=True)
+    assert cfg.hydra.runtime.choices[group] == choice
+
+
+@pytest.mark.real_data
+def test_the_main_job_on_the_real_cifar_100(shell, tmp_path, real_data, monkeypatch):
+    """VGG16 at full width, real images, two rounds: bytes are 2 x 8 x size x 4 a round."""
+    status, error, _ = shell(
+        "experiment=fedpara_cifar100", f"paths.data_dir={real_data}", "federation.num_rounds=1", "trainer.max_epochs=1",
+        "data.max_train=400", "data.max_test=100", "logger=none", "factorization.jacobian_correction=0",
+    )  # fmt: skip
+    assert status == 0, error
+    (row,) = rows(newest(tmp_path))
+    size = json.loads((newest(tmp_path) / "summary.json").read_text())["parameters"]["shared"]
+    assert size == 4_485_486
+    assert int(row["comm/total_bytes"]) == 2 * 8 * size * 4
+
+
+def test_train_starts_without_importing_torch():
+    """`--help` and a mistyped key answer at once."""
+    import subprocess
+
+    code = "import sys; import train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src").returncode == 0

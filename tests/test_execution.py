@@ -1,0 +1,134 @@
+"""The serial executor is a hand-written loop, to the bit, with everything of Lightning in between."""
+
+from functools import partial
+
+import pytest
+import pytorch_lightning
+import torch
+from torch import nn
+
+from conftest import make_federation, tiny_images
+from fedpara.data import FederatedDataModule, iid
+from fedpara.execution import ClientTask, SerialExecutor
+from fedpara.models import MLP, ClassificationModule
+from fedpara.nn import FedPara, factorize
+
+
+def executor(network=None, max_epochs=2, lr=0.1, optimizer=torch.optim.SGD, **trainer_options):
+    network = network or factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+    module = ClassificationModule(network, partial(optimizer, lr=lr), 3)
+    data = FederatedDataModule(tiny_images, iid, num_clients=5, num_classes=3, in_channels=1, batch_size=8)
+    data.setup()
+    options = {"accelerator": "cpu", "max_epochs": max_epochs} | trainer_options
+    return SerialExecutor(module, data, partial(pytorch_lightning.Trainer, **options))
+
+
+def test_local_training_equals_a_hand_written_loop():
+    torch.manual_seed(0)
+    made = executor(lr=0.2)
+    state = made.initial_state()
+    (result,) = made.run([ClientTask(3, state, learning_rate_factor=0.5, seed=11)])
+
+    network, data = made.module.network, made.datamodule
+    network.load_state_dict(state)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    loader, losses = data.client_dataloader(3, 11), []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        for images, labels in loader:
+            loss = nn.functional.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses += [loss.item()] * len(labels)
+    for name, value in network.state_dict().items():
+        assert torch.equal(result.state[name], value), name
+    assert result.num_examples == 12
+    assert result.num_steps == 4
+    assert result.train_loss == pytest.approx(sum(losses) / len(losses))
+
+
+def test_results_do_not_depend_on_who_trained_before():
+    torch.manual_seed(0)
+    network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+    network.layers.insert(2, nn.Dropout(0.5))
+    made = executor(network, optimizer=partial(torch.optim.SGD, momentum=0.9))
+    state = made.initial_state()
+    tasks = [ClientTask(client, state, 1.0, seed=client) for client in (1, 2)]
+    both = list(made.run(tasks))
+    (alone,) = made.run(tasks[1:])
+    for name, value in alone.state.items():
+        assert torch.equal(both[1].state[name], value), name
+
+
+def test_epochs_differ_in_their_order():
+    """A loader whose second epoch repeats the first would train otherwise than one whose seed moves on."""
+    made = executor()
+    loader = made.datamodule.client_dataloader(0, 5)
+    first = torch.cat([labels for _, labels in loader])
+    loader.sampler.set_epoch(1)
+    assert not torch.equal(first, torch.cat([labels for _, labels in loader]))
+
+
+def test_evaluation_is_the_mean_over_examples_with_weights_composed_once():
+    torch.manual_seed(0)
+    made = executor()
+    made.datamodule.eval_batch_size = 7  # 30 test images: batches of unequal size
+    calls = []
+    factorised = made.module.network.layers[1].parametrizations.weight[0]
+    handle = factorised.register_forward_hook(lambda *_: calls.append(1))
+    metrics = made.evaluate(made.initial_state())
+    handle.remove()
+    assert len(calls) == 1
+    images, labels = (torch.cat(parts) for parts in zip(*made.datamodule.test_dataloader(), strict=True))
+    with torch.no_grad():
+        logits = made.module.network(images)
+    assert metrics["acc"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    assert metrics["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": -1}, "max_epochs=-1: must be a whole number of local epochs"),
+        ({"max_epochs": 0}, "max_epochs=0: must be a whole"),
+        ({"devices": 2}, "devices=2: must be 1"),
+        ({"precision": "31-true"}, "Precision '31-true' is invalid. Allowed"),
+    ],
+)
+def test_trainers_that_cannot_train_a_client_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        executor(**options)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions_learn(precision):
+    torch.manual_seed(0)
+    network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+    made = executor(network.double() if precision == "64-true" else network, max_epochs=5, precision=precision)
+    (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
+    assert made.evaluate(result.state)["loss"] < made.evaluate(made.initial_state())["loss"]
+    expected = torch.float64 if precision == "64-true" else torch.float32
+    assert {value.dtype for value in result.state.values()} == {expected}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_mixed_precision_on_a_gpu(precision):
+    torch.manual_seed(0)
+    made = executor(max_epochs=20, accelerator="gpu", precision=precision)
+    (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
+    assert 0 < result.num_steps <= 40
+    assert made.evaluate(result.state)["loss"] < 1.1
+
+
+def test_jacobian_correction_changes_training_and_is_off_by_default():
+    def final(strength):
+        federation = make_federation(num_rounds=1)
+        federation.executor.jacobian_correction = strength
+        federation.fit()
+        return federation.server
+
+    plain, corrected = final(0.0), final(1.0)
+    assert any(not torch.equal(plain[name], corrected[name]) for name in plain)
+    assert make_federation().executor.jacobian_correction == 0.0

@@ -1,0 +1,152 @@
+"""Propositions 1 to 3, composition, merging, precision."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fedpara.models import MLP, VGG
+from fedpara.nn import Dense, EqualSizeLowRank, FedPara, Hadamard, LowRank, factorizations, factorize, merge
+from fedpara.nn.factorizations import tucker_product
+from fedpara.nn.factorize import LayerRule
+from fedpara.state import load_state, read_state
+
+RECIPES = {
+    "fedpara": FedPara(gamma=0.3),
+    "fedpara-linear": FedPara(gamma=0.3, nonlinearity="identity"),
+    "fedpara-reshape": FedPara(gamma=0.3, conv="reshape"),
+    "low-rank": EqualSizeLowRank(gamma=0.3),
+    "low-rank-reshape": EqualSizeLowRank(gamma=0.3, conv="reshape"),
+    "dense": Dense(),
+}
+
+
+def small_vgg():
+    torch.manual_seed(0)
+    return VGG([[8, 16], [16]], [12], 5)
+
+
+def filled(factorization):
+    for factor in factorization.parameters():
+        nn.init.normal_(factor)
+    return factorization
+
+
+@pytest.mark.parametrize("rank", [3, 10])
+def test_proposition_1_rank_reaches_r_squared(rank):
+    """Fig. 6: m = n = 100, r = 10, Gaussian factors: full rank, with 2.5 times fewer values; rank R^2 below that."""
+    torch.manual_seed(0)
+    for _ in range(20):
+        weight = filled(Hadamard((100, 100), rank, tucker=False, nonlinearity=None).double())()
+        assert torch.linalg.matrix_rank(weight) == rank**2
+
+
+def test_low_rank_is_bounded_by_its_rank():
+    torch.manual_seed(0)
+    assert torch.linalg.matrix_rank(filled(LowRank((100, 100), 20, tucker=False))()) == 20
+
+
+def test_proposition_3_rank_of_both_unfoldings():
+    torch.manual_seed(0)
+    weight = filled(Hadamard((30, 20, 3, 3), 4, tucker=True, nonlinearity=None))()
+    assert torch.linalg.matrix_rank(weight.reshape(30, -1)) == 16
+    assert torch.linalg.matrix_rank(weight.transpose(0, 1).reshape(20, -1)) == 16
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 2), (3,), (2, 2, 2)])
+def test_tucker_product_is_the_notebooks_einsum(kernel):
+    torch.manual_seed(0)
+    x, y, t = torch.randn(7, 4).double(), torch.randn(5, 4).double(), torch.randn(4, 4, *kernel).double()
+    expected = torch.einsum("xyk,ox,iy->oik", t.flatten(2), x, y).reshape(7, 5, *kernel)
+    torch.testing.assert_close(tucker_product(x, y, t), expected)
+
+
+def test_tanh_is_applied_to_both_branches():
+    made = filled(Hadamard((6, 5), 2, tucker=False))
+    torch.testing.assert_close(made(), torch.tanh(made.x1 @ made.y1.T) * torch.tanh(made.x2 @ made.y2.T))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_merged_equals_factorised_exactly(recipe):
+    network = factorize(small_vgg(), recipe, ["classifier.*"]).eval()
+    images = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        before = network(images)
+        merge(network)
+        assert torch.equal(network(images), before)
+    assert set(network.state_dict()) == set(small_vgg().state_dict())
+    assert not any("parametrizations" in name for name, _ in network.named_modules())
+
+
+def test_names_and_untouched_biases():
+    dense, network = small_vgg(), factorize(small_vgg(), FedPara(), ["classifier.*"])
+    names = set(network.state_dict())
+    assert {f"features.0.parametrizations.weight.0.{f}" for f in ("x1", "y1", "t1", "x2", "y2", "t2")} <= names
+    assert "features.0.weight" not in names
+    for name in ("features.0.bias", "features.1.weight", "classifier.0.weight", "classifier.3.weight"):
+        assert torch.equal(network.state_dict()[name], dense.state_dict()[name])
+
+
+def test_factors_receive_gradients_and_nothing_dead_remains():
+    network = factorize(small_vgg(), FedPara(), ["classifier.*"])
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+def test_composition_stays_float32_under_autocast():
+    network = factorize(MLP([16, 8, 3]), FedPara())
+    plain = network.layers[1].weight
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network.layers[1].weight, plain)
+        assert network(torch.randn(2, 16)).dtype == torch.bfloat16
+
+
+def test_convolution_weight_comes_in_channels_last_without_a_copy():
+    made = filled(Hadamard((8, 6, 3, 3), 4, tucker=True))
+    assert made().is_contiguous(memory_format=torch.channels_last)
+    made.load_state_dict({name: value.contiguous() for name, value in made.state_dict().items()})
+    assert made.t1.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_float64_and_state_round_trip():
+    network = factorize(small_vgg().double(), FedPara(), ["classifier.*"])
+    other = factorize(small_vgg().double(), FedPara(), ["classifier.*"])
+    load_state(other, read_state(network))
+    images = torch.randn(2, 3, 8, 8).double()
+    assert torch.equal(other(images), network(images))
+
+
+def test_layer_rules_change_gamma_and_rank():
+    rules = {"features.0": LayerRule(rank=2), "features.3": LayerRule(gamma=1.0)}
+    network = factorize(small_vgg(), FedPara(gamma=0.1, layers=rules), ["classifier.*"])
+    made = dict(factorizations(network))
+    assert made["features.0"].rank == 2
+    assert made["features.3"].rank == FedPara(gamma=1.0).rank("", (16, 8, 3, 3))
+    assert made["features.7"].rank == FedPara(gamma=0.1).rank("", (16, 16, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "exclude"), [(FedPara(), ["clasifier.*"]), (FedPara(layers={"conv9": LayerRule(rank=1)}), [])]
+)
+def test_a_pattern_that_matches_nothing_is_an_error(recipe, exclude):
+    with pytest.raises(ValueError, match=r"matches no layer; layers are features\.0"):
+        factorize(small_vgg(), recipe, exclude)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"gamma": -0.1}, {"gamma": 1.1}, {"conv": "prop9"}, {"nonlinearity": "relu"}, {"initialization": "x"}]
+)
+def test_wrong_values_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FedPara(**wrong)
+
+
+def test_any_torch_network_with_a_transposed_and_grouped_layer():
+    """A network that is not of this repository; grouped convolutions have I / groups input channels."""
+    network = nn.Sequential(nn.Conv1d(4, 8, 3), nn.Flatten(), nn.Linear(48, 6), nn.Unflatten(1, (6, 1)), nn.ReLU())
+    factorize(network, FedPara(gamma=0.5))
+    assert parametrize.is_parametrized(network[0], "weight")
+    assert parametrize.is_parametrized(network[2], "weight")
+    grouped = factorize(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)), FedPara())
+    assert network(torch.randn(2, 4, 8)).shape == (2, 6, 1)
+    assert grouped(torch.randn(2, 8, 5, 5)).shape == (2, 8, 3, 3)

@@ -1,0 +1,281 @@
+"""The round: averages, bytes, decay, determinism, resume, failure."""
+
+import csv
+import json
+import logging
+
+import pytest
+import torch
+
+from conftest import make_federation
+from fedpara.callbacks import Checkpoint, LoggerForwarding, ProgressDisplay, RunFolder, restore
+from fedpara.callbacks.checkpoint import FILE
+from fedpara.federation import FederationCallback
+from fedpara.nn import Dense
+from fedpara.sampling import cohort, derive_seed
+from fedpara.state import weighted_mean
+
+
+class Watch(FederationCallback):
+    def __init__(self):
+        self.records, self.results, self.outcome = [], [], None
+
+    def on_client_end(self, federation, result):
+        self.results.append(result)
+
+    def on_round_end(self, federation, record):
+        self.records.append(record)
+
+    def on_fit_end(self, federation, outcome):
+        self.outcome = outcome
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_it_learns():
+    watch = Watch()
+    make_federation(num_rounds=20, callbacks=[watch], lr=0.3).fit()
+    assert watch.records[-1].metrics["test/acc"] > 0.8
+    assert watch.records[-1].train_loss < watch.records[0].train_loss
+    assert watch.outcome == "finished"
+
+
+def test_a_round_is_the_mean_of_the_cohorts_models_by_examples():
+    watch = Watch()
+    federation = make_federation(callbacks=[watch])
+    federation.run_round()
+    assert [result.client for result in watch.results] == cohort(0, 0, 5, 2)
+    expected = weighted_mean([(result.state, result.num_examples) for result in watch.results])
+    assert same(federation.server, expected)
+
+
+def test_factors_are_averaged_not_the_weights_they_compose():
+    """The mean of the products is not the product of the means (FedPara, Algorithm 1)."""
+    watch = Watch()
+    federation = make_federation(callbacks=[watch])
+    network = federation.executor.module.network
+    federation.run_round()
+
+    def weight(state):
+        network.load_state_dict(state)
+        return network.layers[1].weight.detach()
+
+    mean_of_weights = sum(weight(result.state) for result in watch.results) / 2
+    assert not torch.allclose(weight(federation.server), mean_of_weights, atol=1e-6)
+
+
+def test_bytes_are_two_ways_times_clients_times_size_times_four():
+    watch = Watch()
+    federation = make_federation(callbacks=[watch])
+    federation.fit()
+    one_way = 2 * federation.num_shared * 4
+    assert [(r.up_bytes, r.down_bytes, r.total_bytes) for r in watch.records] == [
+        (one_way, one_way, 2 * one_way * number) for number in (1, 2, 3)
+    ]
+
+
+def test_half_precision_uploads_cost_half():
+    watch = Watch()
+    make_federation(callbacks=[watch], codec="float16").fit()
+    assert watch.records[0].up_bytes * 2 == watch.records[0].down_bytes
+
+
+def test_learning_rate_decays_by_the_round():
+    factors = []
+    federation = make_federation(lr_decay=0.5)
+    run = federation.executor.run
+
+    def spy(tasks):
+        tasks = list(tasks)
+        factors.append(tasks[0].learning_rate_factor)
+        return run(tasks)
+
+    federation.executor.run = spy
+    federation.fit()
+    assert factors == [1.0, 0.5, 0.25]
+
+
+def test_evaluation_every_so_many_rounds_and_after_the_last():
+    watch = Watch()
+    make_federation(num_rounds=5, eval_every=2, callbacks=[watch]).fit()
+    assert [bool(record.metrics) for record in watch.records] == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("recipe", [None, Dense()])
+def test_same_seed_same_bits_and_other_seed_other_bits(recipe):
+    runs = [make_federation(seed=seed, recipe=recipe, dropout=0.2) for seed in (0, 0, 1)]
+    for federation in runs:
+        federation.fit()
+    assert same(runs[0].server, runs[1].server)
+    assert not same(runs[0].server, runs[2].server)
+
+
+@pytest.mark.parametrize("personal", [None, ["*2"]])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal):
+    whole = make_federation(num_rounds=4, personal=personal, callbacks=[RunFolder(tmp_path / "a", {})])
+    (tmp_path / "a").mkdir()
+    whole.fit()
+    folder = tmp_path / "b"
+    folder.mkdir()
+
+    class Crash(FederationCallback):
+        def on_round_end(self, federation, record):
+            if record.round == 3:
+                raise RuntimeError("power cut")
+
+    parts = [RunFolder(folder, {}), Crash(), Checkpoint(folder)]  # the third row is written, its checkpoint is not
+    with pytest.raises(RuntimeError, match="power cut"):
+        make_federation(num_rounds=4, personal=personal, callbacks=parts).fit()
+    assert json.loads((folder / "summary.json").read_text())["state"] == "failed"
+    resumed = make_federation(num_rounds=4, personal=personal, callbacks=[RunFolder(folder, {}), Checkpoint(folder)])
+    restore(resumed, folder)
+    assert resumed.round == 2
+    resumed.fit()
+    assert same(whole.server, resumed.server)
+    assert whole.personal.keys() == resumed.personal.keys()
+    assert all(same(whole.personal[client], resumed.personal[client]) for client in whole.personal)
+
+    def rows(path):
+        with (path / "metrics.csv").open() as stream:
+            return [{k: v for k, v in row.items() if k != "time/round_s"} for row in csv.DictReader(stream)]
+
+    assert rows(tmp_path / "a") == rows(folder)
+    assert [row["round"] for row in rows(folder)] == ["1", "2", "3", "4"]
+
+
+def test_personal_parts_stay_with_their_client_and_never_travel():
+    watch = Watch()
+    federation = make_federation(personal=["*2"], num_rounds=6, callbacks=[watch])
+    sent = []
+    encode = federation.link.up_codec.encode
+    federation.link.up_codec.encode = lambda state: (sent.append(set(state)), encode(state))[1]
+    federation.fit()
+    assert all(not any(name.endswith("2") for name in names) for names in sent)
+    assert set(federation.personal) == {result.client for result in watch.results}
+    last = {result.client: result for result in watch.results}
+    for client, kept in federation.personal.items():
+        assert same(kept, federation.split.personal_part(last[client].state))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "other model", "absent", "garbage"])
+def test_checkpoints_that_cannot_be_used_give_one_line(tmp_path, damage):
+    federation = make_federation(num_rounds=1, callbacks=[Checkpoint(tmp_path)])
+    federation.fit()
+    path = tmp_path / FILE
+    other = make_federation(recipe=Dense()) if damage == "other model" else make_federation()
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-10])
+    if damage == "garbage":
+        path.write_bytes(b"not a checkpoint")
+    if damage == "absent":
+        path.unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match="checkpoint"):
+        restore(other, tmp_path)
+
+
+def test_a_diverged_client_never_reaches_the_server():
+    federation = make_federation(lr=1e30)
+    before = {name: value.clone() for name, value in federation.server.items()}
+    with pytest.raises(FloatingPointError, match=r"client \d returned NaN or infinite parameters in round 1"):
+        federation.fit()
+    assert same(federation.server, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clients_per_round": 6}, r"clients_per_round=6: must be 1 to num_clients \(5\)"),
+        ({"num_rounds": 0}, "num_rounds"),
+        ({"eval_every": 0}, "eval_every"),
+        ({"lr_decay": 1.5}, "lr_decay"),
+    ],
+)
+def test_wrong_values_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_federation(**options)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(KeyboardInterrupt, "interrupted"), (SystemExit, "interrupted"), (ValueError, "failed")]
+)
+def test_summary_says_how_it_ended(tmp_path, error, state):
+    class Stop(FederationCallback):
+        def on_round_end(self, federation, record):
+            if record.round == 2:
+                raise error
+
+    with pytest.raises(error):
+        make_federation(callbacks=[RunFolder(tmp_path, {"dense": 1}), Stop()]).fit()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["state"] == state
+    assert summary["rounds"] == 2
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_summary_of_a_finished_run(tmp_path):
+    federation = make_federation(num_rounds=5, eval_every=2, callbacks=[RunFolder(tmp_path, {"dense": 9, "shared": 3})])
+    federation.fit()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["state"] == "finished"
+    assert summary["parameters"] == {"dense": 9, "shared": 3}
+    assert summary["bytes_per_round"] == {"up": 2 * federation.num_shared * 4, "down": 2 * federation.num_shared * 4}
+    with (tmp_path / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    best = max(float(row["test/acc"]) for row in rows if row["test/acc"])
+    assert summary["metrics"]["best"]["test/acc"] == best
+    assert summary["metrics"]["last"]["round"] == 5
+    assert [row["test/acc"] != "" for row in rows] == [False, True, False, True, True]
+
+
+def test_plain_progress_lines_say_round_accuracy_bytes_and_time_left(caplog):
+    with caplog.at_level(logging.INFO):
+        make_federation(callbacks=[ProgressDisplay()]).fit()
+    lines = [record.message for record in caplog.records if record.message.startswith("round ")]
+    assert len(lines) == 3
+    assert lines[0].startswith("round 1/3 | loss ")
+    for part in ("acc ", "sent ", " s | left 0:00:0"):
+        assert part in lines[0]
+
+
+def test_live_progress_in_a_terminal(capsys):
+    from rich.console import Console
+
+    console = Console(force_terminal=True, width=140)
+    make_federation(callbacks=[ProgressDisplay(console)]).fit()
+    shown = capsys.readouterr().out
+    assert "3/3" in shown
+    assert "client 2/2" in shown
+    assert "left 0:00:00" in shown
+
+
+class FakeLogger:
+    def __init__(self):
+        self.rows, self.status = [], None
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, metrics))
+
+    def finalize(self, status):
+        self.status = status
+
+
+@pytest.mark.parametrize(("lr", "status"), [(0.1, "success"), (1e30, "failed")])
+def test_loggers_get_a_row_a_round_and_a_true_end(lr, status):
+    logger = FakeLogger()
+    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger])])
+    try:
+        federation.fit()
+    except FloatingPointError:
+        assert logger.rows == []
+    else:
+        assert [step for step, _ in logger.rows] == [1, 2, 3]
+        assert {"test/acc", "train/loss", "comm/total_gb", "time/round_s"} <= logger.rows[0][1].keys()
+    assert logger.status == status
+
+
+def test_task_seeds_are_functions_of_seed_round_and_client():
+    federation = make_federation(seed=3)
+    tasks = list(federation._tasks([1, 4], federation.server))
+    assert [task.seed for task in tasks] == [derive_seed(3, 0, client, "local training") for client in (1, 4)]

@@ -1,0 +1,86 @@
+"""Jacobian correction (appendix B, eq. 9) against its formulas written out for a fully connected layer."""
+
+from functools import partial
+
+import pytest
+import pytorch_lightning
+import torch
+
+from fedpara.execution.local import JacobianCorrection
+from fedpara.models import MLP, ClassificationModule
+from fedpara.nn import FedPara, Hadamard, factorizations, factorize, jacobian_correction, jacobian_penalty
+
+
+def written_out(f, jacobian, eta):
+    """W' = ((X1 - eta J_X1)(Y1 - eta J_Y1)^T) * (...), J_X1 = (J_W * W2) Y1, J_Y1 = (J_W * W2)^T X1, likewise 2."""
+    w1, w2 = f["x1"] @ f["y1"].T, f["x2"] @ f["y2"].T
+    j1, j2 = jacobian * w2, jacobian * w1
+    first = (f["x1"] - eta * j1 @ f["y1"]) @ (f["y1"] - eta * j1.T @ f["x1"]).T
+    second = (f["x2"] - eta * j2 @ f["y2"]) @ (f["y2"] - eta * j2.T @ f["x2"]).T
+    return 0.5 * (first * second - (w1 * w2 - eta * jacobian)).square().sum()
+
+
+def test_penalty_and_gradient_equal_the_paper_written_out():
+    torch.manual_seed(0)
+    made = Hadamard((6, 5), 2, tucker=False, nonlinearity=None).double()
+    for factor in made.parameters():
+        torch.nn.init.normal_(factor)
+    jacobian = torch.randn(6, 5).double()
+    factors = {name: value.detach().clone().requires_grad_() for name, value in made.named_parameters()}
+    expected = written_out(factors, jacobian, 0.1)
+    torch.testing.assert_close(jacobian_penalty(made, factors, jacobian, 0.1), expected)
+    correction = jacobian_correction(made, jacobian, 0.1)
+    for name, gradient in zip(factors, torch.autograd.grad(expected, list(factors.values())), strict=True):
+        torch.testing.assert_close(correction[name], gradient)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3, 3)])
+def test_correction_is_the_gradient_of_the_penalty_with_tanh_and_proposition_3(shape):
+    torch.manual_seed(0)
+    made = Hadamard(shape, 2, tucker=len(shape) > 2).double()
+    for factor in made.parameters():
+        torch.nn.init.normal_(factor)
+    jacobian = torch.randn(shape).double()
+    names = list(dict(made.named_parameters()))
+
+    def penalty(*values):
+        return jacobian_penalty(made, dict(zip(names, values, strict=True)), jacobian, 0.05)
+
+    values = [value.detach().clone().requires_grad_() for value in made.parameters()]
+    assert torch.autograd.gradcheck(penalty, values)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_callback_adds_lambda_times_the_correction(precision):
+    """One SGD step by Lightning against the same step by hand."""
+
+    def network():
+        torch.manual_seed(0)
+        net = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+        return net.double() if precision == "64-true" else net
+
+    images, labels = torch.randn(8, 1, 4, 4), torch.arange(8) % 3
+    images = images.double() if precision == "64-true" else images
+    trained, byhand = network(), network()
+    module = ClassificationModule(trained, partial(torch.optim.SGD, lr=0.1), 3)
+    trainer = pytorch_lightning.Trainer(
+        max_epochs=1, accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[JacobianCorrection(strength=3.0)],
+    )  # fmt: skip
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    trainer.fit(module, torch.utils.data.DataLoader(dataset, batch_size=8))
+
+    mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+    with mixed, torch.nn.utils.parametrize.cached():
+        loss = torch.nn.functional.cross_entropy(byhand(images), labels)
+        weights = [byhand.get_submodule(name).weight for name, _ in factorizations(byhand)]
+    jacobians = torch.autograd.grad(loss, weights, retain_graph=True)
+    loss.backward()
+    for (_, made), jacobian in zip(factorizations(byhand), jacobians, strict=True):
+        for name, value in jacobian_correction(made, jacobian, 0.1).items():
+            made.get_parameter(name).grad.add_(3.0 * value)
+    with torch.no_grad():
+        for parameter in byhand.parameters():
+            parameter.sub_(0.1 * parameter.grad)
+    for (name, got), expected in zip(trained.named_parameters(), byhand.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, msg=name)

@@ -1,0 +1,56 @@
+"""The repository itself: requirements held equal, layers in order, no path of one machine."""
+
+import ast
+import tomllib
+
+import pytest
+import yaml
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "src" / "fedpara"
+# what each part may import of the package; a later entry builds on earlier ones
+LAYERS = {
+    "state": set(), "record": set(), "sampling": set(), "files": set(), "configuration": set(), "sweep_table": set(),
+    "sharing": {"state"},
+    "nn": set(),
+    "models": set(),
+    "communication": {"state"},
+    "algorithms": {"state"},
+    "data": set(),
+    "execution": {"state", "nn", "models", "data"},
+    "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
+    "callbacks": {"state", "record", "files", "federation", "execution"},
+}  # fmt: skip
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name for name in names if name and name.startswith("fedpara."))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_layers(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    used = {name.split(".")[1] for name in imports(path)} - {own}
+    assert used <= LAYERS[own], f"{own} must not import {used - LAYERS[own]}"
+
+
+def test_environment_yaml_lists_what_pyproject_lists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text())
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert sorted(pip) == sorted(project["dependencies"])
+    assert f"python{project['requires-python']}" in environment["dependencies"]
+
+
+def test_no_path_of_one_machine_and_no_secret_in_configs():
+    for path in [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "src").rglob("*.py")]:
+        text = path.read_text()
+        assert "/root/" not in text, path
+        assert "/home/" not in text, path
+        assert "api_key:" not in text.lower(), path

@@ -1,0 +1,66 @@
+"""Weights & Biases offline: read back with W&B's own reader, as a person would."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+
+from conftest import make_federation
+from fedpara.callbacks import LoggerForwarding
+from fedpara.callbacks.wandb import FederationWandbLogger
+
+
+def read(folder, run_id):
+    """An offline run, by `wandb leet inspect --json`: its records by type, and its summary."""
+    (run,) = (folder / "wandb").glob(f"offline-run-*-{run_id}")
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
+    records = subprocess.check_output([*command, str(run)], text=True, timeout=60).splitlines()
+    summary = json.loads(subprocess.check_output([*command, "--summary", str(run)], text=True, timeout=60))
+    return [json.loads(record) for record in records], summary
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SILENT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    return tmp_path
+
+
+def run(folder, lr=0.1):
+    logger = FederationWandbLogger(project="test", save_dir=str(folder), id=f"run-{lr}", name="n")
+    logger.log_hyperparams({"federation": {"num_rounds": 3}, "factorization": {"gamma": 0.25}})
+    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger])])
+    try:
+        federation.fit()
+    except FloatingPointError:
+        return logger
+    return logger
+
+
+def test_offline_without_an_account_and_says_how_to_look_and_upload(offline, caplog):
+    with caplog.at_level(logging.INFO):
+        run(offline)
+    (line,) = [r.message for r in caplog.records if "W&B" in r.message]
+    folder = next((offline / "wandb").glob("offline-run-*-run-0.1"))
+    assert line == f"W&B is offline; look: wandb leet {folder.parent}; upload: wandb sync {folder}"
+    assert wandb.run is None  # closed: the next run of a sweep starts afresh
+
+
+def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
+    run(offline)
+    run(offline, lr=1e30)
+    records, summary = read(offline, "run-0.1")
+    rows = [record["history"] for record in records if record["type"] == "history"]
+    assert len(rows) == 3
+    assert {"test/acc", "train/loss", "comm/total_gb", "time/round_s"} <= set(summary["summary"])
+    assert summary["config"]["factorization"]["gamma"] == 0.25
+    axes = {m["metric"].get("name") or m["metric"]["glob_name"]: m["metric"] for m in records if m["type"] == "metric"}
+    assert axes["test/*"]["step_metric"] == axes["test/acc"]["step_metric"] == "round"
+    assert axes["acc_over_gb"]["step_metric"] == "comm/total_gb"
+    failed, _ = read(offline, "run-1e+30")
+    assert [r["exit"].get("exit_code", 0) for r in (records[-1], failed[-1])] == [0, 1]
