@@ -181,8 +181,7 @@ def test_a_disk_that_fills_up_ends_in_one_line(shell, tmp_path, monkeypatch):
     status, error, _ = shell(*SMALL)
     assert status == 2
     line = "[Errno 28] No space left on device; must be a folder that can be written, on a disk with space"
-    assert error == f"error: paths.output_dir: {line}
-"
+    assert error == f"error: paths.output_dir: {line}\n"
     assert len(rows(newest(tmp_path))) == 1  # the round that finished is kept
 
 
