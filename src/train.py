@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,11 @@ def train(cfg: DictConfig) -> float | None:
             logger.log_hyperparams(resolved)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
     federation.callbacks[:] = [record, *callbacks, LoggerForwarding(loggers)]
-    federation.fit()
+    try:
+        federation.fit()
+    except KeyboardInterrupt:
+        log.info("interrupted after %d rounds; go on: python src/train.py resume=%s", federation.round, _short(folder))
+        raise
     _conclude(record, federation, folder)
     return record.rows[-1].get("test/acc") if record.rows else None
 
@@ -243,6 +248,7 @@ def _composition_error(error: Exception) -> str:
 
 def main() -> None:
     """Exit status 2 and one line for what the person can mend, 130 for an interruption; all else is a fault of ours."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
     try:
         sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
         hydra_main()

@@ -3,7 +3,11 @@
 import csv
 import json
 import logging
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import hydra
 import pytest
@@ -47,6 +51,8 @@ def newest(tmp_path, kind="runs"):
 
 
 def rows(folder):
+    if not (folder / "metrics.csv").is_file():
+        return []
     with (folder / "metrics.csv").open() as stream:
         return list(csv.DictReader(stream))
 
@@ -193,6 +199,26 @@ def test_a_diverged_run_says_so(shell, tmp_path):
     assert json.loads((newest(tmp_path) / "summary.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
+    environment = os.environ | {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *SMALL, "federation.num_rounds=100000"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=-1, stderr=-1)
+    runs = tmp_path / "logs" / "train" / "runs"
+    deadline = time.monotonic() + 60
+    while not any(len(rows(folder)) > 1 for folder in (runs.iterdir() if runs.is_dir() else []) if folder.is_dir()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(sign)
+    out, error = process.communicate(timeout=30)
+    (folder,) = runs.iterdir()
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1] == "error: interrupted"
+    assert f"go on: python src/train.py resume={folder.relative_to(tmp_path)}" in out
+    assert json.loads((folder / "summary.json").read_text())["state"] == "interrupted"
+
+
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
 
 
@@ -237,6 +263,18 @@ def test_every_yaml_composes_and_says_what_it_is(group, choice):
     assert cfg.hydra.runtime.choices[group] == choice
 
 
+CONTRACT = {"algorithm", "executor", "factorization", "link", "partition", "sharing"}
+
+
+@pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] in CONTRACT])
+def test_every_choice_trains_a_round(shell, tmp_path, group, choice):
+    """A new algorithm, executor, factorisation, link, partition or split is found here by its yaml."""
+    status, error, _ = shell(*SMALL, f"{group}={choice}", "federation.num_rounds=1", "trainer.max_epochs=1")
+    assert status == 0, error
+    (row,) = rows(newest(tmp_path))
+    assert 0 < int(row["comm/up_bytes"]) <= int(row["comm/down_bytes"])
+
+
 @pytest.mark.real_data
 def test_the_main_job_on_the_real_cifar_100(shell, tmp_path, real_data, monkeypatch):
     """VGG16 at full width, real images, two rounds: bytes are 2 x 8 x size x 4 a round."""
@@ -253,7 +291,5 @@ def test_the_main_job_on_the_real_cifar_100(shell, tmp_path, real_data, monkeypa
 
 def test_train_starts_without_importing_torch():
     """`--help` and a mistyped key answer at once."""
-    import subprocess
-
     code = "import sys; import train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src").returncode == 0

@@ -197,9 +197,7 @@ def test_wrong_values_are_refused(options, message):
         make_federation(**options)
 
 
-@pytest.mark.parametrize(
-    ("error", "state"), [(KeyboardInterrupt, "interrupted"), (SystemExit, "interrupted"), (ValueError, "failed")]
-)
+@pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt, "interrupted"), (ValueError, "failed")])
 def test_summary_says_how_it_ended(tmp_path, error, state):
     class Stop(FederationCallback):
         def on_round_end(self, federation, record):

@@ -98,7 +98,7 @@ class Federation:
                 for callback in self.callbacks:
                     callback.on_round_end(self, record)
             outcome = "finished"
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+        except KeyboardInterrupt:
             outcome = "interrupted"
             raise
         finally:

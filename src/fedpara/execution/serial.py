@@ -75,7 +75,10 @@ class SerialExecutor:
         if self.jacobian_correction:
             callbacks.append(JacobianCorrection(self.jacobian_correction))
         loader = self.datamodule.client_dataloader(task.client, task.seed)
-        self._trainer(callbacks=callbacks).fit(self.module, loader)
+        try:
+            self._trainer(callbacks=callbacks).fit(self.module, loader)
+        except SystemExit as end:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from end
         num_examples = self.datamodule.num_examples(task.client)
         assert record.num_examples == num_examples * self.max_epochs, "Lightning skipped or repeated batches"
         return LocalResult(
