@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vjp
+from torch.func import functional_call
 
 from fedpara.nn.factorizations import Factorization
 
@@ -16,29 +16,23 @@ def jacobian_penalty(factorization: Factorization, factors: Factors, jacobian: T
     vector-Jacobian product of the composition), whatever that is: Proposition 1 or 3, with or without tanh.
 
     Args:
-        factors: the factors by name, as `factorization.named_parameters()` gives them.
+        factors: by name, as `factorization.named_parameters()` gives them; they must require gradients.
         jacobian: J_W, the gradient of the loss by W, in W's shape, taken as constant.
         learning_rate: eta of the step, without momentum or weight decay.
 
     Returns:
         A scalar, differentiable in `factors`.
     """
-
-    def compose(values: Factors) -> Tensor:
-        return functional_call(factorization, values, ())
-
-    weight, pull_back = vjp(compose, factors)  # type: ignore[misc]  # three values only with has_aux
-    (gradients,) = pull_back(jacobian)
-    stepped = compose({name: factor - learning_rate * gradients[name] for name, factor in factors.items()})
+    weight = functional_call(factorization, factors, ())
+    gradients = torch.autograd.grad(weight, list(factors.values()), jacobian, create_graph=True)
+    after = {n: f - learning_rate * g for (n, f), g in zip(factors.items(), gradients, strict=True)}
+    stepped = functional_call(factorization, after, ())
     return 0.5 * (stepped - (weight - learning_rate * jacobian)).square().sum()
 
 
 def jacobian_correction(factorization: Factorization, jacobian: Tensor, learning_rate: float) -> Factors:
     """The gradient of `jacobian_penalty` by each factor, to be added lambda times to the factor's gradient."""
-    factors = {name: factor.detach() for name, factor in factorization.named_parameters()}
-
-    def penalty(values: Factors) -> Tensor:
-        return jacobian_penalty(factorization, values, jacobian, learning_rate)
-
+    factors = {name: factor.detach().requires_grad_() for name, factor in factorization.named_parameters()}
     with torch.enable_grad():
-        return grad(penalty)(factors)
+        penalty = jacobian_penalty(factorization, factors, jacobian, learning_rate)
+    return dict(zip(factors, torch.autograd.grad(penalty, list(factors.values())), strict=True))
