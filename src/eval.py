@@ -1,13 +1,16 @@
 """Test the model of a run folder, finished or interrupted: `python src/eval.py run=logs/train/runs/<run>`."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from fedpara.configuration import ConfigurationError, blame
+from fedpara.configuration import ConfigurationError, blame, one_line
 from train import build_experiment, build_federation
 
 
@@ -24,15 +27,26 @@ def evaluate(folder: Path, overrides: list[str]) -> dict[str, float]:
 
     if not (folder / "config.yaml").is_file():
         raise ConfigurationError(f"run={folder}: not a run folder, it holds no config.yaml")
-    cfg: Any = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), OmegaConf.from_dotlist(overrides))
+    try:
+        cfg: Any = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), OmegaConf.from_dotlist(overrides))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigurationError(f"run={folder}: its config.yaml cannot be read ({one_line(error)})") from error
+    _find_data(cfg, "paths.data_dir" in dict(override.split("=", 1) for override in overrides))
     experiment = build_experiment(cfg)
-    federation = build_federation(cfg, experiment, [])
+    federation = build_federation(cfg, experiment)
     with blame(cfg, "run"):
         restore(federation, folder)
     with blame(cfg, "data"):
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
     return {"round": federation.round, **federation.evaluate()}
+
+
+def _find_data(cfg: Any, given: bool) -> None:
+    """The data folder of now, not of when the run was made: `paths.data_dir=`, else `DATA_DIR`."""
+    folder = cfg.paths.data_dir if given else os.environ.get("DATA_DIR")
+    if folder and "data_dir" in cfg.data.dataset:
+        cfg.data.dataset.data_dir = folder
 
 
 def main() -> None:
@@ -45,7 +59,8 @@ def main() -> None:
         for name, value in evaluate(folder, [f"{k}={v}" for k, v in arguments.items()]).items():
             print(f"{name}: {value}")
     except ConfigurationError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Train a federation: `python src/train.py experiment=fedpara_cifar100`. Composition root: cfg -> objects -> fit."""
 
+import errno
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which sho
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -24,11 +25,16 @@ from fedpara.configuration import ConfigurationError, blame, composition_line, o
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from fedpara.data import FederatedDataModule
     from fedpara.execution import SerialExecutor
-    from fedpara.federation import Federation, FederationCallback
+    from fedpara.federation import Federation
 
 log = logging.getLogger("train")
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
-RESUMABLE = ("federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator")
+RESUMABLE = (
+    "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
+    "data.eval_batch_size", "data.num_workers",
+)  # fmt: skip
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
+failed_jobs: list[int] = []
 
 
 @dataclass
@@ -77,8 +83,8 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
 
 
-def build_federation(cfg: DictConfig, experiment: Experiment, callbacks: list["FederationCallback"]) -> "Federation":
-    """The federation over an experiment, and the sizes of what is shared and what is personal."""
+def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
+    """The federation over an experiment, without callbacks, and the sizes of what is shared and what is personal."""
     from fedpara.federation import Federation
     from fedpara.state import num_elements
 
@@ -95,7 +101,7 @@ def build_federation(cfg: DictConfig, experiment: Experiment, callbacks: list["F
     }
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     with blame(cfg, "federation"):
-        return Federation(experiment.executor, algorithm, link, split, callbacks, seed=cfg.seed, **options)
+        return Federation(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -106,7 +112,7 @@ def train(cfg: DictConfig) -> float | None:
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
-    federation = build_federation(cfg, experiment, callbacks)
+    federation = build_federation(cfg, experiment)
     if cfg.resume:
         with blame(cfg, "resume"):
             restore(federation, folder)
@@ -117,15 +123,15 @@ def train(cfg: DictConfig) -> float | None:
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     with blame(cfg, "logger"):
         resolved = OmegaConf.to_container(cfg, resolve=True)
         loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
         for logger in loggers:
             logger.log_hyperparams(resolved)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
-    federation.callbacks[:] = [record, *callbacks, LoggerForwarding(loggers)]
+    federation.callbacks += [record, *callbacks, LoggerForwarding(loggers)]
     try:
         federation.fit()
     except KeyboardInterrupt:
@@ -206,15 +212,18 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
-    """Hydra's entry point, once a job; in a sweep the other jobs go on after one that cannot start."""
+    """Hydra's entry point, once a job; in a sweep the other jobs go on after one that failed."""
     try:
         _check_resume(cfg)
         return train(cfg)
-    except (ConfigurationError, OSError) as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            log.error("error: %s", error)
-            raise
-        _stop(_line(error))
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.RUN:
+            if (line := _line(error)) is None:
+                raise
+            _stop(line, status=1 if isinstance(error, FloatingPointError) else 2)
+        log.error("error: %s", _line(error) or error, exc_info=_line(error) is None)
+        failed_jobs.append(HydraConfig.get().job.num)
+        return float("nan")
 
 
 def _with_saved_overrides(arguments: list[str]) -> list[str]:
@@ -226,11 +235,15 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
     if not folder or folder == "null":
         return arguments
     path = Path(folder).resolve()
-    if not (path / "config.yaml").is_file():
-        raise ConfigurationError(f"resume={folder}: not a run folder, it holds no config.yaml")
+    for name in ("config.yaml", "overrides.yaml"):
+        if not (path / name).is_file():
+            raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
+    if {"-m", "--multirun"} & set(arguments):
+        raise ConfigurationError(f"resume={folder}: goes on with one run; leave out -m")
     saved: Any = OmegaConf.load(path / "overrides.yaml")
     now = [f"resume={path}" if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
+    typed |= {"sweep"}  # of a sweep's job the values it ran with, not the sweep
     return [override for override in saved if override.partition("=")[0] not in typed] + now
 
 
@@ -247,25 +260,32 @@ def _composition_error(error: Exception) -> str:
 
 
 def main() -> None:
-    """Exit status 2 and one line for what the person can mend, 130 for an interruption; all else is a fault of ours."""
+    """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
     try:
         sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
         hydra_main()
+    except InstantiationException:
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_composition_error(error))
     except (ConfigurationError, OSError) as error:
-        _stop(_line(error))
-    except FloatingPointError as error:
-        _stop(one_line(error), status=1)
+        if (line := _line(error)) is None:
+            raise
+        _stop(line)
     except KeyboardInterrupt:
         _stop("interrupted", status=130)
+    if failed_jobs:
+        _stop(f"jobs {', '.join(map(str, failed_jobs))} of the sweep failed", status=1)
 
 
-def _line(error: ConfigurationError | OSError) -> str:
-    if isinstance(error, ConfigurationError):
-        return str(error)
-    return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"
+def _line(error: Exception) -> str | None:
+    """What to show for an error that the person can mend; None for a fault of ours, which wants its stack trace."""
+    if isinstance(error, ConfigurationError | FloatingPointError):
+        return one_line(error)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"
+    return None
 
 
 def _stop(line: str, status: int = 2) -> NoReturn:

@@ -125,6 +125,18 @@ def test_layer_rules_change_gamma_and_rank():
     assert made["features.7"].rank == FedPara(gamma=0.1).rank("", (16, 16, 3, 3))
 
 
+def test_a_bare_layer_is_factorised_and_merged():
+    layer = factorize(nn.Linear(9, 8), FedPara())
+    weight = layer.weight.detach()
+    assert torch.equal(merge(layer).weight, weight)
+    assert not parametrize.is_parametrized(layer)
+
+
+def test_a_rank_given_outright_is_the_baselines_too_and_never_exceeds_a_side():
+    assert EqualSizeLowRank(layers={"a": LayerRule(rank=12)}).rank("a", (64, 64, 3, 3)) == 12
+    assert EqualSizeLowRank(gamma=0.4).rank("a", (64, 3, 3, 3)) == FedPara(gamma=0.4).rank("a", (64, 3, 3, 3)) == 3
+
+
 @pytest.mark.parametrize(
     ("recipe", "exclude"), [(FedPara(), ["clasifier.*"]), (FedPara(layers={"conv9": LayerRule(rank=1)}), [])]
 )

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import signal
 
 import pytest
 import torch
@@ -212,6 +213,39 @@ def test_summary_says_how_it_ended(tmp_path, error, state):
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
 
 
+def test_every_callback_learns_of_the_end_even_where_one_fails():
+    class Broken(FederationCallback):
+        def on_fit_end(self, federation, outcome):
+            raise OSError("disk full")
+
+    watches = Watch(), Watch()
+    with pytest.raises(OSError, match="disk full"):
+        make_federation(callbacks=[watches[0], Broken(), watches[1]]).fit()
+    assert [watch.outcome for watch in watches] == ["finished", "finished"]
+
+
+def test_an_upload_that_overflows_half_precision_never_reaches_the_server():
+    federation = make_federation(codec="float16")
+    federation.server["layers.1.bias"].fill_(1e6)
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        federation.run_round()
+
+
+def test_ctrl_c_while_testing_is_an_interruption():
+    watch = Watch()
+    federation = make_federation(callbacks=[watch])
+
+    def press(*_):
+        raise KeyboardInterrupt
+
+    federation.executor.module.test_step = press
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        federation.fit()
+    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert watch.outcome == "interrupted"
+
+
 def test_summary_of_a_finished_run(tmp_path):
     federation = make_federation(num_rounds=5, eval_every=2, callbacks=[RunFolder(tmp_path, {"dense": 9, "shared": 3})])
     federation.fit()
@@ -224,6 +258,7 @@ def test_summary_of_a_finished_run(tmp_path):
     best = max(float(row["test/acc"]) for row in rows if row["test/acc"])
     assert summary["metrics"]["best"]["test/acc"] == best
     assert summary["metrics"]["last"]["round"] == 5
+    assert summary["metrics"]["last"]["comm/total_bytes"] == int(rows[-1]["comm/total_bytes"])
     assert [row["test/acc"] != "" for row in rows] == [False, True, False, True, True]
 
 

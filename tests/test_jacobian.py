@@ -8,7 +8,15 @@ import torch
 
 from fedpara.execution.local import JacobianCorrection
 from fedpara.models import MLP, ClassificationModule
-from fedpara.nn import FedPara, Hadamard, factorizations, factorize, jacobian_correction, jacobian_penalty
+from fedpara.nn import (
+    EqualSizeLowRank,
+    FedPara,
+    Hadamard,
+    factorizations,
+    factorize,
+    jacobian_correction,
+    jacobian_penalty,
+)
 
 
 def written_out(f, jacobian, eta):
@@ -48,6 +56,13 @@ def test_correction_is_the_gradient_of_the_penalty_with_tanh_and_proposition_3(s
 
     values = [value.detach().clone().requires_grad_() for value in made.parameters()]
     assert torch.autograd.gradcheck(penalty, values)
+
+
+def test_a_low_rank_baseline_gets_no_correction():
+    callback, module = JacobianCorrection(1.0), factorize(MLP([16, 8, 3]), EqualSizeLowRank())
+    callback.on_train_start(None, module)
+    module(torch.randn(2, 16)).sum().backward()
+    assert not callback._jacobians
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])

@@ -36,7 +36,7 @@ def blame(cfg: DictConfig, group: str) -> Iterator[None]:
 def _lightning_errors() -> tuple[type[Exception], ...]:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    return (MisconfigurationException, ImportError, RuntimeError)
+    return (MisconfigurationException,)
 
 
 def _cause(error: BaseException) -> BaseException:

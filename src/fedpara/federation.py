@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, validate_call
@@ -90,20 +91,20 @@ class Federation:
     def fit(self) -> None:
         """Train until `num_rounds`; callbacks learn of the end, whatever it was."""
         outcome: Outcome = "failed"
-        for callback in self.callbacks:
-            callback.on_fit_start(self)
-        try:
-            while self.round < self.num_rounds:
-                record = self.run_round()
+        with ExitStack() as ending:  # every callback's, even where another one's end fails
+            for callback in reversed(self.callbacks):
+                ending.callback(lambda callback: callback.on_fit_end(self, outcome), callback)
+            try:
                 for callback in self.callbacks:
-                    callback.on_round_end(self, record)
-            outcome = "finished"
-        except KeyboardInterrupt:
-            outcome = "interrupted"
-            raise
-        finally:
-            for callback in self.callbacks:
-                callback.on_fit_end(self, outcome)
+                    callback.on_fit_start(self)
+                while self.round < self.num_rounds:
+                    record = self.run_round()
+                    for callback in self.callbacks:
+                        callback.on_round_end(self, record)
+                outcome = "finished"
+            except KeyboardInterrupt:
+                outcome = "interrupted"
+                raise
 
     def run_round(self) -> RoundRecord:
         """One round; on return `server`, `personal`, `round` and `total_bytes` are those after it."""
@@ -144,7 +145,8 @@ class Federation:
     def _uploads(self, results: Iterable[LocalResult], tally: "_Tally") -> Iterator[Upload]:
         """Store what is personal, send up what is shared, count both the bytes and the loss."""
         for result in results:
-            if not is_finite(result.state):
+            delivery = self.link.up(self.split.shared_part(result.state))
+            if not (is_finite(result.state) and is_finite(delivery.state)):
                 raise FloatingPointError(
                     f"client {result.client} returned NaN or infinite parameters in round {self.round + 1}: "
                     "the training diverged; try a smaller model.optimizer.lr"
@@ -153,7 +155,6 @@ class Federation:
                 callback.on_client_end(self, result)
             if self.split.personal:
                 tally.personal[result.client] = self.split.personal_part(result.state)
-            delivery = self.link.up(self.split.shared_part(result.state))
             tally.add(result, delivery.num_bytes)
             yield Upload(delivery.state, result.num_examples)
 

@@ -1,5 +1,6 @@
 """A table of all jobs at the end of `python src/train.py -m ...`."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class SweepTable(Callback):
 def _overrides(job: Path) -> dict[str, str]:
     path = job / ".hydra" / "overrides.yaml"
     saved: Any = OmegaConf.load(path) if path.is_file() else []
-    return dict(str(override).split("=", 1) for override in saved)
+    return {name: value for name, _, value in (str(override).partition("=") for override in saved)}
 
 
 def _outcome(job: Path) -> list[str]:
@@ -44,7 +45,8 @@ def _outcome(job: Path) -> list[str]:
     last, best, sizes = summary["metrics"]["last"], summary["metrics"]["best"], summary["parameters"]
     if not last:
         return ["", "", "", "", "", summary["state"]]
-    seconds = sum(float(line.split(",")[-1]) for line in (job / "metrics.csv").read_text().splitlines()[1:])
+    with (job / "metrics.csv").open() as stream:
+        seconds = sum(float(row["time/round_s"]) for row in csv.DictReader(stream))
     return [
         f"{last.get('test/acc', float('nan')):.2%}", f"{best.get('test/acc', float('nan')):.2%}",
         f"{last['comm/total_bytes'] / 1e6:.2f} MB", f"1/{sizes['dense'] / sizes['shared']:.1f}", f"{seconds / 60:.1f}",

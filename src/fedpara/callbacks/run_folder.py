@@ -72,7 +72,7 @@ class RunFolder(FederationCallback):
             "parameters": self.parameters,
             "bytes_per_round": {"up": last.get("comm/up_bytes"), "down": last.get("comm/down_bytes")},
             "metrics": {
-                "last": {**last, **(evaluated[-1] if evaluated else {})},
+                "last": {**(evaluated[-1] if evaluated else {}), **last},  # the last test, where this round had none
                 "best": max(evaluated, key=lambda row: row["test/acc"], default={}),
             },
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

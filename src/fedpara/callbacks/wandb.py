@@ -20,11 +20,12 @@ class FederationWandbLogger(WandbLogger):
     Args:
         project, group, name, tags, notes, entity: as `wandb.init`.
         save_dir: the folder that holds `wandb/`, one for all runs of a project.
+        resumed: whether the run `id` goes on; otherwise W&B starts it anew.
     """
 
-    def __init__(self, project: str, save_dir: str, **init: Any) -> None:
+    def __init__(self, project: str, save_dir: str, resumed: Any = None, **init: Any) -> None:
         Path(save_dir).mkdir(parents=True, exist_ok=True)
-        run = _start(project=project, dir=save_dir, **init)
+        run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
         for name in ("test/*", "train/*", "personal/*", "comm/*", "time/*"):
             run.define_metric(name, step_metric="round")
         run.define_metric("acc_over_gb", step_metric="comm/total_gb")

@@ -81,7 +81,9 @@ class FederatedDataModule(LightningDataModule):
                 raise ValueError(f"{name}={getattr(self, name)}: {images.name} has {value}")
 
     def to(self, device: torch.device) -> None:
-        """Keep the images on `device` from now on, so that batches are made there."""
+        """Keep the images on `device` from now on, so that batches are made there; workers make theirs on the CPU."""
+        if self.num_workers:
+            return
         self._train, self._test = self._train.to(device), self._test.to(device)
 
     def num_examples(self, client: int) -> int:

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from fedpara.nn import Factorization, factorizations, jacobian_correction
+from fedpara.nn import Factorization, Hadamard, factorizations, jacobian_correction
 
 
 class LocalRecord(Callback):
@@ -59,14 +59,16 @@ class JacobianCorrection(Callback):
         self.strength = strength
         self._jacobians: dict[Factorization, Tensor] = {}
         self._handles: list[RemovableHandle] = []
+        self._correcting = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch every composed weight."""
+        """Watch every weight that is a Hadamard product; for a plain low-rank baseline there is no correction."""
         for _, factorization in factorizations(pl_module):
-            self._handles.append(factorization.register_forward_hook(self._watch))
+            if isinstance(factorization, Hadamard):
+                self._handles.append(factorization.register_forward_hook(self._watch))
 
     def _watch(self, factorization: Factorization, _: Any, weight: Tensor) -> None:
-        if weight.requires_grad:
+        if weight.requires_grad and not self._correcting:
             weight.register_hook(self._keep(factorization))
 
     def _keep(self, factorization: Factorization) -> Callable[[Tensor], None]:
@@ -82,12 +84,16 @@ class JacobianCorrection(Callback):
         """Gradients are unscaled by now; the jacobians, caught in the backward pass, are not."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise ValueError("fused=True: under 16-mixed its gradients are still scaled; use fused=False or bf16-mixed")
         learning_rate = optimizer.param_groups[0]["lr"]
+        self._correcting = True
         for factorization, jacobian in self._jacobians.items():
             correction = jacobian_correction(factorization, jacobian / scale, learning_rate)
             for name, factor in factorization.named_parameters():
                 assert factor.grad is not None
                 factor.grad.add_(correction[name], alpha=self.strength)
+        self._correcting = False
         self._jacobians.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

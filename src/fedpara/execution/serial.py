@@ -4,6 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -18,6 +19,8 @@ from fedpara.execution.local import JacobianCorrection, LocalRecord
 from fedpara.models.module import ClassificationModule
 from fedpara.state import State, load_state, read_state
 
+log = logging.getLogger(__name__)
+CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
 MakeTrainer = Callable[..., Trainer]
 
 
@@ -46,7 +49,10 @@ class SerialExecutor:
         self.module, self.datamodule, self.jacobian_correction = module, datamodule, jacobian_correction
         self.make_trainer: MakeTrainer = trainer
         _quiet()
-        max_epochs = getattr(trainer, "keywords", {}).get("max_epochs")
+        options: dict[str, Any] = getattr(trainer, "keywords", {})
+        for name in CUT_EPOCHS & options.keys():
+            raise ValueError(f"{name}={options[name]!r}: must be absent, it cuts a client's epochs; see data.max_train")
+        max_epochs = options.get("max_epochs")
         if not isinstance(max_epochs, int) or max_epochs < 1:
             raise ValueError(f"max_epochs={max_epochs!r}: must be a whole number of local epochs, 1 or more")
         probe = self._trainer()
@@ -75,11 +81,11 @@ class SerialExecutor:
         if self.jacobian_correction:
             callbacks.append(JacobianCorrection(self.jacobian_correction))
         loader = self.datamodule.client_dataloader(task.client, task.seed)
-        try:
+        with _interruptible():
             self._trainer(callbacks=callbacks).fit(self.module, loader)
-        except SystemExit as end:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from end
         num_examples = self.datamodule.num_examples(task.client)
+        if record.num_steps == 0:
+            log.warning("client %d applied no step: every one overflowed in half precision", task.client)
         assert record.num_examples == num_examples * self.max_epochs, "Lightning skipped or repeated batches"
         return LocalResult(
             task.client,
@@ -93,7 +99,7 @@ class SerialExecutor:
     def evaluate(self, state: State) -> dict[str, float]:
         """Accuracy and loss on the test set; each factorised weight is composed once, not once a batch."""
         load_state(self.module.network, state)
-        with parametrize.cached():
+        with parametrize.cached(), _interruptible():
             (metrics,) = self._trainer().test(self.module, self.datamodule.test_dataloader(), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
@@ -109,6 +115,15 @@ class SerialExecutor:
             plugins=[LightningEnvironment()],  # a Trainer a client must not read SLURM's number of tasks
             **extra,
         )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning turns Ctrl-C into `SystemExit`; turn it back."""
+    try:
+        yield
+    except SystemExit as end:
+        raise KeyboardInterrupt from end
 
 
 def _quiet() -> None:

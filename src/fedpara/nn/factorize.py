@@ -77,9 +77,10 @@ class FedPara:
         rule = next((r for pattern, r in (self.layers or {}).items() if fnmatchcase(name, pattern)), LayerRule())
         if rule.rank is not None:
             return rule.rank
-        gamma = self.gamma if rule.gamma is None else rule.gamma
-        columns = shape[1] if self._tucker(shape) else prod(shape[1:])
-        return hadamard_rank(shape[0], columns, prod(shape), partial(self._size, shape), gamma)
+        return self._rank(shape, self.gamma if rule.gamma is None else rule.gamma)
+
+    def _rank(self, shape: Shape, gamma: float) -> int:
+        return hadamard_rank(*self._sides(shape), prod(shape), partial(self._size, shape), gamma)
 
     def __call__(self, name: str, weight: Tensor) -> Factorization:
         """The factorisation of one layer, initialised."""
@@ -88,6 +89,9 @@ class FedPara:
         made = Hadamard(shape, self.rank(name, shape), self._tucker(shape), nonlinearity)
         INITIALIZATIONS[self.initialization](made, weight)
         return made
+
+    def _sides(self, shape: Shape) -> tuple[int, int]:
+        return shape[0], shape[1] if self._tucker(shape) else prod(shape[1:])
 
     def _tucker(self, shape: Shape) -> bool:
         return self.conv == "tucker" and len(shape) > 2
@@ -103,12 +107,13 @@ class EqualSizeLowRank(FedPara):
     Takes the arguments of `FedPara`; with one branch there is no product for `nonlinearity` to act on: no effect.
     """
 
-    def rank(self, name: str, shape: Shape) -> int:
+    def _rank(self, shape: Shape, gamma: float) -> int:
         """The rank of equal size: exactly 2R for matrices, the nearest from either side for Tucker-2."""
-        budget = self._size(shape, super().rank(name, shape))
+        budget = self._size(shape, super()._rank(shape, gamma))
         size = partial(tucker_size if self._tucker(shape) else matrix_size, shape)
         below = largest_rank(size, budget)
-        return below if budget - size(below) <= size(below + 1) - budget else below + 1
+        nearest = below if budget - size(below) <= size(below + 1) - budget else below + 1
+        return min(nearest, *self._sides(shape))
 
     def __call__(self, name: str, weight: Tensor) -> Factorization:
         """The factorisation of one layer, initialised."""
@@ -119,12 +124,10 @@ class EqualSizeLowRank(FedPara):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dense:
-    """No factorisation: the original network."""
+class Dense(FedPara):
+    """No factorisation: the original network. Takes FedPara's arguments, so that the two are exchanged by a word."""
 
-    patterns: tuple[str, ...] = ()
-
-    def __call__(self, name: str, weight: Tensor) -> None:
+    def __call__(self, name: str, weight: Tensor) -> None:  # type: ignore[override]
         """Leave the layer as it is."""
         return
 
@@ -159,7 +162,7 @@ def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
     """The factorised layers of a network: the layer's name and its factorisation."""
     for name, module in network.named_modules():
         if isinstance(module, Factorization):
-            yield name.partition(".parametrizations.")[0], module
+            yield f".{name}".partition(".parametrizations.")[0].removeprefix("."), module
 
 
 def merge(network: nn.Module) -> nn.Module:
