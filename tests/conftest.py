@@ -36,7 +36,9 @@ def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
     return ImageSet("tiny", draw(num_train), draw(num_test), num_classes, mean=(0.5,), std=(0.25,))
 
 
-def make_federation(seed=0, personal=None, recipe=None, max_epochs=2, lr=0.1, codec="float32", dropout=0.0, **options):
+def make_federation(
+    seed=0, personal=None, recipe=None, max_epochs=2, lr=0.1, codec="float32", dropout=0.0, algorithm=None, **options
+):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit."""
     torch.manual_seed(seed)
     network = MLP([16, 8, 3])
@@ -51,7 +53,7 @@ def make_federation(seed=0, personal=None, recipe=None, max_epochs=2, lr=0.1, co
     split = Split(list(network.state_dict()), personal)
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
-    return Federation(executor, FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
+    return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
 
 
 @pytest.fixture(scope="session")

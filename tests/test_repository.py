@@ -18,7 +18,7 @@ LAYERS = {
     "communication": {"state"},
     "algorithms": {"state"},
     "data": set(),
-    "execution": {"state", "nn", "models", "data"},
+    "execution": {"state", "nn", "models", "data", "algorithms"},
     "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
     "callbacks": {"state", "record", "files", "federation", "execution"},
 }  # fmt: skip

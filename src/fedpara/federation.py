@@ -13,7 +13,7 @@ from fedpara.execution.base import ClientTask, Executor, LocalResult
 from fedpara.record import RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
-from fedpara.state import State, is_finite, num_elements
+from fedpara.state import Parts, State, is_finite, join, num_elements, separate
 
 Positive = Annotated[int, Field(ge=1)]
 Outcome = Literal["finished", "failed", "interrupted"]
@@ -52,8 +52,9 @@ class Federation:
         seed: of cohorts, batch orders, augmentation and dropout.
 
     Attributes:
-        server: the global model's shared part.
-        personal: what each client kept, by client; empty where nothing is personal.
+        server: what the server keeps: the shared part of the global model, under "model", and the algorithm's own.
+        personal: each client's personal part of the model; empty where nothing is personal.
+        memories: what the algorithm lets each client remember; empty where it needs none.
         round: rounds finished.
         total_bytes: bytes both ways in the finished rounds.
 
@@ -83,8 +84,10 @@ class Federation:
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
         self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
         self._initial = executor.initial_state()
-        self.server = split.shared_part(self._initial)
+        self._trainable = [name for name in executor.trainable if name in set(split.shared)]
+        self.server = algorithm.start(split.shared_part(self._initial), self._trainable, num_clients)
         self.personal: dict[int, State] = {}
+        self.memories: dict[int, State] = {}
         self.round = 0
         self.total_bytes = 0
 
@@ -107,15 +110,17 @@ class Federation:
                 raise
 
     def run_round(self) -> RoundRecord:
-        """One round; on return `server`, `personal`, `round` and `total_bytes` are those after it."""
+        """One round; on return `server`, `personal`, `memories`, `round` and `total_bytes` are those after it."""
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
-        received = self.link.down(self.algorithm.broadcast(self.server))
-        results = self.executor.run(self._tasks(chosen, received.state))
+        delivery = self.link.down(join(self.algorithm.broadcast(self.server)))
+        received = separate(delivery.state)
+        results = self.executor.run(self._tasks(chosen, received))
         tally = _Tally()
-        self.server = self.algorithm.aggregate(self.server, self._uploads(results, tally))
-        self.personal.update(tally.personal)
-        down_bytes = received.num_bytes * len(chosen)
+        self.server = self.algorithm.aggregate(self.server, self._uploads(results, received, tally))
+        self.personal |= tally.personal
+        self.memories |= tally.memories
+        down_bytes = delivery.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         self.round += 1
         metrics = self.evaluate() if self.round % self.eval_every == 0 or self.round == self.num_rounds else {}
@@ -131,21 +136,24 @@ class Federation:
 
     def evaluate(self) -> dict[str, float]:
         """`test/acc` and `test/loss` of the global model."""
-        metrics = self.executor.evaluate(self._model(self.server, self._initial))
+        metrics = self.executor.evaluate(self._model(self.server["model"], self._initial))
         return {f"test/{name}": value for name, value in metrics.items()}
 
-    def _tasks(self, chosen: Iterable[int], received: State) -> Iterator[ClientTask]:
+    def _tasks(self, chosen: Iterable[int], received: Parts) -> Iterator[ClientTask]:
         """Each client starts from what it received and what it kept."""
         factor = self.lr_decay**self.round
         for client in chosen:
             kept = self.personal.get(client, self._initial)
             seed = derive_seed(self.seed, self.round, client, "local training")
-            yield ClientTask(client, self._model(received, kept), factor, seed)
+            correction = self.algorithm.correction(received, self.memories.get(client, {}))
+            yield ClientTask(client, self._model(received["model"], kept), factor, seed, correction)
 
-    def _uploads(self, results: Iterable[LocalResult], tally: "_Tally") -> Iterator[Upload]:
+    def _uploads(self, results: Iterable[LocalResult], received: Parts, tally: "_Tally") -> Iterator[Upload]:
         """Store what is personal, send up what is shared, count both the bytes and the loss."""
         for result in results:
-            delivery = self.link.up(self.split.shared_part(result.state))
+            shared, memory = self.split.shared_part(result.state), self.memories.get(result.client, {})
+            parts, memory = self.algorithm.upload(received, shared, result.learning_rate_sum, memory)
+            delivery = self.link.up(join(parts))
             if not (is_finite(result.state) and is_finite(delivery.state)):
                 raise FloatingPointError(
                     f"client {result.client} returned NaN or infinite parameters in round {self.round + 1}: "
@@ -155,8 +163,10 @@ class Federation:
                 callback.on_client_end(self, result)
             if self.split.personal:
                 tally.personal[result.client] = self.split.personal_part(result.state)
+            if memory:
+                tally.memories[result.client] = memory
             tally.add(result, delivery.num_bytes)
-            yield Upload(delivery.state, result.num_examples)
+            yield Upload(separate(delivery.state), result.num_examples)
 
     def _model(self, shared: State, personal: State) -> State:
         """A whole model in the order of its own names."""
@@ -164,8 +174,8 @@ class Federation:
 
     @property
     def num_shared(self) -> int:
-        """Values that travel each way."""
-        return num_elements(self.server)
+        """Values of the model that travel each way; an algorithm may send more."""
+        return num_elements(self.server["model"])
 
 
 class _Tally:
@@ -173,6 +183,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.personal: dict[int, State] = {}
+        self.memories: dict[int, State] = {}
         self.up_bytes = 0
         self.loss_sum = 0.0
         self.num_examples = 0

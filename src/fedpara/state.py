@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+Parts = dict[str, State]  # what travels or what the server keeps: "model", and what an algorithm adds to it
 
 
 def read_state(module: nn.Module) -> State:
@@ -67,6 +68,34 @@ def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
     if not mean:
         raise ValueError("no states to average: at least one client must report")
     return mean
+
+
+def zeros_like(state: State) -> State:
+    """Zeros in the shapes of `state`."""
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+def combine(first: State, scale: float, second: State) -> State:
+    """`first + scale * second` for the names of `second`; the other names of `first` as they are.
+
+    Raises:
+        KeyError: `second` has a name that `first` has not.
+    """
+    return first | {name: torch.add(first[name], tensor, alpha=scale) for name, tensor in second.items()}
+
+
+def join(parts: Parts) -> State:
+    """One state of all parts, under names `part/name`."""
+    return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+
+
+def separate(state: State) -> Parts:
+    """The inverse of `join`."""
+    parts: Parts = {}
+    for name, tensor in state.items():
+        part, _, own = name.partition("/")
+        parts.setdefault(part, {})[own] = tensor
+    return parts
 
 
 def is_finite(state: State) -> bool:
