@@ -1,4 +1,4 @@
-"""Algorithms against closed forms: quadratic clients whose optimum is known, one round by numpy, limits that are FedAvg."""
+"""Algorithms against closed forms: quadratic clients with a known optimum, one round by numpy, limits that are FedAvg."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def named(name):
 
 
 class Quadratics:
-    """Clients f_i(w) = 1/2 (w - b_i)^T A_i (w - b_i), 10 exact gradient steps each; the optimum of their mean is known."""
+    """Clients f_i(w) = 1/2 (w - b_i)^T A_i (w - b_i), 10 exact gradient steps each; their mean has a known optimum."""
 
     trainable = ["w"]
 
@@ -156,7 +156,7 @@ def test_server_momentum_by_hand():
 
 @pytest.mark.parametrize("limit", [FedProx(mu=0), FedAvgM(momentum=0, server_lr=1), Scaffold()])
 def test_limits_that_are_fedavg(limit):
-    """FedProx without its pull is FedAvg bit for bit; so is SCAFFOLD's first round of equal clients, within rounding."""
+    """FedProx without its pull is FedAvg bit for bit; so is SCAFFOLD's first round, within rounding."""
     num_rounds = 1 if isinstance(limit, Scaffold) else 3
     plain, other = make_federation(num_rounds=num_rounds), make_federation(num_rounds=num_rounds, algorithm=limit)
     plain.fit()
