@@ -159,13 +159,22 @@ def test_personal_parts_stay_with_their_client_and_never_travel():
     federation = make_federation(personal=["*2"], num_rounds=6, callbacks=[watch])
     sent = []
     encode = federation.link.up_codec.encode
-    federation.link.up_codec.encode = lambda state: (sent.append(set(state)), encode(state))[1]
+    federation.link.up_codec.encode = lambda state, seed: (sent.append(set(state)), encode(state, seed))[1]
     federation.fit()
     assert all(not any(name.endswith("2") for name in names) for names in sent)
     assert set(federation.personal) == {result.client for result in watch.results}
     last = {result.client: result for result in watch.results}
     for client, kept in federation.personal.items():
         assert same(kept, federation.split.personal_part(last[client].state))
+
+
+def test_local_only_sends_nothing_and_each_client_goes_on_where_it_stopped():
+    watch = Watch()
+    federation = make_federation(personal=["*"], num_rounds=8, callbacks=[watch])
+    federation.fit()
+    assert federation.total_bytes == 0
+    first, again = [r for r in watch.results if r.client == watch.results[0].client][:2]
+    assert again.train_loss < first.train_loss
 
 
 @pytest.mark.parametrize("damage", ["truncate", "other model", "absent", "garbage"])

@@ -113,8 +113,9 @@ class Federation:
         """One round; on return `server`, `personal`, `memories`, `round` and `total_bytes` are those after it."""
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
-        delivery = self.link.down(join(self.algorithm.broadcast(self.server)))
-        received = separate(delivery.state)
+        message = self.algorithm.broadcast(self.server)
+        delivery = self.link.down(join(message), self._seed(0, "broadcast"))
+        received = separate(delivery.state, message)
         results = self.executor.run(self._tasks(chosen, received))
         tally = _Tally()
         self.server = self.algorithm.aggregate(self.server, self._uploads(results, received, tally))
@@ -144,7 +145,7 @@ class Federation:
         factor = self.lr_decay**self.round
         for client in chosen:
             kept = self.personal.get(client, self._initial)
-            seed = derive_seed(self.seed, self.round, client, "local training")
+            seed = self._seed(client, "local training")
             correction = self.algorithm.correction(received, self.memories.get(client, {}))
             yield ClientTask(client, self._model(received["model"], kept), factor, seed, correction)
 
@@ -153,7 +154,8 @@ class Federation:
         for result in results:
             shared, memory = self.split.shared_part(result.state), self.memories.get(result.client, {})
             parts, memory = self.algorithm.upload(received, shared, result.learning_rate_sum, memory)
-            delivery = self.link.up(join(parts))
+            known = join({"model": received["model"]})
+            delivery = self.link.up(join(parts), known, self._seed(result.client, "upload"))
             if not (is_finite(result.state) and is_finite(delivery.state)):
                 raise FloatingPointError(
                     f"client {result.client} returned NaN or infinite parameters in round {self.round + 1}: "
@@ -166,7 +168,10 @@ class Federation:
             if memory:
                 tally.memories[result.client] = memory
             tally.add(result, delivery.num_bytes)
-            yield Upload(separate(delivery.state), result.num_examples)
+            yield Upload(separate(delivery.state, parts), result.num_examples)
+
+    def _seed(self, client: int, purpose: str) -> int:
+        return derive_seed(self.seed, self.round, client, purpose)
 
     def _model(self, shared: State, personal: State) -> State:
         """A whole model in the order of its own names."""

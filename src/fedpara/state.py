@@ -50,13 +50,13 @@ def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
     Raises:
         ValueError: no items, a weight that is not positive, or names that disagree.
     """
-    mean: State = {}
+    mean: State | None = None
     total = 0.0
     for state, weight in items:
         if not weight > 0:
             raise ValueError(f"weight={weight}: must be positive")
         total += weight
-        if not mean:
+        if mean is None:
             mean = {name: tensor.clone() for name, tensor in state.items()}
             continue
         require_same_names(mean, state)
@@ -65,7 +65,7 @@ def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
                 mean[name].lerp_(tensor, weight / total)
             else:
                 torch.maximum(mean[name], tensor, out=mean[name])
-    if not mean:
+    if mean is None:
         raise ValueError("no states to average: at least one client must report")
     return mean
 
@@ -89,12 +89,12 @@ def join(parts: Parts) -> State:
     return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
 
 
-def separate(state: State) -> Parts:
-    """The inverse of `join`."""
-    parts: Parts = {}
+def separate(state: State, names: Iterable[str]) -> Parts:
+    """The inverse of `join`, for parts of the given names, of which some may be empty."""
+    parts: Parts = {name: {} for name in names}
     for name, tensor in state.items():
         part, _, own = name.partition("/")
-        parts.setdefault(part, {})[own] = tensor
+        parts[part][own] = tensor
     return parts
 
 

@@ -72,19 +72,23 @@ class FedAvg:
 
     def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
         """What the server keeps for the next round, in one pass over the uploads."""
-        return server | separate(weighted_mean((join(upload.parts), upload.num_examples) for upload in uploads))
+        mean = weighted_mean((upload.parts["model"], upload.num_examples) for upload in uploads)
+        return server | {"model": mean}
 
 
 def uniform_mean(uploads: Iterable[Upload]) -> tuple[Parts, int]:
     """The mean in which every client weighs the same, and the number of clients, in one pass."""
-    num_clients = 0
+    num_clients, names = 0, set[str]()
 
     def states() -> Iterator[tuple[State, float]]:
         nonlocal num_clients
-        for num_clients, upload in enumerate(uploads, start=1):  # noqa: B007 (read after the pass)
+        for upload in uploads:
+            num_clients += 1
+            names.update(upload.parts)
             yield join(upload.parts), 1
 
-    return separate(weighted_mean(states())), num_clients
+    mean = weighted_mean(states())
+    return separate(mean, names), num_clients
 
 
 def only(names: Iterable[str], state: State) -> State:

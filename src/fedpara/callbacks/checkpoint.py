@@ -55,7 +55,9 @@ def restore(federation: Federation, folder: Path) -> None:
     expected = join(federation.server)
     if {name: tensor.shape for name, tensor in server.items()} != {n: tensor.shape for n, tensor in expected.items()}:
         raise ValueError(f"{path}: holds other parameters than this configuration's model")
-    federation.server = separate({name: server[name].to(tensor) for name, tensor in expected.items()})
+    federation.server = separate(
+        {name: server[name].to(tensor) for name, tensor in expected.items()}, federation.server
+    )
     federation.personal, federation.memories = clients["personal"], clients["memories"]
     federation.round, federation.total_bytes = progress["round"], progress["total_bytes"]
 
