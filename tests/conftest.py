@@ -37,7 +37,16 @@ def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
 
 
 def make_federation(
-    seed=0, personal=None, recipe=None, max_epochs=2, lr=0.1, codec="float32", dropout=0.0, algorithm=None, **options
+    seed=0,
+    personal=None,
+    recipe=None,
+    max_epochs=2,
+    lr=0.1,
+    codec="float32",
+    dropout=0.0,
+    algorithm=None,
+    partition=iid,
+    **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit."""
     torch.manual_seed(seed)
@@ -46,7 +55,9 @@ def make_federation(
         network.layers.insert(2, torch.nn.Dropout(dropout))
     factorize(network, recipe or FedPara(gamma=0.5))
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
-    data = FederatedDataModule(tiny_images, iid, num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed)
+    data = FederatedDataModule(
+        tiny_images, partition, num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
+    )
     data.setup()
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
     executor = SerialExecutor(module, data, trainer)

@@ -55,7 +55,7 @@ class Quadratics:
                 w -= self.learning_rate * gradient
             yield LocalResult(task.client, {"w": w}, 1, 10, 10 * self.learning_rate, 0.0, 0.0)
 
-    def evaluate(self, state):
+    def evaluate(self, state, client=None):
         return {"distance": float((state["w"] - self.optimum).norm())}
 
 

@@ -16,6 +16,7 @@ from fedpara.algorithms.fedopt import FedAdam
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, LoggerForwarding, ProgressDisplay, RunFolder, restore
 from fedpara.callbacks.checkpoint import FILE
+from fedpara.data import Shards
 from fedpara.federation import FederationCallback
 from fedpara.nn import Dense
 from fedpara.sampling import cohort, derive_seed
@@ -166,6 +167,32 @@ def test_personal_parts_stay_with_their_client_and_never_travel():
     last = {result.client: result for result in watch.results}
     for client, kept in federation.personal.items():
         assert same(kept, federation.split.personal_part(last[client].state))
+
+
+def test_personal_models_are_tested_on_their_own_distribution():
+    """Two classes a client: the test is of those two, and mean and tenth percentile are of all clients."""
+    watch = Watch()
+    federation = make_federation(
+        personal=["*2"], partition=Shards(2), num_rounds=12, clients_per_round=5, lr=0.3, callbacks=[watch]
+    )
+    federation.fit()
+    record = watch.records[-1]
+    assert len(record.personal_accuracy) == 5
+    row = record.as_row()
+    assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_accuracy) / 5)
+    assert min(record.personal_accuracy) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
+    assert record.as_row()["personal/acc_mean"] > 0.8
+    data = federation.executor.datamodule
+    for client in range(5):
+        own = set(data._train.images.labels[data.parts[client]].tolist())
+        tested = torch.cat([labels for _, labels in data.test_dataloader(client)])
+        assert set(tested.tolist()) == own
+
+
+def test_whether_personal_models_are_tested_can_be_said():
+    assert make_federation(evaluate_personal=True).run_round().personal_accuracy
+    assert not make_federation(evaluate_personal=False, personal=["*2"]).run_round().personal_accuracy
+    assert not make_federation().run_round().personal_accuracy
 
 
 def test_local_only_sends_nothing_and_each_client_goes_on_where_it_stopped():

@@ -17,7 +17,7 @@ LAYERS = {
     "models": set(),
     "communication": {"state"},
     "algorithms": {"state"},
-    "data": set(),
+    "data": {"sampling"},
     "execution": {"state", "nn", "models", "data", "algorithms"},
     "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
     "callbacks": {"state", "record", "files", "federation", "execution"},

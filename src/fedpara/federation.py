@@ -48,6 +48,8 @@ class Federation:
         clients_per_round: clients of a cohort, sampled uniformly without replacement.
         num_rounds: T.
         eval_every: the global model is tested every so many rounds, and after the last.
+        evaluate_personal: whether each client's model is tested on the client's own distribution too; None: where
+            something is personal.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
         seed: of cohorts, batch orders, augmentation and dropout.
 
@@ -74,6 +76,7 @@ class Federation:
         clients_per_round: Positive,
         num_rounds: Positive,
         eval_every: Positive = 1,
+        evaluate_personal: bool | None = None,
         lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0,
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
@@ -83,6 +86,7 @@ class Federation:
         self.algorithm, self.link, self.split, self.callbacks = algorithm, link, split, callbacks
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
         self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
+        self.tests_personal = bool(split.personal) if evaluate_personal is None else evaluate_personal
         self._initial = executor.initial_state()
         self._trainable = [name for name in executor.trainable if name in set(split.shared)]
         self.server = algorithm.start(split.shared_part(self._initial), self._trainable, num_clients)
@@ -124,7 +128,9 @@ class Federation:
         down_bytes = delivery.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         self.round += 1
-        metrics = self.evaluate() if self.round % self.eval_every == 0 or self.round == self.num_rounds else {}
+        due = self.round % self.eval_every == 0 or self.round == self.num_rounds
+        metrics = self.evaluate() if due else {}
+        personal = self.evaluate_personal() if due and self.tests_personal else ()
         return RoundRecord(
             round=self.round,
             train_loss=tally.loss_sum / tally.num_examples,
@@ -133,12 +139,20 @@ class Federation:
             down_bytes=down_bytes,
             total_bytes=self.total_bytes,
             seconds=time.perf_counter() - start,
+            personal_accuracy=personal,
         )
 
     def evaluate(self) -> dict[str, float]:
-        """`test/acc` and `test/loss` of the global model."""
+        """`test/acc` and `test/loss` of the global model, with the common start of what is personal."""
         metrics = self.executor.evaluate(self._model(self.server["model"], self._initial))
         return {f"test/{name}": value for name, value in metrics.items()}
+
+    def evaluate_personal(self) -> tuple[float, ...]:
+        """Accuracy of every client's model, from 0 to 1, on the client's own test distribution."""
+        models = (
+            self._model(self.server["model"], self.personal.get(c, self._initial)) for c in range(self.num_clients)
+        )
+        return tuple(self.executor.evaluate(model, client)["acc"] for client, model in enumerate(models))
 
     def _tasks(self, chosen: Iterable[int], received: Parts) -> Iterator[ClientTask]:
         """Each client starts from what it received and what it kept."""

@@ -67,6 +67,6 @@ class Executor(Protocol):
         """Results in the order of the tasks, as they come, so that no more than one need be held."""
         ...
 
-    def evaluate(self, state: State) -> dict[str, float]:
-        """`acc` (0 to 1) and `loss` (nats) of a model on the whole test set."""
+    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
+        """`acc` (0 to 1) and `loss` (nats) of a model on the whole test set, or on a client's own test distribution."""
         ...

@@ -100,11 +100,11 @@ class SerialExecutor:
             time.perf_counter() - start,
         )
 
-    def evaluate(self, state: State) -> dict[str, float]:
-        """Accuracy and loss on the test set; each factorised weight is composed once, not once a batch."""
+    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
+        """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
         load_state(self.module.network, state)
         with parametrize.cached(), _interruptible():
-            (metrics,) = self._trainer().test(self.module, self.datamodule.test_dataloader(), verbose=False)
+            (metrics,) = self._trainer().test(self.module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
     def _trainer(self, **extra: Any) -> Trainer:
