@@ -15,7 +15,7 @@ from train import build_experiment, build_federation
 
 
 def evaluate(folder: Path, overrides: list[str]) -> dict[str, float]:
-    """`round`, `test/acc` and `test/loss` of the checkpoint in a run folder.
+    """`round`, `test/acc` and `test/loss` of the checkpoint in a run folder; `personal/acc` a client where measured.
 
     Args:
         overrides: dotted keys over the run's saved configuration, such as `trainer.accelerator=cpu`.
@@ -39,7 +39,10 @@ def evaluate(folder: Path, overrides: list[str]) -> dict[str, float]:
     with blame(cfg, "data"):
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
-    return {"round": federation.round, **federation.evaluate()}
+    metrics = {"round": federation.round, **federation.evaluate()}
+    if federation.tests_personal:
+        metrics |= {f"personal/acc/{client}": acc for client, acc in enumerate(federation.evaluate_personal())}
+    return metrics
 
 
 def _find_data(cfg: Any, given: bool) -> None:

@@ -165,11 +165,11 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
         log.info("nothing to do: the run has its %d rounds", federation.num_rounds)
         return
     sizes, last = record.parameters, record.rows[-1]
-    dense = federation.total_bytes * sizes["dense"] / sizes["shared"]
+    dense = federation.total_bytes / max(1, sizes["shared"]) * sizes["dense"]
     log.info(
         "test accuracy %.2f %% after %d rounds | sent %s, the dense model would have sent %s (%.1fx)",
         100 * last.get("test/acc", float("nan")), federation.round, size(federation.total_bytes), size(dense),
-        dense / federation.total_bytes,
+        sizes["dense"] / max(1, sizes["shared"]),
     )  # fmt: skip
     log.info("run folder: %s (metrics.csv, summary.json, config.yaml, checkpoint.safetensors)", _short(folder))
 

@@ -36,7 +36,18 @@ def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
     return ImageSet("tiny", draw(num_train), draw(num_test), num_classes, mean=(0.5,), std=(0.25,))
 
 
-def make_federation(seed=0, personal=None, recipe=None, max_epochs=2, lr=0.1, codec="float32", dropout=0.0, **options):
+def make_federation(
+    seed=0,
+    personal=None,
+    recipe=None,
+    max_epochs=2,
+    lr=0.1,
+    codec="float32",
+    dropout=0.0,
+    algorithm=None,
+    partition=iid,
+    **options,
+):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit."""
     torch.manual_seed(seed)
     network = MLP([16, 8, 3])
@@ -44,14 +55,16 @@ def make_federation(seed=0, personal=None, recipe=None, max_epochs=2, lr=0.1, co
         network.layers.insert(2, torch.nn.Dropout(dropout))
     factorize(network, recipe or FedPara(gamma=0.5))
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
-    data = FederatedDataModule(tiny_images, iid, num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed)
+    data = FederatedDataModule(
+        tiny_images, partition, num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
+    )
     data.setup()
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
     executor = SerialExecutor(module, data, trainer)
     split = Split(list(network.state_dict()), personal)
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
-    return Federation(executor, FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
+    return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_images
-from fedpara.data import Dirichlet, FederatedDataModule, crop_and_flip, iid
+from fedpara.data import Dirichlet, FederatedDataModule, Shards, crop_and_flip, iid
 from fedpara.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100
 from fedpara.data.files import REMEMBERED, Archive, present
 from fedpara.data.images import BatchedImages, EpochBatches
 from fedpara.data.mnist_small import mnist_small
+from fedpara.data.partition import matching_part
 
 
 @settings(deadline=None, max_examples=30)
@@ -32,6 +33,26 @@ def test_partitions_are_disjoint_complete_and_reproducible(num_clients, seed, sc
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(400))
     assert min(map(len, parts)) >= (400 // num_clients if scheme == "iid" else 10)
     assert all(torch.equal(a, b) for a, b in zip(parts, partition(labels, num_clients, seed), strict=True))
+
+
+@pytest.mark.parametrize("num_clients", [10, 13, 100])
+def test_shards_give_two_classes_at_most(num_clients):
+    labels = torch.cat([torch.full((size,), c) for c, size in enumerate(range(400, 600, 20))])
+    parts = Shards(2)(labels, num_clients, 0)
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels)))
+    assert max(len(labels[part].unique()) for part in parts) <= 2
+    assert max(map(len, parts)) < 2.5 * min(map(len, parts))
+    with pytest.raises(ValueError, match=r"classes_per_client=2: 4 clients would leave out .* must be 3 or more"):
+        Shards(2)(labels, 4, 0)
+
+
+def test_matching_part_has_the_clients_proportions_and_is_the_largest():
+    own = torch.tensor([0] * 30 + [1] * 10)
+    labels = torch.arange(300) % 3
+    part = matching_part(own, labels, 0)
+    assert labels[part].bincount(minlength=3).tolist() == [100, 33, 0]
+    assert torch.equal(part, matching_part(own, labels, 0))
+    assert len(matching_part(torch.arange(300) % 3, labels, 0)) == 300
 
 
 def test_seeds_and_schemes_give_different_partitions():

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fedpara.models import MLP, VGG
-from fedpara.nn import Dense, EqualSizeLowRank, FedPara, Hadamard, LowRank, factorizations, factorize, merge
+from fedpara.nn import Dense, EqualSizeLowRank, FedPara, Hadamard, LowRank, PFedPara, factorizations, factorize, merge
 from fedpara.nn.factorizations import tucker_product
 from fedpara.nn.factorize import LayerRule
 from fedpara.state import load_state, read_state
@@ -17,6 +17,7 @@ RECIPES = {
     "fedpara-reshape": FedPara(gamma=0.3, conv="reshape"),
     "low-rank": EqualSizeLowRank(gamma=0.3),
     "low-rank-reshape": EqualSizeLowRank(gamma=0.3, conv="reshape"),
+    "pfedpara": PFedPara(gamma=0.3),
     "dense": Dense(),
 }
 
@@ -91,6 +92,19 @@ def test_factors_receive_gradients_and_nothing_dead_remains():
     network = factorize(small_vgg(), FedPara(), ["classifier.*"])
     network(torch.randn(2, 3, 8, 8)).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+def test_pfedpara_is_w1_times_w2_plus_one_and_keeps_the_scale():
+    torch.manual_seed(0)
+    dense = nn.Linear(40, 30)
+    scale = float(dense.weight.detach().std())
+    made = dict(factorizations(factorize(dense, PFedPara(gamma=0.5))))[""]
+    w1, w2 = made.x1 @ made.y1.T, made.x2 @ made.y2.T
+    torch.testing.assert_close(made(), w1 * w2 + w1)
+    assert float(made().detach().std()) == pytest.approx(scale, rel=1e-3)
+    with torch.no_grad():
+        made.x2.zero_()
+    torch.testing.assert_close(made(), w1)  # without its personal part the weight is the global one
 
 
 def test_composition_stays_float32_under_autocast():

@@ -4,17 +4,23 @@ import csv
 import json
 import logging
 import signal
+from functools import partial
 
 import pytest
 import torch
 
 from conftest import make_federation
+from fedpara.algorithms import FedAvg
+from fedpara.algorithms.feddyn import FedDyn
+from fedpara.algorithms.fedopt import FedAdam
+from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, LoggerForwarding, ProgressDisplay, RunFolder, restore
 from fedpara.callbacks.checkpoint import FILE
+from fedpara.data import Shards
 from fedpara.federation import FederationCallback
 from fedpara.nn import Dense
 from fedpara.sampling import cohort, derive_seed
-from fedpara.state import weighted_mean
+from fedpara.state import join, weighted_mean
 
 
 class Watch(FederationCallback):
@@ -49,7 +55,7 @@ def test_a_round_is_the_mean_of_the_cohorts_models_by_examples():
     federation.run_round()
     assert [result.client for result in watch.results] == cohort(0, 0, 5, 2)
     expected = weighted_mean([(result.state, result.num_examples) for result in watch.results])
-    assert same(federation.server, expected)
+    assert same(federation.server["model"], expected)
 
 
 def test_factors_are_averaged_not_the_weights_they_compose():
@@ -64,7 +70,7 @@ def test_factors_are_averaged_not_the_weights_they_compose():
         return network.layers[1].weight.detach()
 
     mean_of_weights = sum(weight(result.state) for result in watch.results) / 2
-    assert not torch.allclose(weight(federation.server), mean_of_weights, atol=1e-6)
+    assert not torch.allclose(weight(federation.server["model"]), mean_of_weights, atol=1e-6)
 
 
 def test_bytes_are_two_ways_times_clients_times_size_times_four():
@@ -109,13 +115,15 @@ def test_same_seed_same_bits_and_other_seed_other_bits(recipe):
     runs = [make_federation(seed=seed, recipe=recipe, dropout=0.2) for seed in (0, 0, 1)]
     for federation in runs:
         federation.fit()
-    assert same(runs[0].server, runs[1].server)
-    assert not same(runs[0].server, runs[2].server)
+    assert same(runs[0].server["model"], runs[1].server["model"])
+    assert not same(runs[0].server["model"], runs[2].server["model"])
 
 
 @pytest.mark.parametrize("personal", [None, ["*2"]])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal):
-    whole = make_federation(num_rounds=4, personal=personal, callbacks=[RunFolder(tmp_path / "a", {})])
+@pytest.mark.parametrize("algorithm", [FedAvg, Scaffold, FedDyn, FedAdam])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal, algorithm):
+    make = partial(make_federation, num_rounds=4, personal=personal)
+    whole = make(algorithm=algorithm(), callbacks=[RunFolder(tmp_path / "a", {})])
     (tmp_path / "a").mkdir()
     whole.fit()
     folder = tmp_path / "b"
@@ -128,15 +136,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal):
 
     parts = [RunFolder(folder, {}), Crash(), Checkpoint(folder)]  # the third row is written, its checkpoint is not
     with pytest.raises(RuntimeError, match="power cut"):
-        make_federation(num_rounds=4, personal=personal, callbacks=parts).fit()
+        make(algorithm=algorithm(), callbacks=parts).fit()
     assert json.loads((folder / "summary.json").read_text())["state"] == "failed"
-    resumed = make_federation(num_rounds=4, personal=personal, callbacks=[RunFolder(folder, {}), Checkpoint(folder)])
+    resumed = make(algorithm=algorithm(), callbacks=[RunFolder(folder, {}), Checkpoint(folder)])
     restore(resumed, folder)
     assert resumed.round == 2
     resumed.fit()
-    assert same(whole.server, resumed.server)
-    assert whole.personal.keys() == resumed.personal.keys()
-    assert all(same(whole.personal[client], resumed.personal[client]) for client in whole.personal)
+    assert same(join(whole.server), join(resumed.server))
+    for kept, restored in ((whole.personal, resumed.personal), (whole.memories, resumed.memories)):
+        assert kept.keys() == restored.keys()
+        assert all(same(kept[client], restored[client]) for client in kept)
 
     def rows(path):
         with (path / "metrics.csv").open() as stream:
@@ -151,13 +160,48 @@ def test_personal_parts_stay_with_their_client_and_never_travel():
     federation = make_federation(personal=["*2"], num_rounds=6, callbacks=[watch])
     sent = []
     encode = federation.link.up_codec.encode
-    federation.link.up_codec.encode = lambda state: (sent.append(set(state)), encode(state))[1]
+    federation.link.up_codec.encode = lambda state, seed: (sent.append(set(state)), encode(state, seed))[1]
     federation.fit()
     assert all(not any(name.endswith("2") for name in names) for names in sent)
     assert set(federation.personal) == {result.client for result in watch.results}
     last = {result.client: result for result in watch.results}
     for client, kept in federation.personal.items():
         assert same(kept, federation.split.personal_part(last[client].state))
+
+
+def test_personal_models_are_tested_on_their_own_distribution():
+    """Two classes a client: the test is of those two, and mean and tenth percentile are of all clients."""
+    watch = Watch()
+    federation = make_federation(
+        personal=["*2"], partition=Shards(2), num_rounds=12, clients_per_round=5, lr=0.3, callbacks=[watch]
+    )
+    federation.fit()
+    record = watch.records[-1]
+    assert len(record.personal_accuracy) == 5
+    row = record.as_row()
+    assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_accuracy) / 5)
+    assert min(record.personal_accuracy) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
+    assert record.as_row()["personal/acc_mean"] > 0.8
+    data = federation.executor.datamodule
+    for client in range(5):
+        own = set(data._train.images.labels[data.parts[client]].tolist())
+        tested = torch.cat([labels for _, labels in data.test_dataloader(client)])
+        assert set(tested.tolist()) == own
+
+
+def test_whether_personal_models_are_tested_can_be_said():
+    assert make_federation(evaluate_personal=True).run_round().personal_accuracy
+    assert not make_federation(evaluate_personal=False, personal=["*2"]).run_round().personal_accuracy
+    assert not make_federation().run_round().personal_accuracy
+
+
+def test_local_only_sends_nothing_and_each_client_goes_on_where_it_stopped():
+    watch = Watch()
+    federation = make_federation(personal=["*"], num_rounds=8, callbacks=[watch])
+    federation.fit()
+    assert federation.total_bytes == 0
+    first, again = [r for r in watch.results if r.client == watch.results[0].client][:2]
+    assert again.train_loss < first.train_loss
 
 
 @pytest.mark.parametrize("damage", ["truncate", "other model", "absent", "garbage"])
@@ -178,10 +222,10 @@ def test_checkpoints_that_cannot_be_used_give_one_line(tmp_path, damage):
 
 def test_a_diverged_client_never_reaches_the_server():
     federation = make_federation(lr=1e30)
-    before = {name: value.clone() for name, value in federation.server.items()}
+    before = {name: value.clone() for name, value in federation.server["model"].items()}
     with pytest.raises(FloatingPointError, match=r"client \d returned NaN or infinite parameters in round 1"):
         federation.fit()
-    assert same(federation.server, before)
+    assert same(federation.server["model"], before)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +270,7 @@ def test_every_callback_learns_of_the_end_even_where_one_fails():
 
 def test_an_upload_that_overflows_half_precision_never_reaches_the_server():
     federation = make_federation(codec="float16")
-    federation.server["layers.1.bias"].fill_(1e6)
+    federation.server["model"]["layers.1.bias"].fill_(1e6)
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
         federation.run_round()
 

@@ -17,8 +17,8 @@ LAYERS = {
     "models": set(),
     "communication": {"state"},
     "algorithms": {"state"},
-    "data": set(),
-    "execution": {"state", "nn", "models", "data"},
+    "data": {"sampling"},
+    "execution": {"state", "nn", "models", "data", "algorithms"},
     "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
     "callbacks": {"state", "record", "files", "federation", "execution"},
 }  # fmt: skip

@@ -57,10 +57,9 @@ def test_split_is_disjoint_and_complete():
     assert split.personal == ["a.y"]
 
 
-@pytest.mark.parametrize(("personal", "message"), [(["c*"], "matches no parameter"), (["*"], "nothing to share")])
-def test_split_refuses(personal, message):
-    with pytest.raises(ValueError, match=message):
-        Split(["a", "b"], personal)
+def test_split_refuses_a_pattern_that_matches_nothing():
+    with pytest.raises(ValueError, match="matches no parameter"):
+        Split(["a", "b"], ["c*"])
 
 
 @given(st.integers(0, 2**32), st.integers(0, 500), st.integers(1, 200), st.data())

@@ -31,10 +31,10 @@ def offline(monkeypatch, tmp_path):
     return tmp_path
 
 
-def run(folder, lr=0.1):
+def run(folder, lr=0.1, **options):
     logger = FederationWandbLogger(project="test", save_dir=str(folder), id=f"run-{lr}", name="n")
     logger.log_hyperparams({"federation": {"num_rounds": 3}, "factorization": {"gamma": 0.25}})
-    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger])])
+    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger])], **options)
     try:
         federation.fit()
     except FloatingPointError:
@@ -52,11 +52,12 @@ def test_offline_without_an_account_and_says_how_to_look_and_upload(offline, cap
 
 
 def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
-    run(offline)
+    run(offline, evaluate_personal=True)
     run(offline, lr=1e30)
     records, summary = read(offline, "run-0.1")
     rows = [record["history"] for record in records if record["type"] == "history"]
-    assert len(rows) == 3
+    assert len(rows) == 6  # a row and a histogram a round
+    assert "histogram" in str(summary["summary"]["personal/acc"])
     assert {"test/acc", "train/loss", "comm/total_gb", "time/round_s"} <= set(summary["summary"])
     assert summary["config"]["factorization"]["gamma"] == 0.25
     axes = {m["metric"].get("name") or m["metric"]["glob_name"]: m["metric"] for m in records if m["type"] == "metric"}

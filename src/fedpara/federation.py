@@ -13,7 +13,7 @@ from fedpara.execution.base import ClientTask, Executor, LocalResult
 from fedpara.record import RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
-from fedpara.state import State, is_finite, num_elements
+from fedpara.state import Parts, State, is_finite, join, num_elements, separate
 
 Positive = Annotated[int, Field(ge=1)]
 Outcome = Literal["finished", "failed", "interrupted"]
@@ -48,12 +48,15 @@ class Federation:
         clients_per_round: clients of a cohort, sampled uniformly without replacement.
         num_rounds: T.
         eval_every: the global model is tested every so many rounds, and after the last.
+        evaluate_personal: whether each client's model is tested on the client's own distribution too; None: where
+            something is personal.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
         seed: of cohorts, batch orders, augmentation and dropout.
 
     Attributes:
-        server: the global model's shared part.
-        personal: what each client kept, by client; empty where nothing is personal.
+        server: what the server keeps: the shared part of the global model, under "model", and the algorithm's own.
+        personal: each client's personal part of the model; empty where nothing is personal.
+        memories: what the algorithm lets each client remember; empty where it needs none.
         round: rounds finished.
         total_bytes: bytes both ways in the finished rounds.
 
@@ -73,6 +76,7 @@ class Federation:
         clients_per_round: Positive,
         num_rounds: Positive,
         eval_every: Positive = 1,
+        evaluate_personal: bool | None = None,
         lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0,
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
@@ -82,9 +86,12 @@ class Federation:
         self.algorithm, self.link, self.split, self.callbacks = algorithm, link, split, callbacks
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
         self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
+        self.tests_personal = bool(split.personal) if evaluate_personal is None else evaluate_personal
         self._initial = executor.initial_state()
-        self.server = split.shared_part(self._initial)
+        self._trainable = [name for name in executor.trainable if name in set(split.shared)]
+        self.server = algorithm.start(split.shared_part(self._initial), self._trainable, num_clients)
         self.personal: dict[int, State] = {}
+        self.memories: dict[int, State] = {}
         self.round = 0
         self.total_bytes = 0
 
@@ -107,18 +114,23 @@ class Federation:
                 raise
 
     def run_round(self) -> RoundRecord:
-        """One round; on return `server`, `personal`, `round` and `total_bytes` are those after it."""
+        """One round; on return `server`, `personal`, `memories`, `round` and `total_bytes` are those after it."""
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
-        received = self.link.down(self.algorithm.broadcast(self.server))
-        results = self.executor.run(self._tasks(chosen, received.state))
+        message = self.algorithm.broadcast(self.server)
+        delivery = self.link.down(join(message), self._seed(0, "broadcast"))
+        received = separate(delivery.state, message)
+        results = self.executor.run(self._tasks(chosen, received))
         tally = _Tally()
-        self.server = self.algorithm.aggregate(self.server, self._uploads(results, tally))
-        self.personal.update(tally.personal)
-        down_bytes = received.num_bytes * len(chosen)
+        self.server = self.algorithm.aggregate(self.server, self._uploads(results, received, tally))
+        self.personal |= tally.personal
+        self.memories |= tally.memories
+        down_bytes = delivery.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         self.round += 1
-        metrics = self.evaluate() if self.round % self.eval_every == 0 or self.round == self.num_rounds else {}
+        due = self.round % self.eval_every == 0 or self.round == self.num_rounds
+        metrics = self.evaluate() if due else {}
+        personal = self.evaluate_personal() if due and self.tests_personal else ()
         return RoundRecord(
             round=self.round,
             train_loss=tally.loss_sum / tally.num_examples,
@@ -127,25 +139,37 @@ class Federation:
             down_bytes=down_bytes,
             total_bytes=self.total_bytes,
             seconds=time.perf_counter() - start,
+            personal_accuracy=personal,
         )
 
     def evaluate(self) -> dict[str, float]:
-        """`test/acc` and `test/loss` of the global model."""
-        metrics = self.executor.evaluate(self._model(self.server, self._initial))
+        """`test/acc` and `test/loss` of the global model, with the common start of what is personal."""
+        metrics = self.executor.evaluate(self._model(self.server["model"], self._initial))
         return {f"test/{name}": value for name, value in metrics.items()}
 
-    def _tasks(self, chosen: Iterable[int], received: State) -> Iterator[ClientTask]:
+    def evaluate_personal(self) -> tuple[float, ...]:
+        """Accuracy of every client's model, from 0 to 1, on the client's own test distribution."""
+        models = (
+            self._model(self.server["model"], self.personal.get(c, self._initial)) for c in range(self.num_clients)
+        )
+        return tuple(self.executor.evaluate(model, client)["acc"] for client, model in enumerate(models))
+
+    def _tasks(self, chosen: Iterable[int], received: Parts) -> Iterator[ClientTask]:
         """Each client starts from what it received and what it kept."""
         factor = self.lr_decay**self.round
         for client in chosen:
             kept = self.personal.get(client, self._initial)
-            seed = derive_seed(self.seed, self.round, client, "local training")
-            yield ClientTask(client, self._model(received, kept), factor, seed)
+            seed = self._seed(client, "local training")
+            correction = self.algorithm.correction(received, self.memories.get(client, {}))
+            yield ClientTask(client, self._model(received["model"], kept), factor, seed, correction)
 
-    def _uploads(self, results: Iterable[LocalResult], tally: "_Tally") -> Iterator[Upload]:
+    def _uploads(self, results: Iterable[LocalResult], received: Parts, tally: "_Tally") -> Iterator[Upload]:
         """Store what is personal, send up what is shared, count both the bytes and the loss."""
         for result in results:
-            delivery = self.link.up(self.split.shared_part(result.state))
+            shared, memory = self.split.shared_part(result.state), self.memories.get(result.client, {})
+            parts, memory = self.algorithm.upload(received, shared, result.learning_rate_sum, memory)
+            known = join({"model": received["model"]})
+            delivery = self.link.up(join(parts), known, self._seed(result.client, "upload"))
             if not (is_finite(result.state) and is_finite(delivery.state)):
                 raise FloatingPointError(
                     f"client {result.client} returned NaN or infinite parameters in round {self.round + 1}: "
@@ -155,8 +179,13 @@ class Federation:
                 callback.on_client_end(self, result)
             if self.split.personal:
                 tally.personal[result.client] = self.split.personal_part(result.state)
+            if memory:
+                tally.memories[result.client] = memory
             tally.add(result, delivery.num_bytes)
-            yield Upload(delivery.state, result.num_examples)
+            yield Upload(separate(delivery.state, parts), result.num_examples)
+
+    def _seed(self, client: int, purpose: str) -> int:
+        return derive_seed(self.seed, self.round, client, purpose)
 
     def _model(self, shared: State, personal: State) -> State:
         """A whole model in the order of its own names."""
@@ -164,8 +193,8 @@ class Federation:
 
     @property
     def num_shared(self) -> int:
-        """Values that travel each way."""
-        return num_elements(self.server)
+        """Values of the model that travel each way; an algorithm may send more."""
+        return num_elements(self.server["model"])
 
 
 class _Tally:
@@ -173,6 +202,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.personal: dict[int, State] = {}
+        self.memories: dict[int, State] = {}
         self.up_bytes = 0
         self.loss_sum = 0.0
         self.num_examples = 0

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 GIGABYTE = 1e9
 
 
@@ -16,6 +18,7 @@ class RoundRecord:
         up_bytes, down_bytes: bytes from all clients of the round to the server and back.
         total_bytes: both ways, all rounds so far.
         seconds: wall time of the round, evaluation included.
+        personal_accuracy: of each client's model on the client's own test distribution; empty where not measured.
     """
 
     round: int
@@ -25,6 +28,7 @@ class RoundRecord:
     down_bytes: int
     total_bytes: int
     seconds: float
+    personal_accuracy: tuple[float, ...] = ()
 
     def as_row(self) -> dict[str, float]:
         """The record under the names of metrics.csv and of W&B."""
@@ -32,9 +36,17 @@ class RoundRecord:
             "round": self.round,
             "train/loss": self.train_loss,
             **self.metrics,
+            **self._personal(),
             "comm/up_bytes": self.up_bytes,
             "comm/down_bytes": self.down_bytes,
             "comm/total_bytes": self.total_bytes,
             "comm/total_gb": self.total_bytes / GIGABYTE,
             "time/round_s": self.seconds,
         }
+
+    def _personal(self) -> dict[str, float]:
+        """Mean over clients, and the tenth percentile: how the worst off fare."""
+        if not self.personal_accuracy:
+            return {}
+        mean, tenth = np.mean(self.personal_accuracy), np.percentile(self.personal_accuracy, 10)
+        return {"personal/acc_mean": float(mean), "personal/acc_p10": float(tenth)}

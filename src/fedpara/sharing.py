@@ -16,7 +16,7 @@ class Split:
         personal: fnmatch patterns of the names that never leave the client.
 
     Raises:
-        ValueError: a pattern matches no name, or nothing is left to share.
+        ValueError: a pattern matches no name.
     """
 
     @validate_call
@@ -27,8 +27,6 @@ class Split:
                 raise ValueError(f"personal={pattern!r}: matches no parameter or buffer of the model")
         self.personal = [name for name in names if any(fnmatchcase(name, pattern) for pattern in personal)]
         self.shared = [name for name in names if name not in set(self.personal)]
-        if not self.shared:
-            raise ValueError(f"personal={personal}: leaves nothing to share; at least one tensor must travel")
 
     def shared_part(self, state: State) -> State:
         """What travels."""

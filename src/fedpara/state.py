@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+Parts = dict[str, State]  # what travels or what the server keeps: "model", and what an algorithm adds to it
 
 
 def read_state(module: nn.Module) -> State:
@@ -49,13 +50,13 @@ def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
     Raises:
         ValueError: no items, a weight that is not positive, or names that disagree.
     """
-    mean: State = {}
+    mean: State | None = None
     total = 0.0
     for state, weight in items:
         if not weight > 0:
             raise ValueError(f"weight={weight}: must be positive")
         total += weight
-        if not mean:
+        if mean is None:
             mean = {name: tensor.clone() for name, tensor in state.items()}
             continue
         require_same_names(mean, state)
@@ -64,9 +65,37 @@ def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
                 mean[name].lerp_(tensor, weight / total)
             else:
                 torch.maximum(mean[name], tensor, out=mean[name])
-    if not mean:
+    if mean is None:
         raise ValueError("no states to average: at least one client must report")
     return mean
+
+
+def zeros_like(state: State) -> State:
+    """Zeros in the shapes of `state`."""
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+def combine(first: State, scale: float, second: State) -> State:
+    """`first + scale * second` for the names of `second`; the other names of `first` as they are.
+
+    Raises:
+        KeyError: `second` has a name that `first` has not.
+    """
+    return first | {name: torch.add(first[name], tensor, alpha=scale) for name, tensor in second.items()}
+
+
+def join(parts: Parts) -> State:
+    """One state of all parts, under names `part/name`."""
+    return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+
+
+def separate(state: State, names: Iterable[str]) -> Parts:
+    """The inverse of `join`, for parts of the given names, of which some may be empty."""
+    parts: Parts = {name: {} for name in names}
+    for name, tensor in state.items():
+        part, _, own = name.partition("/")
+        parts[part][own] = tensor
+    return parts
 
 
 def is_finite(state: State) -> bool:

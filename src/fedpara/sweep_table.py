@@ -49,6 +49,7 @@ def _outcome(job: Path) -> list[str]:
         seconds = sum(float(row["time/round_s"]) for row in csv.DictReader(stream))
     return [
         f"{last.get('test/acc', float('nan')):.2%}", f"{best.get('test/acc', float('nan')):.2%}",
-        f"{last['comm/total_bytes'] / 1e6:.2f} MB", f"1/{sizes['dense'] / sizes['shared']:.1f}", f"{seconds / 60:.1f}",
+        f"{last['comm/total_bytes'] / 1e6:.2f} MB", f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}",
+        f"{seconds / 60:.1f}",
         summary["state"],
     ]  # fmt: skip

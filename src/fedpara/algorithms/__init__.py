@@ -1,5 +1,5 @@
-"""Federated algorithms: one paper, one file."""
+"""Federated algorithms: one paper, one file; each is named by its own module in its yaml."""
 
-from fedpara.algorithms.base import FedAvg, Upload
+from fedpara.algorithms.base import Correction, FedAvg, Upload
 
-__all__ = ["FedAvg", "Upload"]
+__all__ = ["Correction", "FedAvg", "Upload"]

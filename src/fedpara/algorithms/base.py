@@ -1,12 +1,30 @@
 """FedAvg (McMahan et al., AISTATS 2017, Algorithm 1), and the interface of every algorithm.
 
 FedPara's Algorithm 1 is FedAvg on the factors: the factors are averaged, not the weights they compose.
+
+What a client does differently is data, not code: a `Correction` of its gradients. What client and server remember and
+send is states: the server's `Parts`, the client's memory. There is one local loop, and it knows no algorithm.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
-from fedpara.state import State, weighted_mean
+from fedpara.state import Parts, State, join, separate, weighted_mean
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Added to the gradients before each local step: `proximal * (w - anchor) + offset`, by name.
+
+    Attributes:
+        proximal: weight of the pull towards `anchor`.
+        anchor: where the pull goes; names it lacks are not pulled.
+        offset: a constant; names it lacks have none.
+    """
+
+    proximal: float = 0.0
+    anchor: State = field(default_factory=dict)
+    offset: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -14,21 +32,65 @@ class Upload:
     """What the server received from one client.
 
     Attributes:
-        state: the shared part of the client's model after local training.
-        num_examples: training examples of the client, its weight in the mean.
+        parts: what the algorithm's `upload` returned, after the wire.
+        num_examples: training examples of the client.
     """
 
-    state: State
+    parts: Parts
     num_examples: int
 
 
 class FedAvg:
     """Broadcast the global model, average the clients' models by their numbers of examples."""
 
-    def broadcast(self, server: State) -> State:
-        """What the server sends to each client of the round."""
-        return server
+    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+        """What the server keeps, before the first round.
 
-    def aggregate(self, server: State, uploads: Iterable[Upload]) -> State:
-        """The next global model, in one pass over the uploads."""
-        return weighted_mean((upload.state, upload.num_examples) for upload in uploads)
+        Args:
+            model: the shared part of the initial model, buffers included.
+            trainable: its names that are trained; the rest are buffers.
+        """
+        self.trainable, self.num_clients = trainable, num_clients
+        return {"model": model}
+
+    def broadcast(self, server: Parts) -> Parts:
+        """What the server sends to each client of the round."""
+        return {"model": server["model"]}
+
+    def correction(self, received: Parts, memory: State) -> Correction:
+        """What a client adds to its gradients; `memory` is what its last upload left, or empty."""
+        return Correction()
+
+    def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> tuple[Parts, State]:
+        """What a client sends after training, and what it remembers.
+
+        Args:
+            model: the shared part of the client's model after training.
+            learning_rate_sum: sum of the learning rates of the steps that were applied.
+        """
+        return {"model": model}, {}
+
+    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
+        """What the server keeps for the next round, in one pass over the uploads."""
+        mean = weighted_mean((upload.parts["model"], upload.num_examples) for upload in uploads)
+        return server | {"model": mean}
+
+
+def uniform_mean(uploads: Iterable[Upload]) -> tuple[Parts, int]:
+    """The mean in which every client weighs the same, and the number of clients, in one pass."""
+    num_clients, names = 0, set[str]()
+
+    def states() -> Iterator[tuple[State, float]]:
+        nonlocal num_clients
+        for upload in uploads:
+            num_clients += 1
+            names.update(upload.parts)
+            yield join(upload.parts), 1
+
+    mean = weighted_mean(states())
+    return separate(mean, names), num_clients
+
+
+def only(names: Iterable[str], state: State) -> State:
+    """`state` cut to `names`."""
+    return {name: state[name] for name in names}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pytorch_lightning.loggers import Logger
 
+from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.record import RoundRecord
 
@@ -18,6 +19,8 @@ class LoggerForwarding(FederationCallback):
         """Log the round."""
         for logger in self.loggers:
             logger.log_metrics(record.as_row(), step=record.round)
+            if record.personal_accuracy and isinstance(logger, FederationWandbLogger):
+                logger.log_histogram("personal/acc", record.personal_accuracy, record.round)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
         """Close the loggers; anything but "finished" is a failure to them."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class FederationWandbLogger(WandbLogger):
         if "test/acc" in row:
             row["acc_over_gb"] = row["test/acc"]
         self.experiment.log(row)
+
+    def log_histogram(self, name: str, values: Sequence[float], number: int) -> None:
+        """Log a whole vector of round `number`, as a histogram."""
+        self.experiment.log({name: wandb.Histogram(list(values)), "round": number})
 
     def finalize(self, status: str) -> None:
         """Close the run as finished or failed."""

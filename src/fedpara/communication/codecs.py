@@ -1,28 +1,40 @@
 """Codecs: a state to a packet and back.
 
-A codec is an object with `encode(state) -> Packet` and `decode(packet, like) -> State`, where `like` is any state of
-the same names, shapes and types, which both ends hold.
+A codec is an object with `encode(state, seed) -> Packet` and `decode(packet, like) -> State`, where `like` is any state
+of the same names, shapes and types, which both ends hold. One that says `of_updates` is handed the difference from what
+the other end knows already.
 """
 
 from typing import Literal, Protocol
 
 import torch
 from pydantic import validate_call
+from torch import Tensor
 
 from fedpara.communication.packet import Packet
 from fedpara.state import State
 
 
 class Codec(Protocol):
-    """State to packet and back."""
+    """State to packet and back.
 
-    def encode(self, state: State) -> Packet:
-        """The bytes to send for `state`."""
+    Attributes:
+        of_updates: whether it encodes differences from what the receiver knows, rather than values.
+    """
+
+    of_updates: bool
+
+    def encode(self, state: State, seed: int = 0) -> Packet:
+        """The bytes to send for `state`; `seed` is of whatever is random in that."""
         ...
 
     def decode(self, packet: Packet, like: State) -> State:
         """What the other end reads from the packet, in the names, shapes and types of `like`."""
         ...
+
+
+def _packet(parts: list[Tensor]) -> Packet:
+    return Packet(torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8))
 
 
 class Cast:
@@ -34,6 +46,8 @@ class Cast:
         dtype: `float32`, `float16` or `bfloat16`.
     """
 
+    of_updates = False
+
     @validate_call
     def __init__(self, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -41,10 +55,10 @@ class Cast:
     def _wire_type(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if dtype.is_floating_point else dtype
 
-    def encode(self, state: State) -> Packet:
+    def encode(self, state: State, seed: int = 0) -> Packet:
         """All values, tensor after tensor, in the order of the state."""
         parts = [t.to(self._wire_type(t.dtype)).reshape(-1).view(torch.uint8) for t in state.values()]
-        return Packet(torch.cat(parts))
+        return _packet(parts)
 
     def decode(self, packet: Packet, like: State) -> State:
         """The values in the types of `like`.
@@ -59,3 +73,74 @@ class Cast:
         parts = zip(like.items(), packet.payload.split(sizes), strict=True)
         # a copy of each part: views into one buffer need not be aligned for their type, and would keep it all alive
         return {n: part.clone().view(types[n]).reshape(t.shape).to(t.dtype) for (n, t), part in parts}
+
+
+class StochasticUniform:
+    """Updates in 8, 4 or 2 bits a value, packed: the low-precision quantiser of FedPAQ (Reisizadeh et al. 2020, ex. 1).
+
+    Each tensor is divided by its largest absolute value and rounded at random to one of 2^(bits - 1) - 1 levels on
+    either side of zero, up or down with the probabilities that leave its expectation alone. A tensor of n values takes
+    4 bytes for its scale and ceil(n bits / 8) for the rest. Integer buffers travel in their own type.
+
+    Args:
+        bits: 8, 4 or 2 (which leaves -1, 0, 1).
+    """
+
+    of_updates = True
+
+    @validate_call
+    def __init__(self, bits: Literal[8, 4, 2] = 8) -> None:
+        self.bits = bits
+        self.levels = 2 ** (bits - 1) - 1
+
+    def encode(self, state: State, seed: int = 0) -> Packet:
+        """Scale and packed codes, tensor after tensor."""
+        generator = torch.Generator().manual_seed(seed)
+        parts: list[Tensor] = []
+        for tensor in state.values():
+            if not tensor.dtype.is_floating_point:
+                parts.append(tensor.reshape(-1).view(torch.uint8))
+                continue
+            values = tensor.reshape(-1).float()
+            scale = values.abs().max() if values.numel() else values.new_zeros(())
+            noise = torch.rand(values.shape, generator=generator).to(values.device)
+            codes = (values / scale.clamp(min=torch.finfo(torch.float32).tiny) * self.levels + noise).floor()
+            codes = codes.clamp(-self.levels, self.levels) + self.levels
+            parts += [scale.reshape(1).view(torch.uint8), self._pack(codes.to(torch.uint8))]
+        return _packet(parts)
+
+    def decode(self, packet: Packet, like: State) -> State:
+        """The quantised values in the types of `like`.
+
+        Raises:
+            ValueError: the packet has not the length that `like` asks for.
+        """
+        sizes = [self._num_bytes(tensor) for tensor in like.values()]
+        if sum(sizes) != packet.num_bytes:
+            raise ValueError(f"packet of {packet.num_bytes} bytes: the model needs {sum(sizes)}")
+        decoded: State = {}
+        for (name, tensor), part in zip(like.items(), packet.payload.split(sizes), strict=True):
+            if tensor.dtype.is_floating_point:
+                scale = part[:4].clone().view(torch.float32)
+                codes = self._unpack(part[4:], tensor.numel()).float()
+                values = (codes - self.levels) * (scale / self.levels)
+            else:
+                values = part.clone().view(tensor.dtype)
+            decoded[name] = values.reshape(tensor.shape).to(tensor.dtype)
+        return decoded
+
+    def _num_bytes(self, tensor: Tensor) -> int:
+        if not tensor.dtype.is_floating_point:
+            return tensor.numel() * tensor.dtype.itemsize
+        return 4 + -(-tensor.numel() * self.bits // 8)
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        """Codes below 2^bits, 8 / bits of them to a byte, the first in the lowest bits."""
+        per_byte = 8 // self.bits
+        padded = torch.nn.functional.pad(codes, [0, -len(codes) % per_byte]).view(-1, per_byte)
+        shifts = torch.arange(per_byte, device=codes.device, dtype=torch.uint8) * self.bits
+        return (padded << shifts).sum(1, dtype=torch.uint8)
+
+    def _unpack(self, packed: Tensor, num_codes: int) -> Tensor:
+        shifts = torch.arange(8 // self.bits, device=packed.device, dtype=torch.uint8) * self.bits
+        return ((packed[:, None] >> shifts) & (2**self.bits - 1)).reshape(-1)[:num_codes]

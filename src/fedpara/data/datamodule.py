@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fedpara.data.images import BatchedImages, EpochBatches, ImageSet, Transform
-from fedpara.data.partition import Partition
+from fedpara.data.partition import Partition, matching_part
+from fedpara.sampling import derive_seed
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -94,10 +95,14 @@ class FederatedDataModule(LightningDataModule):
         """A client's training batches; their order is a function of (seed, epoch)."""
         return self._loader(self._train, EpochBatches(self.parts[client], self.batch_size, seed))
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set, in its own order."""
-        everything = torch.arange(len(self._test.images))
-        return self._loader(self._test, EpochBatches(everything, self.eval_batch_size, seed=0, shuffle=False))
+    def test_dataloader(self, client: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
+        """The test set in its own order, or the part of it that has a client's own distribution (`matching_part`)."""
+        labels = self._test.images.labels.cpu()
+        chosen = torch.arange(len(labels))
+        if client is not None:
+            own = self._train.images.labels.cpu()[self.parts[client]]
+            chosen = matching_part(own, labels, derive_seed(self.seed, 0, client, "test part"))
+        return self._loader(self._test, EpochBatches(chosen, self.eval_batch_size, seed=0, shuffle=False))
 
     def _loader(self, batches: BatchedImages, keys: EpochBatches) -> DataLoader[tuple[Tensor, Tensor]]:
         workers = min(self.num_workers, len(keys), os.cpu_count() or 1)

@@ -34,6 +34,47 @@ def iid(labels: Tensor, num_clients: int, seed: int) -> list[Tensor]:
     return [torch.from_numpy(np.sort(part)) for part in np.array_split(order, num_clients)]
 
 
+class Shards:
+    """At most `classes_per_client` classes a client (McMahan et al. 2017, section 3, the pathological non-IID split).
+
+    Examples are cut into num_clients x classes_per_client shards, each of one class alone, classes by their sizes;
+    every client is dealt as many at random. (McMahan cut the sorted list into equal shards; some straddle two classes.)
+
+    Args:
+        classes_per_client: 2 in FedPara's MNIST experiments.
+    """
+
+    @validate_call
+    def __init__(self, classes_per_client: Annotated[int, Field(ge=1)] = 2) -> None:
+        self.classes_per_client = classes_per_client
+
+    def __call__(self, labels: Tensor, num_clients: int, seed: int) -> list[Tensor]:
+        """The partition.
+
+        Raises:
+            ValueError: fewer shards than classes, or fewer examples than shards.
+        """
+        _require_enough(len(labels), num_clients, self.classes_per_client)
+        generator = np.random.default_rng(seed)
+        values, sizes = np.unique(labels.numpy(), return_counts=True)
+        num_shards = num_clients * self.classes_per_client
+        if num_shards < len(values):
+            raise ValueError(
+                f"classes_per_client={self.classes_per_client}: {num_clients} clients would leave out some of the "
+                f"{len(values)} classes; must be {-(-len(values) // num_clients)} or more"
+            )
+        counts = np.ones(len(values), dtype=int)
+        while counts.sum() < num_shards:  # the next shard to the class whose shards are the largest
+            counts[np.argmax(sizes / counts)] += 1
+        shards = [
+            shard
+            for value, count in zip(values, counts, strict=True)
+            for shard in np.array_split(generator.permutation(np.flatnonzero(labels.numpy() == value)), count)
+        ]
+        hands = np.array_split(generator.permutation(num_shards), num_clients)
+        return [torch.from_numpy(np.sort(np.concatenate([shards[i] for i in hand]))) for hand in hands]
+
+
 class Dirichlet:
     """Label skew as in FedML (He et al. 2020), which FedPara follows with alpha = 0.5.
 
@@ -87,3 +128,25 @@ class Dirichlet:
                 parts[client].append(part)
                 held[client] += len(part)
         return [np.concatenate(part) for part in parts]
+
+
+def matching_part(own: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """A client's own test distribution: the largest part of a test set in which classes have the client's proportions.
+
+    Args:
+        own: labels of the client's training examples.
+        labels: labels of the test set.
+
+    Returns:
+        Sorted indices into the test set. A class that the test set lacks is left out.
+    """
+    num_classes = int(max(own.max(), labels.max())) + 1
+    shares = np.bincount(own.numpy(), minlength=num_classes) / len(own)
+    available = np.bincount(labels.numpy(), minlength=num_classes)
+    wanted = np.flatnonzero((shares > 0) & (available > 0))
+    size = (available[wanted] / shares[wanted]).min()
+    generator = np.random.default_rng(seed)
+    parts = [
+        generator.permutation(np.flatnonzero(labels.numpy() == c))[: max(1, int(shares[c] * size))] for c in wanted
+    ]
+    return torch.from_numpy(np.sort(np.concatenate(parts)))

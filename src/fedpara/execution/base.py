@@ -1,9 +1,10 @@
 """Tasks, results and the interface of every executor: where and how a round's clients are trained."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from fedpara.algorithms.base import Correction
 from fedpara.state import State
 
 
@@ -15,6 +16,7 @@ class ClientTask:
         client: index of the client, which names its data.
         state: the whole model the client starts from: what it received and what it kept.
         learning_rate_factor: multiplies the optimizer's learning rate.
+        correction: what is added to the gradients before each step.
         seed: of batch order, augmentation and dropout.
     """
 
@@ -22,6 +24,7 @@ class ClientTask:
     state: State
     learning_rate_factor: float
     seed: int
+    correction: Correction = field(default_factory=Correction)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class LocalResult:
         state: the whole model after training.
         num_examples: examples of the client.
         num_steps: optimizer steps that were applied (under fp16 the scaler skips some).
+        learning_rate_sum: sum of their learning rates.
         train_loss: mean over all examples of all local epochs, in nats.
         seconds: wall time of the training.
     """
@@ -41,12 +45,19 @@ class LocalResult:
     state: State
     num_examples: int
     num_steps: int
+    learning_rate_sum: float
     train_loss: float
     seconds: float
 
 
 class Executor(Protocol):
-    """Trains clients and tests models."""
+    """Trains clients and tests models.
+
+    Attributes:
+        trainable: names of the model's state that are trained; the rest are buffers.
+    """
+
+    trainable: list[str]
 
     def initial_state(self) -> State:
         """The state of the freshly built model."""
@@ -56,6 +67,6 @@ class Executor(Protocol):
         """Results in the order of the tasks, as they come, so that no more than one need be held."""
         ...
 
-    def evaluate(self, state: State) -> dict[str, float]:
-        """`acc` (0 to 1) and `loss` (nats) of a model on the whole test set."""
+    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
+        """`acc` (0 to 1) and `loss` (nats) of a model on the whole test set, or on a client's own test distribution."""
         ...

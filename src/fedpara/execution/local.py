@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from fedpara.algorithms.base import Correction
 from fedpara.nn import Factorization, Hadamard, factorizations, jacobian_correction
 
 
@@ -16,11 +17,13 @@ class LocalRecord(Callback):
 
     Attributes:
         num_steps: optimizer steps; a step that the fp16 scaler skipped is none.
+        learning_rate_sum: sum of their learning rates.
         num_examples: examples seen, epochs counted.
     """
 
     def __init__(self) -> None:
         self.num_steps = 0
+        self.learning_rate_sum = 0.0
         self.num_examples = 0
         self._loss: Tensor | float = 0.0
 
@@ -32,8 +35,9 @@ class LocalRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the fresh optimizer."""
 
-        def count(*_: Any) -> None:
+        def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             self.num_steps += 1
+            self.learning_rate_sum += optimizer.param_groups[0]["lr"]
 
         trainer.optimizers[0].register_step_post_hook(count)
 
@@ -44,6 +48,34 @@ class LocalRecord(Callback):
         size = len(batch[1])
         self.num_examples += size
         self._loss = self._loss + outputs["loss"].detach().float() * size
+
+
+class GradientCorrection(Callback):
+    """Adds an algorithm's `Correction` to the gradients, which are unscaled by then and clipped after."""
+
+    def __init__(self, correction: Correction) -> None:
+        self.correction = correction
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the correction to the module's device, once."""
+        device = pl_module.device
+        self._anchor = {name: tensor.to(device) for name, tensor in self.correction.anchor.items()}
+        self._offset = {name: tensor.to(device) for name, tensor in self.correction.offset.items()}
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """grad += proximal * (w - anchor) + offset."""
+        network = pl_module.network
+        assert isinstance(network, torch.nn.Module)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                if self.correction.proximal and name in self._anchor:
+                    parameter.grad.add_(parameter - self._anchor[name], alpha=self.correction.proximal)
+                if name in self._offset:
+                    parameter.grad.add_(self._offset[name])
 
 
 class JacobianCorrection(Callback):

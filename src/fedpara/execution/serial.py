@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from fedpara.data.datamodule import FederatedDataModule
 from fedpara.execution.base import ClientTask, LocalResult
-from fedpara.execution.local import JacobianCorrection, LocalRecord
+from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.models.module import ClassificationModule
 from fedpara.state import State, load_state, read_state
 
@@ -60,6 +60,7 @@ class SerialExecutor:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
         self.max_epochs = max_epochs
+        self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
 
     def initial_state(self) -> State:
@@ -80,6 +81,8 @@ class SerialExecutor:
         callbacks: list[Any] = [record]
         if self.jacobian_correction:
             callbacks.append(JacobianCorrection(self.jacobian_correction))
+        if task.correction.proximal or task.correction.offset:
+            callbacks.append(GradientCorrection(task.correction))
         loader = self.datamodule.client_dataloader(task.client, task.seed)
         with _interruptible():
             self._trainer(callbacks=callbacks).fit(self.module, loader)
@@ -92,15 +95,16 @@ class SerialExecutor:
             read_state(self.module.network),
             num_examples,
             record.num_steps,
+            record.learning_rate_sum,
             record.mean_loss,
             time.perf_counter() - start,
         )
 
-    def evaluate(self, state: State) -> dict[str, float]:
-        """Accuracy and loss on the test set; each factorised weight is composed once, not once a batch."""
+    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
+        """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
         load_state(self.module.network, state)
         with parametrize.cached(), _interruptible():
-            (metrics,) = self._trainer().test(self.module, self.datamodule.test_dataloader(), verbose=False)
+            (metrics,) = self._trainer().test(self.module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
     def _trainer(self, **extra: Any) -> Trainer:

@@ -1,7 +1,7 @@
 """FedPara's factorised weights: Propositions 1 to 3, rank rule, initialisation, Jacobian correction."""
 
-from fedpara.nn.factorizations import Factorization, Hadamard, LowRank
-from fedpara.nn.factorize import Dense, EqualSizeLowRank, FedPara, factorizations, factorize, merge
+from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
+from fedpara.nn.factorize import Dense, EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge
 from fedpara.nn.jacobian import jacobian_correction, jacobian_penalty
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "FedPara",
     "Hadamard",
     "LowRank",
+    "PFedPara",
+    "PersonalHadamard",
     "factorizations",
     "factorize",
     "jacobian_correction",

@@ -110,3 +110,19 @@ class Hadamard(Factorization):
         if self.nonlinearity is None:
             return first * second
         return self.nonlinearity(first) * self.nonlinearity(second)
+
+
+class PersonalHadamard(Factorization):
+    """W = W1 * (W2 + 1) = W1 * W2 + W1 (pFedPara, section 2.3): W1 is everyone's, W2 is the client's own.
+
+    No non-linearity, as in the paper; with W2 = 0 the weight is the global one.
+    """
+
+    personal = ("x2", "y2", "t2")
+
+    def __init__(self, shape: Shape, rank: int, tucker: bool) -> None:
+        super().__init__(shape, rank, tucker, branches=("1", "2"))
+
+    def compose(self) -> Tensor:
+        """W = W1 * (W2 + 1), elementwise."""
+        return self.product("1") * (self.product("2") + 1)

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fedpara.nn.factorizations import Factorization, Hadamard, LowRank
+from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
 from fedpara.nn.initialization import INITIALIZATIONS
 from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, tucker_size
 
@@ -85,10 +85,12 @@ class FedPara:
     def __call__(self, name: str, weight: Tensor) -> Factorization:
         """The factorisation of one layer, initialised."""
         shape = tuple(weight.shape)
-        nonlinearity = torch.tanh if self.nonlinearity == "tanh" else None
-        made = Hadamard(shape, self.rank(name, shape), self._tucker(shape), nonlinearity)
+        made = self._make(shape, self.rank(name, shape), self._tucker(shape))
         INITIALIZATIONS[self.initialization](made, weight)
         return made
+
+    def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
+        return Hadamard(shape, rank, tucker, torch.tanh if self.nonlinearity == "tanh" else None)
 
     def _sides(self, shape: Shape) -> tuple[int, int]:
         return shape[0], shape[1] if self._tucker(shape) else prod(shape[1:])
@@ -115,12 +117,19 @@ class EqualSizeLowRank(FedPara):
         nearest = below if budget - size(below) <= size(below + 1) - budget else below + 1
         return min(nearest, *self._sides(shape))
 
-    def __call__(self, name: str, weight: Tensor) -> Factorization:
-        """The factorisation of one layer, initialised."""
-        shape = tuple(weight.shape)
-        made = LowRank(shape, self.rank(name, shape), self._tucker(shape))
-        INITIALIZATIONS[self.initialization](made, weight)
-        return made
+    def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
+        return LowRank(shape, rank, tucker)
+
+
+@dataclass(frozen=True, config=STRICT)
+class PFedPara(FedPara):
+    """W = W1 * (W2 + 1) for every layer (pFedPara, section 2.3), to be used with `sharing=pfedpara`.
+
+    Takes the arguments of `FedPara`; no non-linearity, whatever `nonlinearity` says, as in the paper.
+    """
+
+    def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
+        return PersonalHadamard(shape, rank, tucker)
 
 
 @dataclass(frozen=True, config=STRICT)

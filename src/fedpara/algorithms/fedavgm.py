@@ -1,0 +1,36 @@
+"""FedAvgM (Hsu et al. 2019, section 4.3): momentum at the server."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field, validate_call
+
+from fedpara.algorithms.base import FedAvg, Upload, only
+from fedpara.state import Parts, State, combine, zeros_like
+
+
+class FedAvgM(FedAvg):
+    """m <- beta m + D, x <- x + lr m, D the mean update; with beta = 0 and lr = 1 this is FedAvg.
+
+    Args:
+        momentum: beta, 0 to 1.
+        server_lr: the server's step.
+    """
+
+    @validate_call
+    def __init__(
+        self, momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9, server_lr: Annotated[float, Field(gt=0)] = 1.0
+    ) -> None:
+        self.momentum, self.server_lr = momentum, server_lr
+
+    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+        """m = 0."""
+        server = super().start(model, trainable, num_clients)
+        return server | {"m": zeros_like(only(trainable, model))}
+
+    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
+        """One step along the momentum; buffers take the mean."""
+        mean = super().aggregate(server, uploads)["model"]
+        before = only(self.trainable, server["model"])
+        m = combine(combine(only(self.trainable, mean), -1, before), self.momentum, server["m"])
+        return {"model": combine(mean | before, self.server_lr, m), "m": m}

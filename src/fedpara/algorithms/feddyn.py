@@ -1,0 +1,42 @@
+"""FedDyn (Acar et al., ICLR 2021, Algorithm 1): dynamic regularisation."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field, validate_call
+
+from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
+from fedpara.state import Parts, State, combine, zeros_like
+
+
+class FedDyn(FedAvg):
+    """Clients minimise L_k(w) - <g_k, w> + alpha/2 ||w - w^t||^2, whose stationary points agree with the global loss's.
+
+    Args:
+        alpha: weight of the regulariser; 0.1 in FedPara's Table 3.
+    """
+
+    @validate_call
+    def __init__(self, alpha: Annotated[float, Field(gt=0)] = 0.1) -> None:
+        self.alpha = alpha
+
+    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+        """h = 0."""
+        server = super().start(model, trainable, num_clients)
+        return server | {"h": zeros_like(only(trainable, model))}
+
+    def correction(self, received: Parts, memory: State) -> Correction:
+        """-g_k + alpha (w - w^t)."""
+        return Correction(self.alpha, received["model"], {name: -g for name, g in memory.items()})
+
+    def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> tuple[Parts, State]:
+        """g_k <- g_k - alpha (w_k - w^t)."""
+        moved = combine(only(self.trainable, model), -1, only(self.trainable, received["model"]))
+        return {"model": model}, combine(memory or zeros_like(moved), -self.alpha, moved)
+
+    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
+        """h <- h - alpha / N sum(w_k - w^t), w <- mean(w_k) - h / alpha: clients weigh the same, as in the paper."""
+        mean, num_received = uniform_mean(uploads)
+        moved = combine(only(self.trainable, mean["model"]), -1, only(self.trainable, server["model"]))
+        h = combine(server["h"], -self.alpha * num_received / self.num_clients, moved)
+        return {"model": combine(mean["model"], -1 / self.alpha, h), "h": h}

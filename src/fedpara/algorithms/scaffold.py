@@ -1,0 +1,54 @@
+"""SCAFFOLD (Karimireddy et al., ICML 2020, Algorithm 1, option II): stochastic controlled averaging."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field, validate_call
+
+from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
+from fedpara.state import Parts, State, combine, zeros_like
+
+
+class Scaffold(FedAvg):
+    """Control variates c (server) and c_i (client) take the drift out of local steps; they travel beside the model.
+
+    Args:
+        server_lr: eta_g, the server's step; 1.0 in FedPara's Table 3.
+    """
+
+    @validate_call
+    def __init__(self, server_lr: Annotated[float, Field(gt=0)] = 1.0) -> None:
+        self.server_lr = server_lr
+
+    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+        """c = 0, for what is trained."""
+        server = super().start(model, trainable, num_clients)
+        return server | {"control": zeros_like(only(trainable, model))}
+
+    def broadcast(self, server: Parts) -> Parts:
+        """(x, c)."""
+        return server
+
+    def correction(self, received: Parts, memory: State) -> Correction:
+        """y_i <- y_i - eta_l (g_i(y_i) - c_i + c)."""
+        return Correction(offset=combine(received["control"], -1, memory))
+
+    def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> tuple[Parts, State]:
+        """c_i+ = c_i - c + (x - y_i) / (K eta_l); sends y_i and c_i+ - c_i. K eta_l is the sum over applied steps."""
+        control = received["control"]
+        before = memory or zeros_like(control)
+        if not learning_rate_sum:
+            return {"model": model, "control": zeros_like(control)}, before
+        drift = {name: (received["model"][name] - model[name]) / learning_rate_sum for name in control}
+        change = combine(drift, -1, control)
+        return {"model": model, "control": change}, combine(before, 1, change)
+
+    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
+        """x <- x + eta_g / |S| sum(y_i - x), c <- c + 1 / N sum(c_i+ - c_i): clients weigh the same, as there."""
+        mean, num_received = uniform_mean(uploads)
+        before = only(self.trainable, server["model"])
+        step = combine(only(self.trainable, mean["model"]), -1, before)
+        return {
+            "model": combine(mean["model"] | before, self.server_lr, step),
+            "control": combine(server["control"], num_received / self.num_clients, mean["control"]),
+        }

@@ -1,0 +1,222 @@
+"""Algorithms against closed forms: quadratic clients of known optimum, one round by numpy, limits that are FedAvg."""
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from conftest import ROOT, make_federation
+from fedpara.algorithms import Correction, FedAvg, Upload
+from fedpara.algorithms.fedavgm import FedAvgM
+from fedpara.algorithms.feddyn import FedDyn
+from fedpara.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from fedpara.algorithms.fedprox import FedProx
+from fedpara.algorithms.scaffold import Scaffold
+from fedpara.communication import Link
+from fedpara.execution import ClientTask, LocalResult
+from fedpara.federation import Federation
+from fedpara.nn import Dense
+from fedpara.sharing import Split
+from fedpara.state import join
+
+NAMES = sorted(path.stem for path in (ROOT / "configs" / "algorithm").glob("*.yaml"))
+
+
+def named(name):
+    """The algorithm as its yaml builds it."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return instantiate(compose("train", [f"algorithm={name}"]).algorithm)
+
+
+class Quadratics:
+    """Clients f_i(w) = 1/2 (w - b_i)^T A_i (w - b_i), 10 exact gradient steps each; their mean has a known optimum."""
+
+    trainable = ["w"]
+
+    def __init__(self, num_clients=6, dimension=4, learning_rate=0.05):
+        generator = torch.Generator().manual_seed(0)
+        roots = torch.randn(num_clients, dimension, dimension, generator=generator, dtype=torch.float64)
+        self.a = roots @ roots.mT / dimension + 0.5 * torch.eye(dimension, dtype=torch.float64)
+        self.b = torch.randn(num_clients, dimension, generator=generator, dtype=torch.float64) * 3
+        self.learning_rate = learning_rate
+        self.optimum = torch.linalg.solve(self.a.sum(0), (self.a @ self.b[:, :, None]).sum(0)[:, 0])
+
+    def initial_state(self):
+        return {"w": torch.zeros(4, dtype=torch.float64)}
+
+    def run(self, tasks):
+        for task in tasks:
+            w, c = task.state["w"].clone(), task.correction
+            for _ in range(10):
+                gradient = self.a[task.client] @ (w - self.b[task.client])
+                gradient += c.proximal * (w - c.anchor["w"]) if c.proximal else 0
+                gradient += c.offset["w"] if c.offset else 0
+                w -= self.learning_rate * gradient
+            yield LocalResult(task.client, {"w": w}, 1, 10, 10 * self.learning_rate, 0.0, 0.0)
+
+    def evaluate(self, state, client=None):
+        return {"distance": float((state["w"] - self.optimum).norm())}
+
+
+class Exact:
+    """A codec that loses nothing of float64."""
+
+    of_updates = False
+
+    def encode(self, state, seed):
+        return _Sent(state)
+
+    def decode(self, packet, like):
+        return packet.state
+
+
+class _Sent:
+    def __init__(self, state):
+        self.state, self.num_bytes = state, 8 * sum(tensor.numel() for tensor in state.values())
+
+
+def distance_after(algorithm, num_rounds, clients_per_round=6):
+    federation = Federation(
+        Quadratics(), algorithm, Link(Exact(), Exact()), Split(["w"]), [],
+        num_clients=6, clients_per_round=clients_per_round, num_rounds=num_rounds, eval_every=num_rounds,
+    )  # fmt: skip
+    for _ in range(num_rounds):
+        record = federation.run_round()
+    return record.metrics["test/distance"], federation
+
+
+def test_fedavg_stops_at_a_distance_from_the_optimum():
+    """With several local steps the fixed point of FedAvg is not the optimum where clients differ."""
+    near, far = (distance_after(FedAvg(), rounds)[0] for rounds in (300, 600))
+    assert near == pytest.approx(far, rel=1e-6)
+    assert far > 0.05
+
+
+@pytest.mark.parametrize("clients_per_round", [6, 3])
+def test_scaffold_reaches_the_optimum(clients_per_round):
+    assert distance_after(Scaffold(), 800, clients_per_round)[0] < 1e-6
+
+
+@pytest.mark.parametrize("clients_per_round", [6, 3])
+def test_feddyn_reaches_the_optimum(clients_per_round):
+    assert distance_after(FedDyn(alpha=1.0), 1500, clients_per_round)[0] < 1e-6
+
+
+def test_fedprox_shortens_the_distance_of_fedavg():
+    assert distance_after(FedProx(mu=3.0), 600)[0] < distance_after(FedAvg(), 600)[0]
+
+
+def test_scaffold_keeps_c_the_mean_of_the_clients_c():
+    """Line 17 of Algorithm 1 adds |S|/N of the mean change, which is what keeps c = 1/N sum(c_i)."""
+    _, federation = distance_after(Scaffold(), 9, clients_per_round=2)
+    total = sum(memory["w"] for memory in federation.memories.values())
+    torch.testing.assert_close(federation.server["control"]["w"], total / 6)
+
+
+def test_scaffold_at_the_optimum_stays_there():
+    executor = Quadratics()
+    algorithm = Scaffold()
+    server = algorithm.start({"w": executor.optimum}, ["w"], 6)
+    gradients = {i: {"w": executor.a[i] @ (executor.optimum - executor.b[i])} for i in range(6)}
+    for client, memory in gradients.items():
+        task = ClientTask(client, server["model"], 1.0, 0, algorithm.correction(server, memory))
+        (result,) = executor.run([task])
+        torch.testing.assert_close(result.state["w"], executor.optimum)
+
+
+def uploads(*values):
+    return [Upload({"model": {"w": torch.tensor([v], dtype=torch.float64)}}, n) for v, n in values]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "second"),
+    [
+        (FedAdam(0.1, 0.9, 0.99, 0.01), lambda v, d: 0.99 * v + 0.01 * d**2),
+        (FedYogi(0.1, 0.9, 0.99, 0.01), lambda v, d: v - 0.01 * d**2 * np.sign(v - d**2)),
+        (FedAdagrad(0.1, 0.9, 0.99, 0.01), lambda v, d: v + d**2),
+    ],
+)
+def test_adaptive_servers_by_numpy(algorithm, second):
+    server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)}, ["w"], 2)
+    x, m, v = 1.0, 0.0, 0.01**2
+    for values in ([(2.0, 1), (4.0, 3)], [(0.0, 2), (1.0, 2)], [(5.0, 1)]):
+        server = algorithm.aggregate(server, uploads(*values))
+        delta = np.average([value for value, _ in values], weights=[n for _, n in values]) - x
+        m, v = 0.9 * m + 0.1 * delta, second(v, delta)
+        x += 0.1 * m / (np.sqrt(v) + 0.01)
+        assert float(server["model"]["w"]) == pytest.approx(x, rel=1e-12)
+
+
+def test_server_momentum_by_hand():
+    algorithm = FedAvgM(momentum=0.5, server_lr=2.0)
+    server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)}, ["w"], 2)
+    server = algorithm.aggregate(server, uploads((2.0, 1)))  # m = 1, x = 3
+    server = algorithm.aggregate(server, uploads((4.0, 1)))  # m = 0.5 + 1, x = 6
+    assert float(server["model"]["w"]) == 6.0
+
+
+@pytest.mark.parametrize("limit", [FedProx(mu=0), FedAvgM(momentum=0, server_lr=1), Scaffold()])
+def test_limits_that_are_fedavg(limit):
+    """FedProx without its pull is FedAvg bit for bit; so is SCAFFOLD's first round, within rounding."""
+    num_rounds = 1 if isinstance(limit, Scaffold) else 3
+    plain, other = make_federation(num_rounds=num_rounds), make_federation(num_rounds=num_rounds, algorithm=limit)
+    plain.fit()
+    other.fit()
+    for name, value in plain.server["model"].items():
+        if isinstance(limit, FedProx):
+            assert torch.equal(other.server["model"][name], value)
+        torch.testing.assert_close(other.server["model"][name], value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("personal", [None, ["*2"]], ids=["full", "personal"])
+@pytest.mark.parametrize(("recipe", "codec"), [(None, "float16"), (Dense(), "float32")], ids=["fedpara", "dense"])
+def test_every_algorithm_learns_with_every_factorisation_split_and_link(name, personal, recipe, codec):
+    if recipe and personal:
+        personal = ["layers.1.*"]
+    federation = make_federation(
+        algorithm=named(name), personal=personal, recipe=recipe, codec=codec, num_rounds=8, clients_per_round=4
+    )
+    before = federation.evaluate()["test/loss"]
+    records = [federation.run_round() for _ in range(8)]
+    assert records[-1].train_loss < records[0].train_loss < 1.5
+    assert personal or records[-1].metrics["test/loss"] < before
+    personal_names = set(federation.split.personal)
+    assert not any(key.partition("/")[2] in personal_names for key in join(federation.server))
+
+
+def test_control_variates_count_as_traffic():
+    plain, scaffold = (make_federation(algorithm=algorithm).run_round() for algorithm in (FedAvg(), Scaffold()))
+    assert (scaffold.up_bytes, scaffold.down_bytes) == (2 * plain.up_bytes, 2 * plain.down_bytes)
+
+
+def test_corrections_reach_the_gradients_of_a_lightning_step():
+    """One task with a pull and an offset against the same steps by hand."""
+    federation = make_federation(recipe=Dense(), max_epochs=1)
+    executor, state = federation.executor, federation.executor.initial_state()
+    offset = {name: torch.full_like(tensor, 0.01) for name, tensor in state.items()}
+    anchor = {name: torch.zeros_like(tensor) for name, tensor in state.items() if "weight" in name}
+    (task,) = federation._tasks([2], {"model": state})
+    task = type(task)(2, task.state, 1.0, task.seed, Correction(0.3, anchor, offset))
+    (result,) = executor.run([task])
+    network = executor.module.network
+    network.load_state_dict(state)
+    for images, labels in executor.datamodule.client_dataloader(2, task.seed):
+        gradients = torch.autograd.grad(
+            torch.nn.functional.cross_entropy(network(images), labels), network.parameters()
+        )
+        with torch.no_grad():
+            for (name, w), gradient in zip(network.named_parameters(), gradients, strict=True):
+                pull = 0.3 * w if name in anchor else 0
+                w.sub_(0.1 * (gradient + pull + 0.01))
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(result.state[name], value, msg=name)
+
+
+def test_scaffold_client_that_applied_no_step_changes_nothing():
+    algorithm = Scaffold()
+    server = algorithm.start({"w": torch.ones(2)}, ["w"], 3)
+    parts, memory = algorithm.upload(server, {"w": torch.ones(2)}, 0.0, {"w": torch.full((2,), 7.0)})
+    assert torch.equal(parts["control"]["w"], torch.zeros(2))
+    assert torch.equal(memory["w"], torch.full((2,), 7.0))
