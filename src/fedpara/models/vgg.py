@@ -15,6 +15,9 @@ Positive = Annotated[int, Field(ge=1)]
 class VGG(nn.Module):
     """Stages of 3x3 convolutions, GroupNorm and ReLU, each stage closed by max pooling; then a classifier.
 
+    Convolutions start at He's scale, hidden fully connected layers at PyTorch's own: no norm follows them, and at He's
+    scale the first steps at learning rate 0.1 throw VGG16 to chance, for good.
+
     Args:
         stages: output channels of the convolutions, stage by stage; each stage halves height and width.
         hidden: widths of the hidden fully connected layers.
@@ -52,17 +55,13 @@ class VGG(nn.Module):
             channels = width
         last = nn.Linear(channels, num_classes)
         self.classifier = nn.Sequential(*head, last)
-        self.apply(_initialise)
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):  # He et al. 2015, fan in
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         nn.init.normal_(last.weight, 0, 0.01)  # as torchvision: logits near 0, so that the first loss is log(classes)
+        nn.init.zeros_(last.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) to logits (B, num_classes)."""
         return self.classifier(self.features(images))
-
-
-def _initialise(module: nn.Module) -> None:
-    """He et al. 2015 (fan in) for convolutions and hidden fully connected layers, biases zero."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)
