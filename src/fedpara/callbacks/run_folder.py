@@ -35,6 +35,10 @@ class RunFolder(FederationCallback):
     def __init__(self, folder: Path, parameters: dict[str, int]) -> None:
         self.folder, self.parameters = folder, parameters
         self.rows: list[dict[str, Any]] = []
+        self._origin = {
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "git_commit": git_commit(),
+        }
 
     def on_fit_start(self, federation: Federation) -> None:
         """Keep the rows of the rounds that a resumed run has behind it."""
@@ -75,8 +79,7 @@ class RunFolder(FederationCallback):
                 "last": {**(evaluated[-1] if evaluated else {}), **last},  # the last test, where this round had none
                 "best": max(evaluated, key=lambda row: row["test/acc"], default={}),
             },
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "git_commit": git_commit(),
+            **self._origin,
         }
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2).encode())
 
