@@ -27,10 +27,10 @@ quickstart: install  ## the main job on 5,000 real digits: dense and FedPara, mi
 	$(BIN)/python src/train.py -m experiment=quickstart factorization=dense,fedpara
 
 test: lint  ## lint, types, tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 test-all: lint  ## also the slow tests
-	$(BIN)/pytest -m 'not gpu'
+	$(BIN)/pytest -n auto --maxprocesses 4 -m 'not gpu'
 
 lint: install
 	$(BIN)/ruff check .

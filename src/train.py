@@ -165,12 +165,13 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
         log.info("nothing to do: the run has its %d rounds", federation.num_rounds)
         return
     sizes, last = record.parameters, record.rows[-1]
-    dense = federation.total_bytes / max(1, sizes["shared"]) * sizes["dense"]
-    log.info(
-        "test accuracy %.2f %% after %d rounds | sent %s, the dense model would have sent %s (%.1fx)",
-        100 * last.get("test/acc", float("nan")), federation.round, size(federation.total_bytes), size(dense),
-        sizes["dense"] / max(1, sizes["shared"]),
-    )  # fmt: skip
+    saved = ""
+    if 0 < sizes["shared"] < sizes["dense"]:
+        ratio = sizes["dense"] / sizes["shared"]
+        saved = f", the dense model would have sent {size(federation.total_bytes * ratio)} ({ratio:.1f}x)"
+    accuracy = 100 * last.get("test/acc", float("nan"))
+    sent = size(federation.total_bytes)
+    log.info("test accuracy %.2f %% after %d rounds | sent %s%s", accuracy, federation.round, sent, saved)
     log.info("run folder: %s (metrics.csv, summary.json, config.yaml, checkpoint.safetensors)", _short(folder))
 
 

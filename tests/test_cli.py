@@ -161,6 +161,7 @@ BAD = [
     ("seed=x", "seed=x: must be a whole number, 0 or more"),
     ("resume=nowhere", "resume=nowhere: not a run folder, it holds no config.yaml"),
     ("partition=dirichlet partition.alpha=0", "partition.alpha=0: Input should be greater than 0"),
+    ("partition=shards", "partition.classes_per_client=2: 4 clients would leave out some of the 10 classes; must be 3"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
 ]
 
@@ -292,7 +293,7 @@ CONTRACT = {"algorithm", "executor", "factorization", "link", "partition", "shar
 @pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] in CONTRACT])
 def test_every_choice_trains_a_round(shell, tmp_path, group, choice):
     """A new algorithm, executor, factorisation, link, partition or split is found here by its yaml."""
-    other = ["factorization=pfedpara"] if choice == "pfedpara" else []
+    other = ["factorization=pfedpara"] if choice == "pfedpara" else ["federation.num_clients=5"]
     status, error, _ = shell(*SMALL, *other, f"{group}={choice}", "federation.num_rounds=1", "trainer.max_epochs=1")
     assert status == 0, error
     (row,) = rows(newest(tmp_path))
