@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 import pytorch_lightning
 import torch
@@ -19,6 +20,8 @@ from fedpara.models import MLP, ClassificationModule
 from fedpara.nn import FedPara, factorize
 from fedpara.sharing import Split
 
+hypothesis.settings.register_profile("repository", deadline=None)  # a busy machine is not a failure
+hypothesis.settings.load_profile("repository")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 torch.set_num_threads(1)

@@ -11,7 +11,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
-    "state": set(), "record": set(), "sampling": set(), "files": set(), "configuration": set(), "sweep_table": set(),
+    "state": set(), "cost": set(), "record": {"cost"},
+    "sampling": set(), "files": set(), "configuration": set(), "sweep_table": set(),
     "sharing": {"state"},
     "nn": set(),
     "models": set(),
@@ -20,7 +21,7 @@ LAYERS = {
     "data": {"sampling"},
     "execution": {"state", "nn", "models", "data", "algorithms"},
     "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
-    "callbacks": {"state", "record", "files", "federation", "execution"},
+    "callbacks": {"state", "record", "cost", "files", "federation", "execution"},
 }  # fmt: skip
 
 

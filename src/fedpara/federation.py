@@ -138,6 +138,8 @@ class Federation:
             up_bytes=tally.up_bytes,
             down_bytes=down_bytes,
             total_bytes=self.total_bytes,
+            num_clients=len(chosen),
+            client_seconds=tally.seconds / len(chosen),
             seconds=time.perf_counter() - start,
             personal_accuracy=personal,
         )
@@ -206,8 +208,10 @@ class _Tally:
         self.up_bytes = 0
         self.loss_sum = 0.0
         self.num_examples = 0
+        self.seconds = 0.0
 
     def add(self, result: LocalResult, up_bytes: int) -> None:
         self.up_bytes += up_bytes
         self.loss_sum += result.train_loss * result.num_examples
         self.num_examples += result.num_examples
+        self.seconds += result.seconds

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedpara.cost import SPEEDS_MBPS, megajoules, round_seconds
+
 GIGABYTE = 1e9
 
 
@@ -17,6 +19,8 @@ class RoundRecord:
         metrics: evaluation by name (`test/acc` from 0 to 1, `test/loss` in nats); empty where the round was not tested.
         up_bytes, down_bytes: bytes from all clients of the round to the server and back.
         total_bytes: both ways, all rounds so far.
+        num_clients: clients of the round.
+        client_seconds: mean wall time of a client's local training.
         seconds: wall time of the round, evaluation included.
         personal_accuracy: of each client's model on the client's own test distribution; empty where not measured.
     """
@@ -27,6 +31,8 @@ class RoundRecord:
     up_bytes: int
     down_bytes: int
     total_bytes: int
+    num_clients: int
+    client_seconds: float
     seconds: float
     personal_accuracy: tuple[float, ...] = ()
 
@@ -42,7 +48,18 @@ class RoundRecord:
             "comm/total_bytes": self.total_bytes,
             "comm/total_gb": self.total_bytes / GIGABYTE,
             "time/round_s": self.seconds,
+            "time/client_s": self.client_seconds,
+            **self._cost(),
         }
+
+    def _cost(self) -> dict[str, float]:
+        """The round over links of the paper's three speeds, and the energy so far."""
+        client_bytes = (self.up_bytes + self.down_bytes) / self.num_clients
+        seconds = {
+            f"cost/round_s_{speed}mbps": round_seconds(self.client_seconds, client_bytes, speed)
+            for speed in SPEEDS_MBPS
+        }
+        return seconds | {"cost/total_mj": megajoules(self.total_bytes)}
 
     def _personal(self) -> dict[str, float]:
         """Mean over clients, and the tenth percentile: how the worst off fare."""

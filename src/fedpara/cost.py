@@ -1,0 +1,59 @@
+"""What a federation would cost over a network: seconds and joules, from logged bytes (FedPara, Fig. 3, Tables 7 and 8).
+
+The paper's model: t = t_comp + 2 size / speed a round, clients in parallel over links of one speed; energy by the
+user-to-data-centre figure of Yan et al. 2019, which Fig. 3 puts at 5.1 MJ for 205.3 GiB.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+SPEEDS_MBPS = (2, 10, 50)
+MEGAJOULES_PER_BYTE = 5.1 / (205.3 * 2**30)
+
+
+def round_seconds(client_seconds: float, client_bytes: float, speed_mbps: float) -> float:
+    """Seconds of one round.
+
+    Args:
+        client_seconds: t_comp, local training of one client.
+        client_bytes: what one client receives and sends in the round.
+        speed_mbps: of the client's link, in 10^6 bits a second.
+    """
+    return client_seconds + 8 * client_bytes / (speed_mbps * 1e6)
+
+
+def megajoules(num_bytes: float) -> float:
+    """Energy of moving `num_bytes`, in MJ."""
+    return num_bytes * MEGAJOULES_PER_BYTE
+
+
+@dataclass(frozen=True)
+class CostToTarget:
+    """What it took until the test accuracy first reached a target.
+
+    Attributes:
+        rounds: rounds finished by then.
+        seconds: simulated wall time over the network.
+        num_bytes: both ways, all clients.
+        megajoules: of moving them.
+    """
+
+    rounds: int
+    seconds: float
+    num_bytes: int
+    megajoules: float
+
+
+def cost_to_target(rows: Iterable[Mapping[str, float]], target: float, speed_mbps: float) -> CostToTarget | None:
+    """The cost until `test/acc` first reached `target` (0 to 1), or None where it never did.
+
+    Args:
+        rows: the rounds from the first on, under the names of metrics.csv; rounds that were not tested count too.
+    """
+    seconds = 0.0
+    for row in rows:
+        seconds += row[f"cost/round_s_{speed_mbps:g}mbps"]
+        if row.get("test/acc", 0.0) >= target:
+            total = int(row["comm/total_bytes"])
+            return CostToTarget(int(row["round"]), seconds, total, megajoules(total))
+    return None
