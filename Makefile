@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test test-all lint format clean
+.PHONY: help install quickstart test lint format clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
 
@@ -28,9 +28,6 @@ quickstart: install  ## the main job on 5,000 real digits: dense and FedPara, mi
 
 test: lint  ## lint, types, tests
 	$(BIN)/pytest -n auto --maxprocesses 4
-
-test-all: lint  ## also the slow tests
-	$(BIN)/pytest -n auto --maxprocesses 4 -m 'not gpu'
 
 lint: install
 	$(BIN)/ruff check .

@@ -95,13 +95,12 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
         algorithm = instantiate(cfg.algorithm)
     with blame(cfg, "link"):
         link = instantiate(cfg.link)
-    experiment.parameters |= {
-        "shared": num_elements(split.shared_part(state)),
-        "personal": num_elements(split.personal_part(state)),
-    }
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     with blame(cfg, "federation"):
-        return Federation(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
+        federation = Federation(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
+    personal = num_elements(split.personal_part(state))
+    experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
+    return federation
 
 
 def train(cfg: DictConfig) -> float | None:

@@ -88,8 +88,8 @@ class Federation:
         self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
         self.tests_personal = bool(split.personal) if evaluate_personal is None else evaluate_personal
         self._initial = executor.initial_state()
-        self._trainable = [name for name in executor.trainable if name in set(split.shared)]
-        self.server = algorithm.start(split.shared_part(self._initial), self._trainable, num_clients)
+        shared = split.shared_part(self._initial)
+        self.server = algorithm.start(shared, [name for name in executor.trainable if name in shared], num_clients)
         self.personal: dict[int, State] = {}
         self.memories: dict[int, State] = {}
         self.round = 0

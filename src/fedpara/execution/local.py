@@ -70,7 +70,7 @@ class GradientCorrection(Callback):
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                if parameter.grad is None:
+                if parameter.grad is None:  # not in this step's graph; an algorithm moves it all the same
                     parameter.grad = torch.zeros_like(parameter)
                 if self.correction.proximal and name in self._anchor:
                     parameter.grad.add_(parameter - self._anchor[name], alpha=self.correction.proximal)

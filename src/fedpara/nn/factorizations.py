@@ -37,12 +37,7 @@ class Factorization(nn.Module):
     Used with `parametrize.register_parametrization(layer, "weight", factorization)`: the layer's own weight is
     dropped (`right_inverse` is empty), and the factors become its parameters, under names such as
     `conv1.parametrizations.weight.0.x1`.
-
-    Attributes:
-        personal: names of the factors that never leave the client; empty except in personalised variants.
     """
-
-    personal: tuple[str, ...] = ()
 
     def __init__(self, shape: Shape, rank: int, tucker: bool, branches: tuple[str, ...]) -> None:
         super().__init__()
@@ -115,10 +110,9 @@ class Hadamard(Factorization):
 class PersonalHadamard(Factorization):
     """W = W1 * (W2 + 1) = W1 * W2 + W1 (pFedPara, section 2.3): W1 is everyone's, W2 is the client's own.
 
-    No non-linearity, as in the paper; with W2 = 0 the weight is the global one.
+    No non-linearity, as in the paper; with W2 = 0 the weight is the global one. That x2, y2 and t2 stay with the client
+    is said by the split, `configs/sharing/pfedpara.yaml`.
     """
-
-    personal = ("x2", "y2", "t2")
 
     def __init__(self, shape: Shape, rank: int, tucker: bool) -> None:
         super().__init__(shape, rank, tucker, branches=("1", "2"))

@@ -1,9 +1,7 @@
 """Turn the layers of any torch network into factorised ones, and back into dense ones.
 
-network = VGG(...)
-factorize(network, FedPara(gamma=0.1), exclude=["classifier.*"])
-...train...
-merge(network)                      # an ordinary dense network again, same outputs
+`factorize(network, FedPara(gamma=0.1), exclude=["classifier.*"])`, train, `merge(network)`: an ordinary dense network
+again, with the same outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
