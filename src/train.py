@@ -112,6 +112,8 @@ def train(cfg: DictConfig) -> float | None:
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
     federation = build_federation(cfg, experiment)
+    with blame(cfg, "faults"):
+        federation.executor = instantiate(cfg.faults, executor=federation.executor)
     if cfg.resume:
         with blame(cfg, "resume"):
             restore(federation, folder)

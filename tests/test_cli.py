@@ -146,6 +146,13 @@ BAD = [
     ("federation.num_rounds=0", "federation.num_rounds=0: Input should be greater than or equal to 1"),
     ("federation.num_rounds=many", "federation.num_rounds='many': Input should be a valid integer"),
     ("federation.lr_decay=0", "federation.lr_decay=0: Input should be greater than 0"),
+    ("federation.min_clients=3", "federation.min_clients=3: must be 1 to clients_per_round (2)"),
+    ("federation.retries=-1", "federation.retries=-1: Input should be greater than or equal to 0"),
+    ("faults.dropout=1.5", "faults.dropout=1.5: Input should be less than or equal to 1"),
+    (
+        "faults=flaky faults.dropout=1",
+        "faults.dropout=1.0: must leave the shares of all faults at 1 or less, they are 1.1",
+    ),
     ("data.batch_size=0", "data.batch_size=0: Input should be greater than or equal to 1"),
     ("data.max_train=-1", "data.max_train=-1: Input should be greater than or equal to 1"),
     ("data.num_classes=11", "data.num_classes=11: mnist_small has 10"),
@@ -288,7 +295,7 @@ def test_every_yaml_composes_and_says_what_it_is(group, choice):
     assert cfg.hydra.runtime.choices[group] == choice
 
 
-CONTRACT = {"algorithm", "executor", "factorization", "link", "partition", "sharing"}
+CONTRACT = {"algorithm", "executor", "factorization", "faults", "link", "partition", "sharing"}
 
 
 @pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] in CONTRACT])

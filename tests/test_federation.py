@@ -41,6 +41,13 @@ def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def rows_without_times(folder):
+    """metrics.csv, but for what differs between two runs of the same seed."""
+    with (folder / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "cost/round"))} for row in rows]
+
+
 def test_it_learns():
     watch = Watch()
     make_federation(num_rounds=20, callbacks=[watch], lr=0.3).fit()
@@ -147,15 +154,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal, algorithm)
         assert kept.keys() == restored.keys()
         assert all(same(kept[client], restored[client]) for client in kept)
 
-    def rows(path):
-        with (path / "metrics.csv").open() as stream:
-            return [
-                {k: v for k, v in row.items() if not k.startswith(("time/", "cost/round"))}
-                for row in csv.DictReader(stream)
-            ]
-
-    assert rows(tmp_path / "a") == rows(folder)
-    assert [row["round"] for row in rows(folder)] == ["1", "2", "3", "4"]
+    assert rows_without_times(tmp_path / "a") == rows_without_times(folder)
+    assert [row["round"] for row in rows_without_times(folder)] == ["1", "2", "3", "4"]
 
 
 def test_personal_parts_stay_with_their_client_and_never_travel():
@@ -238,6 +238,8 @@ def test_a_diverged_client_never_reaches_the_server():
         ({"num_rounds": 0}, "num_rounds"),
         ({"eval_every": 0}, "eval_every"),
         ({"lr_decay": 1.5}, "lr_decay"),
+        ({"min_clients": 3}, r"min_clients=3: must be 1 to clients_per_round \(2\)"),
+        ({"retries": -1}, "retries"),
     ],
 )
 def test_wrong_values_are_refused(options, message):

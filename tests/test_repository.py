@@ -19,7 +19,7 @@ LAYERS = {
     "communication": {"state"},
     "algorithms": {"state"},
     "data": {"sampling"},
-    "execution": {"state", "nn", "models", "data", "algorithms"},
+    "execution": {"state", "sampling", "nn", "models", "data", "algorithms"},
     "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
     "callbacks": {"state", "record", "cost", "files", "federation", "execution"},
 }  # fmt: skip

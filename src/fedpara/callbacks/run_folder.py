@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpara.cost import SPEEDS_MBPS
+from fedpara.execution.base import FAILURE_KINDS
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.files import write_atomically
 from fedpara.record import RoundRecord
@@ -18,7 +19,8 @@ from fedpara.record import RoundRecord
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
 COLUMNS = (
     "round", "test/acc", "test/loss", "train/loss", "personal/acc_mean", "personal/acc_p10", "comm/up_bytes",
-    "comm/down_bytes", "comm/total_bytes", "comm/total_gb", "time/round_s", "time/client_s",
+    "comm/down_bytes", "comm/total_bytes", "comm/total_gb", "clients/succeeded",
+    *(f"clients/{kind}" for kind in FAILURE_KINDS), "time/round_s", "time/client_s",
     *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ class FederationWandbLogger(WandbLogger):
     def __init__(self, project: str, save_dir: str, resumed: Any = None, **init: Any) -> None:
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
-        for name in ("test/*", "train/*", "personal/*", "comm/*", "time/*", "cost/*"):
+        for name in ("test/*", "train/*", "personal/*", "comm/*", "clients/*", "time/*", "cost/*"):
             run.define_metric(name, step_metric="round")
         run.define_metric("acc_over_gb", step_metric="comm/total_gb")
         run.define_metric("test/acc", step_metric="round", summary="max")

@@ -14,7 +14,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.nn.utils import parametrize
 
 from fedpara.data.datamodule import FederatedDataModule
-from fedpara.execution.base import ClientTask, LocalResult
+from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.models.module import ClassificationModule
 from fedpara.state import State, load_state, read_state
@@ -67,10 +67,16 @@ class SerialExecutor:
         """A copy of the network as it was built."""
         return dict(self._initial)
 
-    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult]:
-        """One task after the other, lazily."""
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
+        """One task after the other, lazily; one that raises is a failure of its client alone."""
         for task in tasks:
-            yield self._fit(task)
+            yield self._try(task)
+
+    def _try(self, task: ClientTask) -> LocalResult | ClientFailure:
+        try:
+            return self._fit(task)
+        except Exception as error:
+            return failure(task.client, error)
 
     def _fit(self, task: ClientTask) -> LocalResult:
         start = time.perf_counter()
