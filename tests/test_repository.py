@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
     "sampling": set(), "files": set(), "configuration": set(), "sweep_table": set(),
-    "sharing": {"state"},
+    "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
     "models": set(),
     "communication": {"state"},
@@ -21,7 +21,7 @@ LAYERS = {
     "data": {"sampling"},
     "execution": {"state", "sampling", "nn", "models", "data", "algorithms"},
     "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
-    "callbacks": {"state", "record", "cost", "files", "federation", "execution"},
+    "callbacks": {"state", "record", "cost", "storage", "files", "federation", "execution"},
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
@@ -102,8 +102,8 @@ class Federation:
         self._initial = executor.initial_state()
         shared = split.shared_part(self._initial)
         self.server = algorithm.start(shared, [name for name in executor.trainable if name in shared], num_clients)
-        self.personal: dict[int, State] = {}
-        self.memories: dict[int, State] = {}
+        self.personal: MutableMapping[int, State] = {}
+        self.memories: MutableMapping[int, State] = {}
         self.round = 0
         self.total_bytes = 0
 
