@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.configuration import ConfigurationError, blame, composition_line, one_line
+from fedpara.files import reserve, write_atomically
+from fedpara.interruption import INTERRUPTED, interruption
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from fedpara.data import FederatedDataModule
@@ -105,7 +106,7 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
 
 def train(cfg: DictConfig) -> float | None:
     """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
-    from fedpara.callbacks import LoggerForwarding, RunFolder, restore
+    from fedpara.callbacks import LoggerForwarding, RunFolder, read_rows, restore
 
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(cfg)
@@ -114,8 +115,8 @@ def train(cfg: DictConfig) -> float | None:
     federation = build_federation(cfg, experiment)
     with blame(cfg, "faults"):
         federation.executor = instantiate(cfg.faults, executor=federation.executor)
-    if cfg.resume:
-        with blame(cfg, "resume"):
+    with blame(cfg, "resume"):
+        if cfg.resume and read_rows(folder / "metrics.csv"):  # one killed before its first round starts anew
             restore(federation, folder)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
     with blame(cfg, "data"):
@@ -124,8 +125,8 @@ def train(cfg: DictConfig) -> float | None:
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
-        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     with blame(cfg, "logger"):
         resolved = OmegaConf.to_container(cfg, resolve=True)
         loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
@@ -217,7 +218,10 @@ def hydra_main(cfg: DictConfig) -> float | None:
     """Hydra's entry point, once a job; in a sweep the other jobs go on after one that failed."""
     try:
         _check_resume(cfg)
-        return train(cfg)
+        with blame(cfg, "paths.output_dir"):
+            reservation = reserve(Path(cfg.paths.output_dir))
+        with reservation:
+            return train(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.RUN:
             if (line := _line(error)) is None:
@@ -263,10 +267,10 @@ def _composition_error(error: Exception) -> str:
 
 def main() -> None:
     """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
     try:
         sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
-        hydra_main()
+        with interruption.handled():
+            hydra_main()
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:
@@ -276,7 +280,7 @@ def main() -> None:
             raise
         _stop(line)
     except KeyboardInterrupt:
-        _stop("interrupted", status=130)
+        _stop("interrupted", status=INTERRUPTED)
     if failed_jobs:
         _stop(f"jobs {', '.join(map(str, failed_jobs))} of the sweep failed", status=1)
 

@@ -17,6 +17,7 @@ import eval as evaluation
 import train
 from conftest import ROOT
 from test_data import write_cifar
+from test_wandb import read
 
 TINY = ["data.max_train=60", "data.max_test=40", "data.batch_size=16", "model.network.stages=[[4],[8],[8],[8]]"]
 SMALL = [*TINY, "federation.num_clients=4", "federation.clients_per_round=2", "federation.num_rounds=2", "logger=none"]
@@ -84,6 +85,19 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     assert status == 2
     assert error == f"error: resume={folder}: the run cannot go on with another seed (0 then, 7 now)\n"
     assert shell(f"resume={folder}", "federation.num_rounds=4")[0] == 0  # the refusal has spoilt nothing
+
+
+def test_a_run_killed_before_its_first_round_starts_anew(shell, tmp_path):
+    folder = tmp_path / "run"
+    assert shell(*SMALL, f"hydra.run.dir={folder}")[0] == 0
+    expected = rows(folder)
+    (folder / "checkpoint.safetensors").unlink()
+    assert shell(f"resume={folder}")[1] == (
+        f"error: {folder}/checkpoint.safetensors: no checkpoint there; give the folder of a run that finished a round\n"
+    )
+    (folder / "metrics.csv").write_text((folder / "metrics.csv").read_text().splitlines()[0])
+    assert shell(f"resume={folder}")[0] == 0
+    assert [row["test/loss"] for row in rows(folder)] == [row["test/loss"] for row in expected]
 
 
 def test_the_same_seed_gives_the_same_rows(shell, tmp_path):
@@ -230,8 +244,8 @@ def test_a_diverged_run_says_so(shell, tmp_path):
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
-    environment = os.environ | {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "src" / "train.py"), *SMALL, "federation.num_rounds=100000"]
+    environment = os.environ | {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *SMALL, "federation.num_rounds=100000", "logger=wandb"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=-1, stderr=-1)
     runs = tmp_path / "logs" / "train" / "runs"
     deadline = time.monotonic() + 60
@@ -240,12 +254,18 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(sign)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=15)
     (folder,) = runs.iterdir()
     assert process.returncode == 130
     assert error.strip().splitlines()[-1] == "error: interrupted"
     assert f"go on: python src/train.py resume={folder.relative_to(tmp_path)}" in out
-    assert json.loads((folder / "summary.json").read_text())["state"] == "interrupted"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["state"] == "interrupted"
+    assert len(rows(folder)) == summary["rounds"]
+    records, _ = read(tmp_path / "logs", folder.name)
+    assert records[-1]["exit"]["exit_code"] == 255  # W&B's own for an interruption
+    logged = [record["history"] for record in records if record["type"] == "history"]
+    assert len(logged) == summary["rounds"]
 
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))

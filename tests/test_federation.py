@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import signal
 from functools import partial
 
 import pytest
@@ -288,10 +287,8 @@ def test_ctrl_c_while_testing_is_an_interruption():
         raise KeyboardInterrupt
 
     federation.executor.module.test_step = press
-    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         federation.fit()
-    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
     assert watch.outcome == "interrupted"
 
 

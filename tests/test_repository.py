@@ -12,7 +12,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "sampling": set(), "files": set(), "configuration": set(), "sweep_table": set(),
+    "sampling": set(), "files": set(), "interruption": set(), "configuration": set(), "sweep_table": set(),
     "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
     "models": set(),
@@ -20,7 +20,9 @@ LAYERS = {
     "algorithms": {"state"},
     "data": {"sampling"},
     "execution": {"state", "sampling", "nn", "models", "data", "algorithms"},
-    "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
+    "federation": {
+        "state", "record", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
+    },
     "callbacks": {"state", "record", "cost", "storage", "files", "federation", "execution"},
 }  # fmt: skip
 

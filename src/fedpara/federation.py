@@ -12,6 +12,7 @@ from pydantic import Field, validate_call
 from fedpara.algorithms.base import FedAvg, Upload
 from fedpara.communication import Link
 from fedpara.execution.base import FAILURE_KINDS, ClientFailure, ClientTask, Executor, LocalResult
+from fedpara.interruption import interruption
 from fedpara.record import RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
@@ -118,8 +119,9 @@ class Federation:
                     callback.on_fit_start(self)
                 while self.round < self.num_rounds:
                     record = self.run_round()
-                    for callback in self.callbacks:
-                        callback.on_round_end(self, record)
+                    with interruption.held_back():  # a round is in every file and log, or in none
+                        for callback in self.callbacks:
+                            callback.on_round_end(self, record)
                 outcome = "finished"
             except KeyboardInterrupt:
                 outcome = "interrupted"

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TextIO
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
@@ -31,6 +32,24 @@ def make_durable(*paths: Path) -> None:
     """Have files and their names on the disk, against a loss of power; against a killed process nothing is needed."""
     for path in [*paths, *{path.parent for path in paths}]:
         _synchronise(path)
+
+
+def reserve(folder: Path) -> TextIO:
+    """Keep other processes from training in a run folder until the returned file is closed or the process is gone.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    import fcntl  # not on Windows
+
+    stream = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{folder}: another process is training in this run folder") from error
+    except OSError:  # a file system without locks
+        pass
+    return stream
 
 
 def _synchronise(path: Path) -> None:

@@ -3,6 +3,6 @@
 from fedpara.callbacks.checkpoint import Checkpoint, restore
 from fedpara.callbacks.logging import LoggerForwarding
 from fedpara.callbacks.progress import ProgressDisplay
-from fedpara.callbacks.run_folder import RunFolder
+from fedpara.callbacks.run_folder import RunFolder, read_rows
 
-__all__ = ["Checkpoint", "LoggerForwarding", "ProgressDisplay", "RunFolder", "restore"]
+__all__ = ["Checkpoint", "LoggerForwarding", "ProgressDisplay", "RunFolder", "read_rows", "restore"]

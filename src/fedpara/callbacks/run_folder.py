@@ -47,10 +47,7 @@ class RunFolder(FederationCallback):
     def on_fit_start(self, federation: Federation) -> None:
         """Keep the rows of the rounds that a resumed run has behind it."""
         path = self.folder / "metrics.csv"
-        if federation.round and path.is_file():
-            with path.open(newline="") as stream:
-                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
-            self.rows = [row for row in rows if row["round"] <= federation.round]
+        self.rows = [row for row in read_rows(path) if row["round"] <= federation.round]
         header = io.StringIO()
         writer = csv.DictWriter(header, COLUMNS)
         writer.writeheader()
@@ -86,6 +83,22 @@ class RunFolder(FederationCallback):
             **self._origin,
         }
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2).encode())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.csv, without their empty columns; none where there is no file.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    if not path.is_file():
+        return []
+    try:
+        whole, _, _ = path.read_bytes().decode().rpartition("\n")  # a loss of power may leave half a row
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(whole))]
+        return [{**row, "round": int(row["round"])} for row in rows]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of rounds, or damaged ({error})") from error
 
 
 def _exact(row: dict[str, Any]) -> dict[str, Any]:

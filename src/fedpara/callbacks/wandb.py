@@ -44,8 +44,8 @@ class FederationWandbLogger(WandbLogger):
         self.experiment.log({name: wandb.Histogram(list(values)), "round": number})
 
     def finalize(self, status: str) -> None:
-        """Close the run as finished or failed."""
-        self.experiment.finish(exit_code=0 if status == "success" else 1)
+        """Close the run as finished, failed, or interrupted: 255, W&B's own exit code for that."""
+        self.experiment.finish(exit_code={"success": 0, "aborted": 255}.get(status, 1))
 
 
 def _start(**init: Any) -> Any:

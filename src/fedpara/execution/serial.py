@@ -1,6 +1,7 @@
 """The reference executor: one client after the other, each a Lightning `Trainer.fit` of its own."""
 
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -129,10 +130,12 @@ class SerialExecutor:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lightning turns Ctrl-C into `SystemExit`; turn it back."""
+    """Lightning turns an interruption into `SystemExit`, and SIGINT off; turn both back."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as end:
+        signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from end
 
 
