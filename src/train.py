@@ -24,6 +24,8 @@ from fedpara.files import reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+    from torch import nn
+
     from fedpara.data import FederatedDataModule
     from fedpara.execution import SerialExecutor
     from fedpara.federation import Federation
@@ -92,8 +94,11 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
     state = experiment.executor.initial_state()
     with blame(cfg, "sharing"):
         split = instantiate(cfg.sharing, names=list(state))
+        _require_whole_weights(experiment.executor.module.network, set(split.personal))
     with blame(cfg, "algorithm"):
         algorithm = instantiate(cfg.algorithm)
+    with blame(cfg, "model.optimizer"):
+        algorithm.require(experiment.executor.module.configure_optimizers())
     with blame(cfg, "link"):
         link = instantiate(cfg.link)
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
@@ -102,6 +107,17 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
     return federation
+
+
+def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
+    """Half of FedPara's W1 * W2 is no weight that a client can keep: it takes pFedPara's W1 * (W2 + 1)."""
+    from fedpara.nn import Hadamard
+
+    for layer, weight in network.named_modules():
+        if isinstance(weight, Hadamard):
+            kept = [name for name, _ in weight.named_parameters() if f"{layer}.{name}" in personal]
+            if 0 < len(kept) < len(list(weight.parameters())):
+                raise ValueError(f"{layer} would be split, {', '.join(kept)} personal; take factorization=pfedpara")
 
 
 def train(cfg: DictConfig) -> float | None:

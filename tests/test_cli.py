@@ -184,6 +184,15 @@ BAD = [
     ("resume=nowhere", "resume=nowhere: not a run folder, it holds no config.yaml"),
     ("partition=dirichlet partition.alpha=0", "partition.alpha=0: Input should be greater than 0"),
     ("partition=shards", "partition.classes_per_client=2: 4 clients would leave out some of the 10 classes; must be 3"),
+    ("algorithm=scaffold model.optimizer._target_=torch.optim.Adam", "model.optimizer: Adam and SCAFFOLD, whose"),
+    ("algorithm=scaffold +model.optimizer.momentum=0.9", "model.optimizer: SGD with momentum and SCAFFOLD, whose"),
+    (
+        "sharing=pfedpara",
+        "sharing: features.0.parametrizations.weight.0 would be split, x2, y2, t2 personal; take facto",
+    ),
+    ("sharing=pfedpara factorization=dense", "sharing.personal='*.parametrizations.weight.0.[xyt]2': matches no param"),
+    ("trainer.precision=16-mixed trainer=cpu", "trainer.precision=16-mixed: needs a GPU; on a CPU take bf16-mixed or"),
+    ("trainer.precision=16 trainer=cpu", "trainer.precision=16: needs a GPU; on a CPU take bf16-mixed or 32-true"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
 ]
 

@@ -24,7 +24,8 @@ class Split:
         names, personal = list(names), personal or []
         for pattern in personal:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"personal={pattern!r}: matches no parameter or buffer of the model")
+                fitting = "split and factorization must fit, sharing=pfedpara with factorization=pfedpara"
+                raise ValueError(f"personal={pattern!r}: matches no parameter or buffer of the model; {fitting}")
         self.personal = [name for name in names if any(fnmatchcase(name, pattern) for pattern in personal)]
         self.shared = [name for name in names if name not in set(self.personal)]
 

@@ -36,7 +36,8 @@ class SerialExecutor:
         jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
 
     Raises:
-        ValueError: `trainer` would train no epoch, or without end, or on more than one device.
+        ValueError: `trainer` would train no epoch, or without end, on more than one device, or in a precision that the
+            device has not.
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
@@ -60,6 +61,7 @@ class SerialExecutor:
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
+        _require_hardware(str(options.get("precision", probe.precision)), self.device)
         self.max_epochs = max_epochs
         self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
@@ -126,6 +128,14 @@ class SerialExecutor:
             plugins=[LightningEnvironment()],  # a Trainer a client must not read SLURM's number of tasks
             **extra,
         )
+
+
+def _require_hardware(precision: str, device: torch.device) -> None:
+    """On a CPU Lightning would take bfloat16 for float16, and an old GPU emulates bfloat16 slowly."""
+    if precision.startswith("16") and device.type == "cpu":
+        raise ValueError(f"precision={precision}: needs a GPU; on a CPU take bf16-mixed or 32-true")
+    if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"precision={precision}: this GPU has no bfloat16; take 16-mixed or 32-true")
 
 
 @contextmanager
