@@ -33,6 +33,7 @@ RESUMABLE = (
     "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
     "data.eval_batch_size", "data.num_workers",
 )  # fmt: skip
+NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
 failed_jobs: list[int] = []
 
@@ -63,8 +64,8 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         network = instantiate(cfg.model.network)
     dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
-        options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k != "jacobian_correction"])
-        factorize(network, instantiate(options), list(cfg.model.keep_dense))
+        options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
+        factorize(network, instantiate(options), list(cfg.model.keep_dense), cfg.factorization.num_dense)
     factorized = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "model.optimizer"):
         optimizer = instantiate(cfg.model.optimizer)

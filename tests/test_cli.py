@@ -139,7 +139,7 @@ BAD = [
     ("factorization.jacobian_correction=-1", "factorization.jacobian_correction=-1: Input should be greater than or"),
     (
         "factorization.layers={conv9:{rank:2}}",
-        "factorization: pattern='conv9': matches no layer; layers are features.0",
+        "factorization: pattern='conv9': matches no layer; layers are features.conv1_1",
     ),
     ("factorization.initialization=zero", "factorization.initialization='zero': Input should be 'variance', "),
     ("model.keep_dense=[clasifier]", "factorization: pattern='clasifier': matches no layer"),
