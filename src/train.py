@@ -111,7 +111,7 @@ def train(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     federation = build_federation(cfg, experiment)
     if cfg.resume:
         with blame(cfg, "resume"):
@@ -120,6 +120,8 @@ def train(cfg: DictConfig) -> float | None:
     with blame(cfg, "data"):
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
+    with blame(cfg, "model.network"):
+        experiment.executor.try_one_example()
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
