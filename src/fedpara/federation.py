@@ -52,8 +52,8 @@ class Federation:
         clients_per_round: clients of a cohort, sampled uniformly without replacement.
         num_rounds: T.
         eval_every: the global model is tested every so many rounds, and after the last.
-        evaluate_personal: whether each client's model is tested on the client's own distribution too; None: where
-            something is personal.
+        evaluate_personal: whether clients' models are tested on the clients' own distributions too, both as they are
+            trained and as the next round would start from; None: where something is personal.
         min_clients: a round that fewer clients finish leaves server and clients as they were; where so many failed by
             an error, rather than by absence, that it could not be otherwise, the run ends with the first error.
         retries: more tries in a round for a client that failed; what never succeeds is left out of the round's means,
@@ -134,7 +134,8 @@ class Federation:
         message = self.algorithm.broadcast(self.server)
         delivery = self.link.down(join(message), self._seed(0, "broadcast"))
         received = separate(delivery.state, message)
-        tally = _Tally()
+        due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
+        tally = _Tally(tests_trained=due and self.tests_personal)
         try:
             self.server = self.algorithm.aggregate(self.server, self._uploads(chosen, received, tally))
             self.personal.update(tally.personal)
@@ -144,7 +145,6 @@ class Federation:
         down_bytes = delivery.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         self.round += 1
-        due = self.round % self.eval_every == 0 or self.round == self.num_rounds
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal() if due and self.tests_personal else ()
         return RoundRecord(
@@ -159,6 +159,7 @@ class Federation:
             client_seconds=tally.seconds / max(1, tally.num_clients),
             seconds=time.perf_counter() - start,
             personal_accuracy=personal,
+            trained_accuracy=tuple(tally.trained_accuracy),
         )
 
     def evaluate(self) -> dict[str, float]:
@@ -214,6 +215,8 @@ class Federation:
             tally.personal[result.client] = self.split.personal_part(result.state)
         if memory:
             tally.memories[result.client] = memory
+        if tally.tests_trained:
+            tally.trained_accuracy.append(self.executor.evaluate(result.state, result.client)["acc"])
         tally.add(result)
         return Upload(separate(delivery.state, parts), result.num_examples)
 
@@ -251,9 +254,15 @@ class _TooFewClients(Exception):
 
 
 class _Tally:
-    """Sums over the clients of one round that succeeded, and the failures of the others."""
+    """Sums over the clients of one round that succeeded, and the failures of the others.
 
-    def __init__(self) -> None:
+    Args:
+        tests_trained: whether each client's model is tested as it comes.
+    """
+
+    def __init__(self, tests_trained: bool) -> None:
+        self.tests_trained = tests_trained
+        self.trained_accuracy: list[float] = []
         self.personal: dict[int, State] = {}
         self.memories: dict[int, State] = {}
         self.failures: list[ClientFailure] = []

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, get_args
 import torch
 
 from fedpara.algorithms.base import Correction
+from fedpara.data.datamodule import FederatedDataModule
 from fedpara.state import State
 
 FailureKind = Literal["dropped", "late", "diverged", "crashed", "out_of_memory"]
@@ -91,9 +92,11 @@ class Executor(Protocol):
     """Trains clients and tests models.
 
     Attributes:
+        datamodule: the clients' data.
         trainable: names of the model's state that are trained; the rest are buffers.
     """
 
+    datamodule: FederatedDataModule
     trainable: list[str]
 
     def initial_state(self) -> State:
