@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedpara.configuration import ConfigurationError, blame, composition_line, one_line
+from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, require_nodes
 from fedpara.files import reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
 
@@ -37,6 +37,10 @@ RESUMABLE = (
     "data.eval_batch_size", "data.num_workers",
 )  # fmt: skip
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
+GROUPS = (
+    "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
+    "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",
+)  # fmt: skip
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
 failed_jobs: list[int] = []
 
@@ -125,6 +129,7 @@ def train(cfg: DictConfig) -> float | None:
     """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
     from fedpara.callbacks import LoggerForwarding, RunFolder, read_rows, restore
 
+    require_nodes(cfg, GROUPS)
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
@@ -148,7 +153,7 @@ def train(cfg: DictConfig) -> float | None:
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     with blame(cfg, "logger"):
         resolved = OmegaConf.to_container(cfg, resolve=True)
-        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
+        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
         for logger in loggers:
             logger.log_hyperparams(resolved)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
@@ -294,6 +299,10 @@ def main() -> None:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_composition_error(error))
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's, for algorithm=3
+            raise
+        _stop(f"{one_line(error)}; python src/train.py --help lists groups and choices")
     except (ConfigurationError, OSError) as error:
         if (line := _line(error)) is None:
             raise

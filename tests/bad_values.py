@@ -62,7 +62,13 @@ def attempt(arguments):
 
     GlobalHydra.instance().clear()
     logging.getLogger().handlers.clear()
-    whole, Federation.fit = Federation.fit, Federation.run_round  # one round, whatever num_rounds says
+    whole = Federation.fit
+
+    def one_round(federation):  # whatever num_rounds says
+        federation.num_rounds = 1
+        whole(federation)
+
+    Federation.fit = one_round
     error, status, before = io.StringIO(), 0, sys.argv
     with (
         tempfile.TemporaryDirectory() as folder,

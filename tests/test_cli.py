@@ -193,9 +193,9 @@ BAD = [
     ("algorithm=scaffold +model.optimizer.momentum=0.9", "model.optimizer: SGD with momentum and SCAFFOLD, whose"),
     (
         "sharing=pfedpara",
-        "sharing: features.0.parametrizations.weight.0 would be split, x2, y2, t2 personal; take facto",
+        "sharing: features.conv1_1.parametrizations.weight.0 would be split, x2, y2, t2 personal; take factorization=",
     ),
-    ("sharing=pfedpara factorization=dense", "sharing.personal='*.parametrizations.weight.0.[xyt]2': matches no param"),
+    ("sharing=pfedpara factorization=dense", "sharing.personal='*.parametrizations.*.0.[xyt]2': matches no param"),
     ("trainer.precision=16-mixed trainer=cpu", "trainer.precision=16-mixed: needs a GPU; on a CPU take bf16-mixed or"),
     ("trainer.precision=16 trainer=cpu", "trainer.precision=16: needs a GPU; on a CPU take bf16-mixed or 32-true"),
     (
@@ -208,6 +208,12 @@ BAD = [
     ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than there are layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
     ("data.local_fraction=0", "data.local_fraction=0: Input should be greater than 0"),
+    ("algorithm=-1", "Config group override must be a string or a list. Got int; python src/train.py --help lists gr"),
+    ("algorithm._target_=nowhere.Algorithm", "algorithm: Error loading 'nowhere.Algorithm': ModuleNotFoundError"),
+    ("data.dataset=-1", "data.dataset=-1: must be a group of keys, as in configs/data/"),
+    ("callbacks.checkpoint=-1", "callbacks: Cannot instantiate config of type int."),
+    ("callbacks.checkpoint.folder=nowhere", "paths.output_dir: [Errno 2] No such file or directory: 'nowhere/"),
+    ("callbacks.checkpoint.memory_gb=-1", "callbacks.checkpoint.memory_gb=-1: Input should be greater than or equal"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
 ]
 

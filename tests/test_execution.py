@@ -48,6 +48,15 @@ def test_local_training_equals_a_hand_written_loop():
     assert result.train_loss == pytest.approx(sum(losses) / len(losses))
 
 
+def test_a_look_at_one_example_leaves_dropout_on():
+    plain, tried = make_federation(dropout=0.5, num_rounds=1), make_federation(dropout=0.5, num_rounds=1)
+    tried.executor.try_one_example()
+    plain.fit()
+    tried.fit()
+    for name, value in plain.server["model"].items():
+        assert torch.equal(tried.server["model"][name], value)
+
+
 def test_results_do_not_depend_on_who_trained_before():
     torch.manual_seed(0)
     network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))

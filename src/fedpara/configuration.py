@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +10,23 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+PERSONS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)  # theirs to mend
+
 
 class ConfigurationError(Exception):
     """A wrong configuration or missing input; its text is the one line to show."""
+
+
+def require_nodes(cfg: DictConfig, names: Iterable[str]) -> None:
+    """Refuse a single value where a group of keys belongs.
+
+    Raises:
+        ConfigurationError: the first such key.
+    """
+    for name in names:
+        node = OmegaConf.select(cfg, name)
+        if not isinstance(node, DictConfig):
+            raise ConfigurationError(f"{name}={node!r}: must be a group of keys, as in configs/{name.split('.')[0]}/")
 
 
 @contextmanager
@@ -27,7 +41,7 @@ def blame(cfg: DictConfig, group: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = _cause(error)
-        if not isinstance(cause, (ValueError, TypeError, OSError, OmegaConfBaseException, *_lightning_errors())):
+        if not isinstance(cause, (*PERSONS, *_lightning_errors())):
             raise
         nested = re.search(rf"full_key: ({re.escape(group)}\.\S+)", str(error))  # Hydra names the node it was building
         raise ConfigurationError(_describe(cfg, nested[1] if nested else group, cause)) from error

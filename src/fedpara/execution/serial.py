@@ -101,6 +101,7 @@ class SerialExecutor:
     def _fit(self, task: ClientTask) -> LocalResult:
         start = time.perf_counter()
         load_state(self.module.network, task.state)
+        self.module.train()  # Lightning trains in the mode it finds
         self.module.learning_rate_factor = task.learning_rate_factor
         torch.manual_seed(task.seed)
         record = LocalRecord()
