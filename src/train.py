@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.configuration import ConfigurationError, blame, composition_line, one_line
+from fedpara.files import reserve, write_atomically
+from fedpara.interruption import INTERRUPTED, interruption
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+    from torch import nn
+
     from fedpara.data import FederatedDataModule
     from fedpara.execution import SerialExecutor
     from fedpara.federation import Federation
@@ -92,8 +95,11 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
     state = experiment.executor.initial_state()
     with blame(cfg, "sharing"):
         split = instantiate(cfg.sharing, names=list(state))
+        _require_whole_weights(experiment.executor.module.network, set(split.personal))
     with blame(cfg, "algorithm"):
         algorithm = instantiate(cfg.algorithm)
+    with blame(cfg, "model.optimizer"):
+        algorithm.require(experiment.executor.module.configure_optimizers())
     with blame(cfg, "link"):
         link = instantiate(cfg.link)
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
@@ -104,17 +110,30 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
     return federation
 
 
+def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
+    """Half of FedPara's W1 * W2 is no weight that a client can keep: it takes pFedPara's W1 * (W2 + 1)."""
+    from fedpara.nn import Hadamard
+
+    for layer, weight in network.named_modules():
+        if isinstance(weight, Hadamard):
+            kept = [name for name, _ in weight.named_parameters() if f"{layer}.{name}" in personal]
+            if 0 < len(kept) < len(list(weight.parameters())):
+                raise ValueError(f"{layer} would be split, {', '.join(kept)} personal; take factorization=pfedpara")
+
+
 def train(cfg: DictConfig) -> float | None:
     """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
-    from fedpara.callbacks import LoggerForwarding, RunFolder, restore
+    from fedpara.callbacks import LoggerForwarding, RunFolder, read_rows, restore
 
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     federation = build_federation(cfg, experiment)
-    if cfg.resume:
-        with blame(cfg, "resume"):
+    with blame(cfg, "faults"):
+        federation.executor = instantiate(cfg.faults, executor=federation.executor)
+    with blame(cfg, "resume"):
+        if cfg.resume and read_rows(folder / "metrics.csv"):  # one killed before its first round starts anew
             restore(federation, folder)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
     with blame(cfg, "data"):
@@ -125,8 +144,8 @@ def train(cfg: DictConfig) -> float | None:
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
-        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     with blame(cfg, "logger"):
         resolved = OmegaConf.to_container(cfg, resolve=True)
         loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
@@ -218,7 +237,10 @@ def hydra_main(cfg: DictConfig) -> float | None:
     """Hydra's entry point, once a job; in a sweep the other jobs go on after one that failed."""
     try:
         _check_resume(cfg)
-        return train(cfg)
+        with blame(cfg, "paths.output_dir"):
+            reservation = reserve(Path(cfg.paths.output_dir))
+        with reservation:
+            return train(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.RUN:
             if (line := _line(error)) is None:
@@ -264,10 +286,10 @@ def _composition_error(error: Exception) -> str:
 
 def main() -> None:
     """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
     try:
         sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
-        hydra_main()
+        with interruption.handled():
+            hydra_main()
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:
@@ -277,7 +299,7 @@ def main() -> None:
             raise
         _stop(line)
     except KeyboardInterrupt:
-        _stop("interrupted", status=130)
+        _stop("interrupted", status=INTERRUPTED)
     if failed_jobs:
         _stop(f"jobs {', '.join(map(str, failed_jobs))} of the sweep failed", status=1)
 
