@@ -40,8 +40,8 @@ class RoundRecord:
     client_seconds: float
     seconds: float
     personal_accuracy: tuple[float, ...] = ()
-    clients: Mapping[str, int] = field(default_factory=dict)
     trained_accuracy: tuple[float, ...] = ()
+    clients: Mapping[str, int] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, float]:
         """The record under the names of metrics.csv and of W&B."""
