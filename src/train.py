@@ -3,9 +3,11 @@
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +15,7 @@ os.environ.setdefault("PROJECT_ROOT", str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
 
 import hydra
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -20,7 +23,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedpara import sweep, sweep_table
 from fedpara.configuration import ConfigurationError, blame, composition_line, one_line
+from fedpara.runs import LOCK, Run
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from fedpara.data import FederatedDataModule
@@ -28,13 +33,13 @@ if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays 
     from fedpara.federation import Federation
 
 log = logging.getLogger("train")
+PROGRAM = str(Path(__file__).resolve())
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
 RESUMABLE = (
     "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
     "data.eval_batch_size", "data.num_workers",
 )  # fmt: skip
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
-failed_jobs: list[int] = []
 
 
 @dataclass
@@ -104,7 +109,20 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
 
 
 def train(cfg: DictConfig) -> float | None:
-    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
+    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise.
+
+    Raises:
+        ConfigurationError: a value is wrong, data are missing, or another process is at work in the run folder.
+    """
+    folder = Path(cfg.paths.output_dir)
+    try:
+        with FileLock(folder / LOCK, timeout=2):  # a reader looks at it for a moment
+            return _train(cfg)
+    except Timeout as error:
+        raise ConfigurationError(f"paths.output_dir={folder}: another process is at work on this run") from error
+
+
+def _train(cfg: DictConfig) -> float | None:
     from fedpara.callbacks import LoggerForwarding, RunFolder, restore
 
     folder = Path(cfg.paths.output_dir)
@@ -179,18 +197,16 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _check_resume(cfg: DictConfig) -> None:
-    """Refuse to go on under a configuration that would change the result."""
-    if not cfg.resume:
-        return
-    saved = OmegaConf.load(Path(cfg.resume) / "config.yaml")
+def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
+    """Refuse to go on in `folder` under a configuration that would change the result."""
+    saved = OmegaConf.load(folder / "config.yaml")
     before, now = _leaves(saved), _leaves(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
     differing = [
         k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
     ]
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
-        raise ConfigurationError(f"resume={cfg.resume}: the run cannot go on with another {shown}")
+        raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -201,29 +217,74 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def run_name(folder: str) -> str:
-    """A run's own name: its folder's, with the sweep's in front of a job's number."""
+    """A run's own name: its folder's, with the sweep's in front of a job's, in letters that W&B takes for an id."""
     path = Path(folder)
-    return f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.name
+    own = f"{path.parent.name}-{path.name}" if _in_sweep(path) else path.name
+    return re.sub(r"[^\w.-]", "-", own)[-128:]
+
+
+def run_title(folder: str, choices: str) -> str:
+    """What a person reads in a list: of a sweep's job what varies, of any other what was chosen and when."""
+    path = Path(folder)
+    return path.name.replace("_", " ") if _in_sweep(path) else f"{choices} {path.name}"
+
+
+def run_group(folder: str, experiment: str) -> str:
+    """The sweep of a job; of any other run the experiment."""
+    return Path(folder).parent.name if _in_sweep(Path(folder)) else experiment
+
+
+def _in_sweep(folder: Path) -> bool:
+    return (folder.parent / "multirun.yaml").is_file()  # written by Hydra's sweepers
 
 
 OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value), replace=True)
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+for resolver in (run_name, run_title, run_group):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
-    """Hydra's entry point, once a job; in a sweep the other jobs go on after one that failed."""
+    """Hydra's entry point, for a run and, in a sweep, once a job."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _run_job(cfg)
+    folder = Path(cfg.paths.output_dir)
     try:
-        _check_resume(cfg)
+        if cfg.resume:
+            _check_same(cfg, Path(cfg.resume))
         return train(cfg)
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.RUN:
-            if (line := _line(error)) is None:
-                raise
-            _stop(line, status=1 if isinstance(error, FloatingPointError) else 2)
-        log.error("error: %s", _line(error) or error, exc_info=_line(error) is None)
-        failed_jobs.append(HydraConfig.get().job.num)
-        return float("nan")
+        line = _line(error)
+        _record_failure(folder, error, line or f"{type(error).__name__}: {one_line(error)}")
+        if line is None:
+            raise
+        _stop(line, status=1 if isinstance(error, FloatingPointError) else 2)
+
+
+def _record_failure(folder: Path, error: Exception, line: str) -> None:
+    """In the run's own log, with its stack trace, and in its summary; the console has it from `main`."""
+    from fedpara.callbacks.run_folder import summarise_failure
+
+    record = log.makeRecord(log.name, logging.ERROR, "", 0, line, (), (type(error), error, error.__traceback__))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    if folder.is_dir():
+        summarise_failure(folder, line)
+
+
+def _run_job(cfg: DictConfig) -> float:
+    """A job of a sweep in a process of its own, where it is not finished; its last test accuracy, for a sweeper."""
+    hydra_cfg, folder = HydraConfig.get(), Path(cfg.paths.output_dir)
+    run = Run(folder)
+    if (folder / "config.yaml").is_file():
+        _check_same(cfg, folder, "; give the sweep another folder, hydra.sweep.dir=...")
+    if run.state == "finished" and run.summary["rounds"] >= cfg.federation.num_rounds:
+        log.info("%s: finished before, skipped", folder.name)
+    else:
+        sweep.run_job(Path(PROGRAM), list(hydra_cfg.overrides.task), folder, hydra_cfg.job.num)
+    accuracy = Run(folder).last("test/acc")
+    return float("nan") if accuracy is None else accuracy
 
 
 def _with_saved_overrides(arguments: list[str]) -> list[str]:
@@ -241,10 +302,10 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigurationError(f"resume={folder}: goes on with one run; leave out -m")
     saved: Any = OmegaConf.load(path / "overrides.yaml")
-    now = [f"resume={path}" if a.startswith("resume=") else a for a in arguments]
+    now = [f"resume='{path}'" if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
-    typed |= {"sweep"}  # of a sweep's job the values it ran with, not the sweep
-    return [override for override in saved if override.partition("=")[0] not in typed] + now
+    kept = [override for override in saved if override.partition("=")[0] not in typed]
+    return kept + now + ([] if "hydra.mode" in typed else ["hydra.mode=RUN"])  # of a sweep's job the job alone
 
 
 def _composition_error(error: Exception) -> str:
@@ -264,6 +325,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
     try:
         sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
+        for resolver in (sweep.sweep_name, sweep.job_name):  # bound here, for the processes of parallel launchers
+            typed = partial(resolver, tuple(sys.argv[1:]))
+            OmegaConf.register_new_resolver(resolver.__name__, typed, replace=True)
         hydra_main()
     except InstantiationException:
         raise
@@ -275,8 +339,8 @@ def main() -> None:
         _stop(line)
     except KeyboardInterrupt:
         _stop("interrupted", status=130)
-    if failed_jobs:
-        _stop(f"jobs {', '.join(map(str, failed_jobs))} of the sweep failed", status=1)
+    if sweep_table.unfinished:
+        _stop(f"not finished: {', '.join(sweep_table.unfinished)}", status=1)
 
 
 def _line(error: Exception) -> str | None:

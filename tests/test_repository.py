@@ -12,7 +12,8 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "sampling": set(), "files": set(), "configuration": set(), "sweep_table": set(),
+    "sampling": set(), "files": set(), "configuration": set(), "runs": set(),
+    "sweep": {"runs"}, "sweep_table": {"runs"},
     "sharing": {"state"},
     "nn": set(),
     "models": set(),
