@@ -176,7 +176,7 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
 
 def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     """What was reached, what it cost, what the dense model would have cost, where to look."""
-    from fedpara.callbacks.progress import size
+    from fedpara.record import size
 
     if not record.rows:
         log.info("nothing to do: the run has its %d rounds", federation.num_rounds)

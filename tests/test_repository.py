@@ -13,7 +13,8 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
     "sampling": set(), "files": set(), "configuration": set(), "runs": set(),
-    "sweep": {"runs"}, "sweep_table": {"runs"},
+    "sweep": {"runs"}, "sweep_table": {"runs", "record"},
+    "report": {"runs", "record", "cost"},
     "sharing": {"state"},
     "nn": set(),
     "models": set(),

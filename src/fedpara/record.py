@@ -67,3 +67,8 @@ class RoundRecord:
             return {}
         mean, tenth = np.mean(self.personal_accuracy), np.percentile(self.personal_accuracy, 10)
         return {"personal/acc_mean": float(mean), "personal/acc_p10": float(tenth)}
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, decimal: `20.3 GB`, `4.1 MB`."""
+    return f"{num_bytes / GIGABYTE:.2f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 1e6:.2f} MB"

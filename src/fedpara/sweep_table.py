@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from fedpara.record import size
 from fedpara.runs import Run, axes, find_runs
 
 unfinished: list[str] = []  # jobs of the sweep that this process ran, for its exit status
@@ -42,7 +43,7 @@ def _outcome(run: Run) -> list[str]:
         return [""] * 5
     sizes, sent = run.summary["parameters"], run.rows[-1]["comm/total_bytes"]
     return [
-        _percent(run.last("test/acc")), _percent(run.best("test/acc")), f"{sent / 1e6:.2f} MB",
+        _percent(run.last("test/acc")), _percent(run.best("test/acc")), size(sent),
         f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}", f"{run.seconds:.1f}",
     ]  # fmt: skip
 
