@@ -9,12 +9,14 @@ from html.parser import HTMLParser
 import hydra
 import pytest
 import yaml
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 import report as program
+import status as status_program
 from conftest import ROOT
 from fedpara.report import common_target, compare, settings, write_report
-from fedpara.runs import Run, axes, find_runs
+from fedpara.runs import LOCK, Run, axes, find_runs
 
 KEPT = ROOT / "results" / "cifar10_two_cores"
 CLIENT_BYTES = 250_000
@@ -180,3 +182,20 @@ def test_wrong_arguments_are_one_line(monkeypatch, capsys, arguments, line):
     error = capsys.readouterr().err
     assert error.startswith(f"error: {line}")
     assert error.count("\n") == 1
+
+
+def test_status_lists_runs_and_sees_which_still_have_a_process(sweep, monkeypatch, capsys):
+    """At the pace of 2.5 s a round, three rounds of four are left."""
+    monkeypatch.setattr("sys.argv", ["status.py", str(sweep)])
+    with FileLock(sweep / "gamma=0.10_seed=1" / LOCK):
+        status_program.main()
+    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    by_name = {line[0]: line for line in cells}
+    assert by_name["gamma=0.10_seed=1"][:5] == ["gamma=0.10_seed=1", "running", "1/4", "10.00%", "1.00 MB"]
+    assert by_name["gamma=0.10_seed=1"][6] == "0:00:08"
+    assert by_name["gamma=0.2_seed=0"][1:4] == ["finished", "4/4", "70.00%"]
+    status_program.main()
+    assert "running" not in capsys.readouterr().out  # the process is gone, whatever its summary says
+    monkeypatch.setattr("sys.argv", ["status.py", "nowhere"])
+    with pytest.raises(SystemExit, match="2"):
+        status_program.main()
