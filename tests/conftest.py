@@ -13,7 +13,7 @@ import torch
 
 from fedpara.algorithms import FedAvg
 from fedpara.communication import Cast, Link
-from fedpara.data import FederatedDataModule, Images, ImageSet, iid
+from fedpara.data import IID, DataSet, Examples, FederatedDataModule, Normalize
 from fedpara.execution import SerialExecutor
 from fedpara.federation import Federation
 from fedpara.models import MLP, ClassificationModule
@@ -34,9 +34,9 @@ def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
     def draw(size):
         labels = torch.arange(size) % num_classes
         noise = torch.randint(60, (size, 1, 4, 4), generator=generator)
-        return Images((noise + 60 * labels[:, None, None, None]).to(torch.uint8), labels)
+        return Examples((noise + 60 * labels[:, None, None, None]).to(torch.uint8), labels)
 
-    return ImageSet("tiny", draw(num_train), draw(num_test), num_classes, mean=(0.5,), std=(0.25,))
+    return DataSet("tiny", draw(num_train), draw(num_test), num_classes, Normalize((0.5,), (0.25,)))
 
 
 def make_federation(
@@ -48,7 +48,7 @@ def make_federation(
     codec="float32",
     dropout=0.0,
     algorithm=None,
-    partition=iid,
+    partition=None,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit."""
@@ -59,7 +59,7 @@ def make_federation(
     factorize(network, recipe or FedPara(gamma=0.5))
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
     data = FederatedDataModule(
-        tiny_images, partition, num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
+        tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
     )
     data.setup()
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)

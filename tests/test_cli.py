@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import hydra
 import pytest
+import torch
 from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 
 import eval as evaluation
 import train
 from conftest import ROOT
+from fedpara.data import DataSet, Examples, Normalize
+from fedpara.data.mnist_small import mnist_small
 from fedpara.federation import FederationCallback
 from fedpara.runs import LOCK, Run
 from test_data import write_cifar
@@ -205,6 +209,8 @@ BAD = [
     ("resume=nowhere", "resume=nowhere: not a run folder, it holds no config.yaml"),
     ("partition=dirichlet partition.alpha=0", "partition.alpha=0: Input should be greater than 0"),
     ("partition=shards", "partition.classes_per_client=2: 4 clients would leave out some of the 10 classes; must be 3"),
+    ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
+    ("data.local_fraction=0", "data.local_fraction=0: Input should be greater than 0"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
 ]
 
@@ -306,13 +312,15 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
 
 def fake_cifar(data_dir, num_classes):
     """CIFAR-like images: 3 x 32 x 32."""
-    import torch
-
-    from fedpara.data import Images, ImageSet
-
     pixels = torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = Images(pixels, torch.arange(200) % num_classes)
-    return ImageSet("fake", images, images, num_classes, (0.5,) * 3, (0.25,) * 3)
+    images = Examples(pixels, torch.arange(200) % num_classes)
+    return DataSet("fake", images, images, num_classes, Normalize((0.5,) * 3, (0.25,) * 3))
+
+
+def owned_digits():
+    """The small MNIST as if five people had written it."""
+    digits = mnist_small()
+    return replace(digits, train=replace(digits.train, owners=torch.arange(len(digits.train)) % 5))
 
 
 CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "configs").glob("*/*.yaml"))]
@@ -337,6 +345,8 @@ CONTRACT = {"algorithm", "executor", "factorization", "link", "partition", "shar
 def test_every_choice_trains_a_round(shell, tmp_path, group, choice):
     """A new algorithm, executor, factorisation, link, partition or split is found here by its yaml."""
     other = ["factorization=pfedpara"] if choice == "pfedpara" else ["federation.num_clients=5"]
+    if choice == "natural":
+        other += ["data.dataset._target_=test_cli.owned_digits", "partition.min_examples=1"]
     status, error, _ = shell(*SMALL, *other, f"{group}={choice}", "federation.num_rounds=1", "trainer.max_epochs=1")
     assert status == 0, error
     (row,) = rows(newest(tmp_path))

@@ -1,9 +1,14 @@
 """Partitions, batches, and the CIFAR files: present, missing, damaged, hostile."""
 
+import gzip
+import json
 import os
 import pickle
+import struct
+import subprocess
 import tarfile
 import threading
+from dataclasses import replace
 from functools import partial
 from hashlib import md5
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,37 +18,47 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from conftest import tiny_images
-from fedpara.data import Dirichlet, FederatedDataModule, Shards, crop_and_flip, iid
+from conftest import SHARED_DATA, tiny_images
+from fedpara.data import IID, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards, crop_and_flip
 from fedpara.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100
+from fedpara.data.cinic10 import CLASSES, cinic10
+from fedpara.data.examples import Batches, EpochBatches
 from fedpara.data.files import REMEMBERED, Archive, present
-from fedpara.data.images import BatchedImages, EpochBatches
+from fedpara.data.leaf import _classes, _images, femnist, leaf
+from fedpara.data.mnist import IMAGES, LABELS, MNIST, mnist, read_idx
 from fedpara.data.mnist_small import mnist_small
 from fedpara.data.partition import matching_part
+from fedpara.data.shakespeare import CHARACTERS, shakespeare, speeches
+
+
+def labelled(labels):
+    """Examples of which only the labels matter."""
+    return Examples(labels, labels)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 12), st.integers(0, 5), st.sampled_from(["iid", "dirichlet"]), st.integers(2, 7))
 def test_partitions_are_disjoint_complete_and_reproducible(num_clients, seed, scheme, num_classes):
     labels = torch.arange(400) % num_classes
-    partition = iid if scheme == "iid" else Dirichlet(alpha=0.5)
-    parts = partition(labels, num_clients, seed)
+    partition = IID() if scheme == "iid" else Dirichlet(alpha=0.5)
+    parts = partition(labelled(labels), num_clients, seed)
     assert len(parts) == num_clients
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(400))
     assert min(map(len, parts)) >= (400 // num_clients if scheme == "iid" else 10)
-    assert all(torch.equal(a, b) for a, b in zip(parts, partition(labels, num_clients, seed), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(parts, partition(labelled(labels), num_clients, seed), strict=True))
 
 
 @pytest.mark.parametrize("num_clients", [10, 13, 100])
 def test_shards_give_two_classes_at_most(num_clients):
     labels = torch.cat([torch.full((size,), c) for c, size in enumerate(range(400, 600, 20))])
-    parts = Shards(2)(labels, num_clients, 0)
+    parts = Shards(2)(labelled(labels), num_clients, 0)
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels)))
     assert max(len(labels[part].unique()) for part in parts) <= 2
     assert max(map(len, parts)) < 2.5 * min(map(len, parts))
     with pytest.raises(ValueError, match=r"classes_per_client=2: 4 clients would leave out .* must be 3 or more"):
-        Shards(2)(labels, 4, 0)
+        Shards(2)(labelled(labels), 4, 0)
 
 
 def test_matching_part_has_the_clients_proportions_and_is_the_largest():
@@ -57,7 +72,7 @@ def test_matching_part_has_the_clients_proportions_and_is_the_largest():
 
 def test_seeds_and_schemes_give_different_partitions():
     labels = torch.arange(1000) % 10
-    parts = [p(labels, 10, seed)[0].tolist() for p in (iid, Dirichlet()) for seed in (0, 1)]
+    parts = [p(labelled(labels), 10, seed)[0].tolist() for p in (IID(), Dirichlet()) for seed in (0, 1)]
     assert len({tuple(part) for part in parts}) == 4
 
 
@@ -66,7 +81,10 @@ def test_dirichlet_alpha_is_the_skew():
 
     def skew(alpha):
         return np.mean(
-            [labels[part].bincount(minlength=10).max() / len(part) for part in Dirichlet(alpha)(labels, 10, 0)]
+            [
+                labels[part].bincount(minlength=10).max() / len(part)
+                for part in Dirichlet(alpha)(labelled(labels), 10, 0)
+            ]
         )
 
     assert skew(0.1) > skew(0.5) > skew(100) > 0.1
@@ -76,9 +94,9 @@ def test_dirichlet_alpha_is_the_skew():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: iid(torch.zeros(5), 6, 0), "num_clients=6: needs at least 6 training examples"),
-        (lambda: Dirichlet()(torch.zeros(50), 6, 0), "num_clients=6: needs at least 60"),
-        (lambda: Dirichlet(1e-4, max_draws=20)(torch.arange(100) % 2, 9, 0), "alpha=0.0001: 20 draws"),
+        (lambda: IID()(labelled(torch.zeros(5)), 6, 0), "num_clients=6: needs at least 6 training examples"),
+        (lambda: Dirichlet()(labelled(torch.zeros(50)), 6, 0), "num_clients=6: needs at least 60"),
+        (lambda: Dirichlet(1e-4, max_draws=20)(labelled(torch.arange(100) % 2), 9, 0), "alpha=0.0001: 20 draws"),
         (lambda: Dirichlet(alpha=0), "alpha"),
     ],
 )
@@ -113,7 +131,7 @@ def test_batches_are_a_function_of_seed_and_epoch():
 def test_batches_do_not_depend_on_workers():
     def batches(num_workers):
         data = FederatedDataModule(
-            tiny_images, iid, num_clients=2, num_classes=3, in_channels=1, batch_size=8, num_workers=num_workers,
+            tiny_images, IID(), num_clients=2, num_classes=3, in_channels=1, batch_size=8, num_workers=num_workers,
             transform=partial(crop_and_flip, padding=1),
         )  # fmt: skip
         data.setup()
@@ -126,8 +144,8 @@ def test_batches_do_not_depend_on_workers():
 
 def test_normalisation():
     images = tiny_images().train
-    pixels, labels = BatchedImages(images, (0.5,), (0.25,))[torch.arange(5), 0]
-    torch.testing.assert_close(pixels, (images.pixels[:5] / 255 - 0.5) / 0.25)
+    pixels, labels = Batches(images, Normalize((0.5,), (0.25,)))[torch.arange(5), 0]
+    torch.testing.assert_close(pixels, (images.inputs[:5] / 255 - 0.5) / 0.25)
     assert torch.equal(labels, images.labels[:5])
 
 
@@ -135,14 +153,14 @@ def test_caps_take_the_same_examples_for_every_seed_and_shape_is_checked():
     options = {"num_clients": 2, "in_channels": 1, "batch_size": 8, "max_train": 20, "max_test": 9}
     taken = []
     for seed in (0, 1):
-        data = FederatedDataModule(tiny_images, iid, num_classes=3, seed=seed, **options)
+        data = FederatedDataModule(tiny_images, IID(), num_classes=3, seed=seed, **options)
         data.setup()
-        taken.append(data._train.images.pixels)
+        taken.append(data.examples[0].inputs)
         assert sum(data.num_examples(client) for client in range(2)) == 20
         assert sum(len(labels) for _, labels in data.test_dataloader()) == 9
     assert torch.equal(*taken)
     with pytest.raises(ValueError, match="num_classes=10: tiny has 3"):
-        FederatedDataModule(tiny_images, iid, num_classes=10, **options).setup()
+        FederatedDataModule(tiny_images, IID(), num_classes=10, **options).setup()
 
 
 def test_mnist_small_is_real_and_balanced():
@@ -150,7 +168,7 @@ def test_mnist_small_is_real_and_balanced():
     assert len(images.train) == 4000
     assert len(images.test) == 1000
     assert images.test.labels.bincount().tolist() == [100] * 10
-    assert float((images.train.pixels / 255).mean()) == pytest.approx(0.1307, abs=0.005)
+    assert float((images.train.inputs / 255).mean()) == pytest.approx(0.1307, abs=0.005)
 
 
 def write_cifar(folder, size=20, content=None):
@@ -169,8 +187,8 @@ def test_cifar_layout_is_read(tmp_path):
     pixels = np.random.default_rng(0).integers(256, size=(20, 3072), dtype=np.uint8)
     archive = write_cifar(tmp_path / "c100", content={"data": pixels, "fine_labels": list(range(20))})
     images = cifar100(str(tmp_path), archive)
-    assert images.train.pixels.shape == (20, 3, 32, 32)
-    assert torch.equal(images.train.pixels[3].flatten(), torch.from_numpy(pixels[3]))
+    assert images.train.inputs.shape == (20, 3, 32, 32)
+    assert torch.equal(images.train.inputs[3].flatten(), torch.from_numpy(pixels[3]))
     assert images.test.labels.tolist() == list(range(20))
 
 
@@ -236,13 +254,208 @@ def test_truncated_file(tmp_path):
         cifar100(str(tmp_path), Archive("c100", archive.url, archive.md5, files))
 
 
+def owned(owners):
+    """Examples of which only labels and owners matter; labels repeat 0, 1, 2."""
+    labels = torch.arange(len(owners)) % 3
+    return Examples(labels, labels, torch.tensor(owners))
+
+
+@given(st.lists(st.integers(0, 9), min_size=30, max_size=90), st.integers(0, 3), st.integers(1, 4))
+def test_natural_clients_are_owners(owners, seed, least):
+    train, (values, sizes) = owned(owners), np.unique(owners, return_counts=True)
+    able = values[sizes >= least]
+    parts = Natural(least)(train, len(able), seed)
+    assert [sorted(set(train.owners[part].tolist())) for part in parts] == [[owner] for owner in able]
+    assert sorted(index for part in parts for index in part.tolist()) == [i for i, o in enumerate(owners) if o in able]
+    few = Natural(least)(train, max(1, len(able) - 2), seed)
+    assert {tuple(part.tolist()) for part in few} <= {tuple(part.tolist()) for part in parts}
+    with pytest.raises(ValueError, match=rf"num_clients={len(able) + 1}: must be at most {len(able)}"):
+        Natural(least)(train, len(able) + 1, seed)
+
+
+def test_a_natural_client_is_tested_on_its_owner():
+    train, test = owned([5] * 20 + [7] * 20), owned([7, 5, 7, 5, 5, 9, 9, 9])
+    five, seven = Natural()(train, 2, 0)
+    assert Natural().test_part(train[five], test, 0).tolist() == [1, 3, 4]
+    assert Natural().test_part(train[seven], test, 0).tolist() == [0, 2]
+    assert len(Natural().test_part(train[seven], owned([5] * 9), 0)) > 5  # it has none: by its labels
+    with pytest.raises(ValueError, match="partition=natural: the data set names no owners"):
+        Natural()(labelled(torch.arange(9)), 3, 0)
+
+
+def test_local_fraction_cuts_each_client_alike():
+    def parts(fraction):
+        data = FederatedDataModule(
+            tiny_images, IID(), num_clients=3, num_classes=3, in_channels=1, batch_size=8, local_fraction=fraction
+        )
+        data.setup()
+        return data.parts
+
+    for cut, whole in zip(parts(0.2), parts(1.0), strict=True):
+        assert len(cut) == 4
+        assert len(whole) == 20
+        assert set(cut.tolist()) < set(whole.tolist())
+        assert torch.equal(cut, cut.sort().values)
+
+
+def idx(values):
+    """An idx file of unsigned bytes."""
+    return gzip.compress(
+        struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    )
+
+
+def test_idx_files_are_read_and_broken_ones_refused(tmp_path):
+    generator = np.random.default_rng(0)
+    for part, size in (("train", 7), ("t10k", 3)):
+        (tmp_path / f"{part}-{IMAGES}").write_bytes(idx(generator.integers(0, 256, (size, 28, 28), np.uint8)))
+        (tmp_path / f"{part}-{LABELS}").write_bytes(idx(np.arange(size, dtype=np.uint8)))
+    data = read_idx("fake", tmp_path, Normalize((0.5,), (0.5,)))
+    assert data.train.inputs.shape == (7, 1, 28, 28)
+    assert data.test.labels.tolist() == [0, 1, 2]
+    expected = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
+    assert np.array_equal(data.train.inputs[:, 0].numpy(), expected)
+    whole = (tmp_path / f"t10k-{IMAGES}").read_bytes()
+    for broken in (
+        b"",
+        whole[:-20],
+        gzip.compress(b"\0\0\x0d\1" + bytes(8)),
+        gzip.compress(gzip.decompress(whole)[:-1]),
+    ):
+        (tmp_path / f"t10k-{IMAGES}").write_bytes(broken)
+        with pytest.raises(ValueError, match="not an idx file of bytes"):
+            read_idx("fake", tmp_path, Normalize((0.5,), (0.5,)))
+
+
+def test_mnist_is_verified_found_in_either_folder_and_missed_with_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedpara.data.mnist.MNIST", replace(MNIST, url="http://127.0.0.1:9/"))
+    with pytest.raises(FileNotFoundError, match=r"MNIST/raw: missing train-images.*cannot be fetched"):
+        mnist(str(tmp_path))
+    (tmp_path / "mnist").mkdir()
+    for name in MNIST.files:
+        (tmp_path / "mnist" / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"mnist/train-images.*: MD5 is .*, expected f68b3c2d"):
+        mnist(str(tmp_path))
+
+
+def leaf_files(folder, users, x, y):
+    for part in ("train", "test"):
+        (folder / part).mkdir(parents=True)
+        content = {"users": users, "num_samples": [len(y)] * len(users)}
+        content["user_data"] = {user: {"x": x, "y": y} for user in users}
+        (folder / part / "all_data_0.json").write_text(json.dumps(content))
+
+
+def test_femnist_in_leafs_layout(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"femnist/train: holds no \*.json; make them with LEAF"):
+        femnist(str(tmp_path))
+    leaf_files(tmp_path / "femnist", ["f1", "f2"], [[0.0] * 783 + [1.0], [0.2] * 784], [61, 3])
+    data = femnist(str(tmp_path))
+    assert data.train.inputs.shape == (4, 1, 28, 28)
+    assert data.train.inputs[0].flatten()[-2:].tolist() == [0, 255]
+    assert data.train.labels.tolist() == [61, 3, 61, 3]
+    assert data.train.owners.tolist() == data.test.owners.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [([[0.5] * 783], [1]), ([[2.0] * 784], [1]), ([[0.5] * 784], [62]), ([[0.5] * 784], [1, 2]), (None, 3)]
+)
+def test_what_is_not_femnist_is_refused(tmp_path, x, y):
+    (tmp_path / "train").mkdir()
+    content = {"users": ["f1"], "user_data": {"f1": {"x": x, "y": y}}}
+    (tmp_path / "train" / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a.json: not a file of LEAF"):
+        leaf(tmp_path, _images, _classes(62), "")
+
+
+PLAY = "\tTHE PLAY\n\nFIRST\tking of nothing.\n\nACT I\n\nSCENE I\tA place.\n\n\t[Enter FIRST]\n\n"
+LINE = "Words, words, [aside] words; and what is more than words?\n\tMore words, to be sure, at any length.\n\n"
+
+
+def test_shakespeare_from_plays(tmp_path):
+    """Directions, headings and the list of persons are left out; test windows share no character with training."""
+    folder = tmp_path / "shakespeare"
+    folder.mkdir()
+    (folder / "play.txt").write_text(PLAY + 12 * f"FIRST\t{LINE}SECOND\t{LINE}")
+    roles = speeches(folder)
+    assert set(roles) == {"play/FIRST", "play/SECOND"}
+    said = "Words, words,  words; and what is more than words?\nMore words, to be sure, at any length.\n"
+    assert "".join(roles["play/FIRST"]) == 12 * said
+    data = shakespeare(str(tmp_path))
+    text = "".join(CHARACTERS[i] for i in data.train.inputs[0]) + CHARACTERS[data.train.labels[0]]
+    assert text == said[:81]
+    assert len(data.train) == 2 * (round(0.9 * 12 * len(said)) - 80)
+    assert data.train.owners.unique().tolist() == data.test.owners.unique().tolist() == [0, 1]
+    assert data.prepare(data.train.inputs[:2]).dtype == torch.int64
+
+
+def test_shakespeare_in_leafs_layout_equals_its_plays(tmp_path):
+    text = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer it."
+    leaf_files(tmp_path / "shakespeare", ["HAMLET"], [text[:80], text[1:81]], [text[80], text[81]])
+    data = shakespeare(str(tmp_path))
+    assert "".join(CHARACTERS[i] for i in data.train.inputs[1]) == text[1:81]
+    assert [CHARACTERS[i] for i in data.test.labels] == [text[80], text[81]]
+    with pytest.raises(FileNotFoundError, match="shakespeare/train: holds no"):
+        shakespeare(str(tmp_path / "nowhere"))
+
+
+def test_cinic10_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cinic-10: no such folder; unpack CINIC-10.tar.gz"):
+        cinic10(str(tmp_path))
+    for part in ("train", "test"):
+        for number, name in enumerate(CLASSES):
+            (tmp_path / "cinic-10" / part / name).mkdir(parents=True)
+            mode = "L" if name == "cat" else "RGB"
+            Image.new(mode, (32, 32), 20 * number).save(tmp_path / "cinic-10" / part / name / "a.png")
+    data = cinic10(str(tmp_path))
+    assert data.train.inputs.shape == (10, 3, 32, 32)
+    assert data.train.inputs[3].unique().tolist() == [60]
+    assert data.train.labels.tolist() == list(range(10))
+    cinic10.cache_clear()
+    Image.new("RGB", (31, 32)).save(tmp_path / "cinic-10" / "test" / "dog" / "a.png")
+    with pytest.raises(ValueError, match=r"dog/a.png: 31 x 32 pixels, expected 32 x 32"):
+        cinic10(str(tmp_path))
+    (tmp_path / "cinic-10" / "test" / "dog" / "a.png").write_bytes(b"PNG")
+    with pytest.raises(ValueError, match=r"dog/a.png: not an image"):
+        cinic10(str(tmp_path))
+
+
+def unpack(archive, folder):
+    subprocess.run(["tar", "xf", archive, "-C", folder], check=True)
+
+
+@pytest.mark.real_data
+def test_real_mnist_femnist_shakespeare_and_cinic10s_layout(tmp_path):
+    if not (SHARED_DATA / "femnist").is_dir():
+        pytest.skip("the real data sets are not at hand")
+    digits = mnist(str(SHARED_DATA))
+    assert (len(digits.train), len(digits.test)) == (60_000, 10_000)
+    assert digits.prepare(digits.train.inputs).mean().abs() < 0.001
+    assert not (SHARED_DATA / "mnist" / REMEMBERED).exists()  # it is read-only
+    letters = femnist(str(SHARED_DATA))
+    assert len(letters.train) == 41_495
+    assert len(Natural(10)(letters.train, 200, 0)) == 200
+    assert letters.prepare(letters.train.inputs[::50]).mean().abs() < 0.05
+    subprocess.run(
+        ["tar", "xf", SHARED_DATA / "femnist" / "leaf_json_arakotom_flic.tar.xz", "-C", tmp_path], check=True
+    )
+    (tmp_path / "arakotom+flic").rename(tmp_path / "femnist")
+    assert femnist(str(tmp_path)).train.owners.unique().numel() == 110
+    (tmp_path / "shakespeare").mkdir()
+    unpack(SHARED_DATA / "shakespeare" / "moby_plays.tar.xz", tmp_path)
+    os.replace(tmp_path / "moby_plays" / "macbeth.txt", tmp_path / "shakespeare" / "macbeth.txt")
+    assert {"macbeth/MACBETH", "macbeth/LADY MACBETH", "macbeth/First Witch"} <= set(speeches(tmp_path / "shakespeare"))
+    unpack(SHARED_DATA / "cinic10_layout_fixture.tar.xz", tmp_path)
+    (tmp_path / "cinic10_layout_fixture").rename(tmp_path / "CINIC-10")
+    assert cinic10(str(tmp_path)).train.labels.bincount().tolist() == [40] * 10
+
+
 @pytest.mark.real_data
 def test_real_cifar(real_data):
     """Official MD5s, sizes, balance and the means that normalisation uses."""
     for read, archive in ((cifar10, CIFAR10), (cifar100, CIFAR100)):
         images = read(str(real_data), archive)
-        assert images.train.pixels.shape == (50_000, 3, 32, 32)
+        assert images.train.inputs.shape == (50_000, 3, 32, 32)
         assert len(set(images.train.labels.bincount().tolist())) == 1
         assert len(images.test) == 10_000
-        means = images.train.pixels[::10].float().mean((0, 2, 3)) / 255
-        torch.testing.assert_close(means, torch.tensor(images.mean), atol=0.01, rtol=0)
+        assert images.prepare(images.train.inputs[::10]).mean((0, 2, 3)).abs().max() < 0.05

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from conftest import make_federation, tiny_images
-from fedpara.data import FederatedDataModule, iid
+from fedpara.data import IID, FederatedDataModule
 from fedpara.execution import ClientTask, SerialExecutor
 from fedpara.models import MLP, ClassificationModule
 from fedpara.nn import FedPara, factorize
@@ -17,7 +17,7 @@ from fedpara.nn import FedPara, factorize
 def executor(network=None, max_epochs=2, lr=0.1, optimizer=torch.optim.SGD, **trainer_options):
     network = network or factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
     module = ClassificationModule(network, partial(optimizer, lr=lr), 3)
-    data = FederatedDataModule(tiny_images, iid, num_clients=5, num_classes=3, in_channels=1, batch_size=8)
+    data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
     data.setup()
     options = {"accelerator": "cpu", "max_epochs": max_epochs} | trainer_options
     return SerialExecutor(module, data, partial(pytorch_lightning.Trainer, **options))

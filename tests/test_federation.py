@@ -185,9 +185,12 @@ def test_personal_models_are_tested_on_their_own_distribution():
     assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_accuracy) / 5)
     assert min(record.personal_accuracy) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
     assert record.as_row()["personal/acc_mean"] > 0.8
+    trained = [federation.executor.evaluate(result.state, result.client)["acc"] for result in watch.results[-5:]]
+    assert list(record.trained_accuracy) == trained
+    assert row["personal/trained_acc_mean"] == pytest.approx(sum(trained) / 5)
     data = federation.executor.datamodule
     for client in range(5):
-        own = set(data._train.images.labels[data.parts[client]].tolist())
+        own = set(data.examples[0].labels[data.parts[client]].tolist())
         tested = torch.cat([labels for _, labels in data.test_dataloader(client)])
         assert set(tested.tolist()) == own
 

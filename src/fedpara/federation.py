@@ -48,8 +48,8 @@ class Federation:
         clients_per_round: clients of a cohort, sampled uniformly without replacement.
         num_rounds: T.
         eval_every: the global model is tested every so many rounds, and after the last.
-        evaluate_personal: whether each client's model is tested on the client's own distribution too; None: where
-            something is personal.
+        evaluate_personal: whether clients' models are tested on the clients' own distributions too, both as they are
+            trained and as the next round would start from; None: where something is personal.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
         seed: of cohorts, batch orders, augmentation and dropout.
 
@@ -121,14 +121,14 @@ class Federation:
         delivery = self.link.down(join(message), self._seed(0, "broadcast"))
         received = separate(delivery.state, message)
         results = self.executor.run(self._tasks(chosen, received))
-        tally = _Tally()
+        due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
+        tally = _Tally(tests_trained=due and self.tests_personal)
         self.server = self.algorithm.aggregate(self.server, self._uploads(results, received, tally))
         self.personal |= tally.personal
         self.memories |= tally.memories
         down_bytes = delivery.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         self.round += 1
-        due = self.round % self.eval_every == 0 or self.round == self.num_rounds
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal() if due and self.tests_personal else ()
         return RoundRecord(
@@ -142,6 +142,7 @@ class Federation:
             client_seconds=tally.seconds / len(chosen),
             seconds=time.perf_counter() - start,
             personal_accuracy=personal,
+            trained_accuracy=tuple(tally.trained_accuracy),
         )
 
     def evaluate(self) -> dict[str, float]:
@@ -183,6 +184,8 @@ class Federation:
                 tally.personal[result.client] = self.split.personal_part(result.state)
             if memory:
                 tally.memories[result.client] = memory
+            if tally.tests_trained:
+                tally.trained_accuracy.append(self.executor.evaluate(result.state, result.client)["acc"])
             tally.add(result, delivery.num_bytes)
             yield Upload(separate(delivery.state, parts), result.num_examples)
 
@@ -200,9 +203,15 @@ class Federation:
 
 
 class _Tally:
-    """Sums over the clients of one round."""
+    """Sums over the clients of one round.
 
-    def __init__(self) -> None:
+    Args:
+        tests_trained: whether each client's model is tested as it comes.
+    """
+
+    def __init__(self, tests_trained: bool) -> None:
+        self.tests_trained = tests_trained
+        self.trained_accuracy: list[float] = []
         self.personal: dict[int, State] = {}
         self.memories: dict[int, State] = {}
         self.up_bytes = 0

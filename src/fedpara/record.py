@@ -22,7 +22,9 @@ class RoundRecord:
         num_clients: clients of the round.
         client_seconds: mean wall time of a client's local training.
         seconds: wall time of the round, evaluation included.
-        personal_accuracy: of each client's model on the client's own test distribution; empty where not measured.
+        personal_accuracy: on each client's own test distribution, of the model it would start from: what the server has
+            now and what the client keeps; empty where not measured.
+        trained_accuracy: likewise of the models that the round's clients had just trained, before they were averaged.
     """
 
     round: int
@@ -35,6 +37,7 @@ class RoundRecord:
     client_seconds: float
     seconds: float
     personal_accuracy: tuple[float, ...] = ()
+    trained_accuracy: tuple[float, ...] = ()
 
     def as_row(self) -> dict[str, float]:
         """The record under the names of metrics.csv and of W&B."""
@@ -42,7 +45,8 @@ class RoundRecord:
             "round": self.round,
             "train/loss": self.train_loss,
             **self.metrics,
-            **self._personal(),
+            **_spread("personal/acc", self.personal_accuracy),
+            **_spread("personal/trained_acc", self.trained_accuracy),
             "comm/up_bytes": self.up_bytes,
             "comm/down_bytes": self.down_bytes,
             "comm/total_bytes": self.total_bytes,
@@ -61,12 +65,12 @@ class RoundRecord:
         }
         return seconds | {"cost/total_mj": megajoules(self.total_bytes)}
 
-    def _personal(self) -> dict[str, float]:
-        """Mean over clients, and the tenth percentile: how the worst off fare."""
-        if not self.personal_accuracy:
-            return {}
-        mean, tenth = np.mean(self.personal_accuracy), np.percentile(self.personal_accuracy, 10)
-        return {"personal/acc_mean": float(mean), "personal/acc_p10": float(tenth)}
+
+def _spread(name: str, accuracy: tuple[float, ...]) -> dict[str, float]:
+    """Mean over clients, and the tenth percentile: how the worst off fare."""
+    if not accuracy:
+        return {}
+    return {f"{name}_mean": float(np.mean(accuracy)), f"{name}_p10": float(np.percentile(accuracy, 10))}
 
 
 def size(num_bytes: float) -> str:

@@ -17,8 +17,9 @@ from fedpara.record import RoundRecord
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
 COLUMNS = (
-    "round", "test/acc", "test/loss", "train/loss", "personal/acc_mean", "personal/acc_p10", "comm/up_bytes",
-    "comm/down_bytes", "comm/total_bytes", "comm/total_gb", "time/round_s", "time/client_s",
+    "round", "test/acc", "test/loss", "train/loss", "personal/acc_mean", "personal/acc_p10",
+    "personal/trained_acc_mean", "personal/trained_acc_p10", "comm/up_bytes", "comm/down_bytes",
+    "comm/total_bytes", "comm/total_gb", "time/round_s", "time/client_s",
     *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
 )  # fmt: skip
 

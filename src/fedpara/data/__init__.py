@@ -1,7 +1,10 @@
 """Data sets, partitions and batches."""
 
 from fedpara.data.datamodule import FederatedDataModule
-from fedpara.data.images import Images, ImageSet, crop_and_flip
-from fedpara.data.partition import Dirichlet, Shards, iid
+from fedpara.data.examples import DataSet, Examples, Normalize, crop_and_flip
+from fedpara.data.partition import IID, Dirichlet, Natural, Partition, Shards
 
-__all__ = ["Dirichlet", "FederatedDataModule", "ImageSet", "Images", "Shards", "crop_and_flip", "iid"]
+__all__ = [
+    "IID", "DataSet", "Dirichlet", "Examples", "FederatedDataModule", "Natural", "Normalize", "Partition", "Shards",
+    "crop_and_flip",
+]  # fmt: skip

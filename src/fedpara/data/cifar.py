@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedpara.data.examples import DataSet, Examples, Normalize
 from fedpara.data.files import Archive, present
-from fedpara.data.images import Images, ImageSet
 
 CIFAR10 = Archive(
     folder="cifar-10-batches-py",
@@ -33,7 +33,7 @@ CIFAR100 = Archive(
 )
 
 
-def cifar10(data_dir: str, archive: Archive = CIFAR10) -> ImageSet:
+def cifar10(data_dir: str, archive: Archive = CIFAR10) -> DataSet:
     """50,000 train and 10,000 test images, 3 x 32 x 32, ten classes.
 
     Args:
@@ -45,23 +45,23 @@ def cifar10(data_dir: str, archive: Archive = CIFAR10) -> ImageSet:
     """
     folder = present(archive, Path(data_dir))
     *train, test = (_read(folder / name, "labels") for name in archive.files)
-    joined = Images(torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train]))
-    return ImageSet("cifar10", joined, test, 10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+    joined = Examples(torch.cat([part.inputs for part in train]), torch.cat([part.labels for part in train]))
+    return DataSet("cifar10", joined, test, 10, Normalize(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)))
 
 
-def cifar100(data_dir: str, archive: Archive = CIFAR100) -> ImageSet:
+def cifar100(data_dir: str, archive: Archive = CIFAR100) -> DataSet:
     """50,000 train and 10,000 test images, 3 x 32 x 32, a hundred (fine) classes; see `cifar10`."""
     folder = present(archive, Path(data_dir))
     train, test = (_read(folder / name, "fine_labels") for name in archive.files)
-    return ImageSet("cifar100", train, test, 100, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+    return DataSet("cifar100", train, test, 100, Normalize(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)))
 
 
-def _read(path: Path, label_key: str) -> Images:
+def _read(path: Path, label_key: str) -> Examples:
     """One pickle: `data` (N, 3072) uint8, channel after channel, and a list of labels."""
     try:
         content: Mapping[str, Any] = _ArrayUnpickler(path.read_bytes()).load()
         pixels, labels = torch.from_numpy(content["data"]), torch.tensor(content[label_key])
-        return Images(_checked(pixels, labels).view(-1, 3, 32, 32), labels)
+        return Examples(_checked(pixels, labels).view(-1, 3, 32, 32), labels)
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a CIFAR batch ({error})") from error
 

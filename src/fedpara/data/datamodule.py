@@ -1,4 +1,4 @@
-"""The federated data: one image set, partitioned over clients, served as batches."""
+"""The federated data: one data set, partitioned over clients, served as batches."""
 
 import os
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fedpara.data.images import BatchedImages, EpochBatches, ImageSet, Transform
-from fedpara.data.partition import Partition, matching_part
+from fedpara.data.examples import Batches, DataSet, EpochBatches, Examples, Transform
+from fedpara.data.partition import Partition
 from fedpara.sampling import derive_seed
 
 Positive = Annotated[int, Field(ge=1)]
@@ -22,67 +22,82 @@ class FederatedDataModule(LightningDataModule):
     """Train batches of each client and test batches of all.
 
     Args:
-        dataset: reads the image set; called once, in `setup`.
-        partition: labels, number of clients and seed to one index tensor per client.
+        dataset: reads the data set; called once, in `setup`.
+        partition: who holds what.
         num_clients: clients in total.
-        num_classes, in_channels: shape of the data, for which the network is built; checked against the files.
+        num_classes, in_channels: shape of the data, for which the network is built; checked against the files. Texts
+            have no channels: None.
         batch_size: examples of a local step; a client's last batch of an epoch may hold fewer.
         eval_batch_size: examples of a test batch.
         max_train, max_test: cap the examples used, drawn at random once for all seeds; None: all.
+        local_fraction: share of its training examples that each client keeps, drawn at random, at least one.
         transform: augmentation of training batches, or None.
         num_workers: processes that make batches; batches are the same with any number.
         seed: of the partition.
+
+    Attributes:
+        parts: after `setup`, of each client its indices into the training examples.
+        examples: after `setup`, the training and the test examples, on the CPU.
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
         dataset: Any,
-        partition: Any,
+        partition: Partition,
         num_clients: Positive,
         num_classes: Positive,
-        in_channels: Positive,
+        in_channels: Positive | None,
         batch_size: Positive,
         eval_batch_size: Positive = 500,
         max_train: Positive | None = None,
         max_test: Positive | None = None,
+        local_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
         transform: Any = None,
         num_workers: NonNegative = 0,
         seed: NonNegative = 0,
     ) -> None:
         super().__init__()
-        self.read: Callable[[], ImageSet] = dataset
-        self.partition: Partition = partition
+        self.read: Callable[[], DataSet] = dataset
+        self.partition = partition
         self.transform: Transform | None = transform
         self.num_classes, self.in_channels = num_classes, in_channels
         self.num_clients, self.batch_size, self.eval_batch_size = num_clients, batch_size, eval_batch_size
-        self.max_train, self.max_test = max_train, max_test
+        self.max_train, self.max_test, self.local_fraction = max_train, max_test, local_fraction
         self.num_workers, self.seed = num_workers, seed
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images into memory and partition them.
+        """Read the examples into memory and partition them.
 
         Raises:
             FileNotFoundError: files are missing and cannot be downloaded.
             ValueError: too few examples for the clients, or files that are not what they should be.
         """
-        images = self.read()
-        self.name = images.name
-        self._check_shape(images)
-        train = images.train[_subset(len(images.train), self.max_train)]
-        test = images.test[_subset(len(images.test), self.max_test)]
-        self.parts = self.partition(train.labels, self.num_clients, self.seed)
-        self._train = BatchedImages(train, images.mean, images.std, self.transform)
-        self._test = BatchedImages(test, images.mean, images.std)
+        data = self.read()
+        self.name = data.name
+        self._check_shape(data)
+        train, test = _capped(data.train, self.max_train), _capped(data.test, self.max_test)
+        self.parts = [
+            self._kept(client, part) for client, part in enumerate(self.partition(train, self.num_clients, self.seed))
+        ]
+        self.examples = train, test  # `_train` and `_test` may move to a GPU
+        self._train = Batches(train, data.prepare, self.transform)
+        self._test = Batches(test, data.prepare)
 
-    def _check_shape(self, images: ImageSet) -> None:
-        found = {"num_classes": images.num_classes, "in_channels": images.train.pixels.shape[1]}
+    def _kept(self, client: int, part: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 0, client, "local fraction"))
+        size = max(1, round(self.local_fraction * len(part)))
+        return part if size == len(part) else part[torch.randperm(len(part), generator=generator)[:size]].sort().values
+
+    def _check_shape(self, data: DataSet) -> None:
+        found = {"num_classes": data.num_classes}
+        found |= {"in_channels": data.train.inputs.shape[1]} if self.in_channels is not None else {}
         for name, value in found.items():
             if getattr(self, name) != value:
-                raise ValueError(f"{name}={getattr(self, name)}: {images.name} has {value}")
+                raise ValueError(f"{name}={getattr(self, name)}: {data.name} has {value}")
 
     def to(self, device: torch.device) -> None:
-        """Keep the images on `device` from now on, so that batches are made there; workers make theirs on the CPU."""
+        """Keep the examples on `device` from now on, so that batches are made there; workers make theirs on the CPU."""
         if self.num_workers:
             return
         self._train, self._test = self._train.to(device), self._test.to(device)
@@ -96,21 +111,21 @@ class FederatedDataModule(LightningDataModule):
         return self._loader(self._train, EpochBatches(self.parts[client], self.batch_size, seed))
 
     def test_dataloader(self, client: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set in its own order, or the part of it that has a client's own distribution (`matching_part`)."""
-        labels = self._test.images.labels.cpu()
-        chosen = torch.arange(len(labels))
+        """The test set in its own order, or the part of it that has a client's own distribution."""
+        train, test = self.examples
+        chosen = torch.arange(len(test))
         if client is not None:
-            own = self._train.images.labels.cpu()[self.parts[client]]
-            chosen = matching_part(own, labels, derive_seed(self.seed, 0, client, "test part"))
+            seed = derive_seed(self.seed, 0, client, "test part")
+            chosen = self.partition.test_part(train[self.parts[client]], test, seed)
         return self._loader(self._test, EpochBatches(chosen, self.eval_batch_size, seed=0, shuffle=False))
 
-    def _loader(self, batches: BatchedImages, keys: EpochBatches) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _loader(self, batches: Batches, keys: EpochBatches) -> DataLoader[tuple[Tensor, Tensor]]:
         workers = min(self.num_workers, len(keys), os.cpu_count() or 1)
         return DataLoader(cast(Dataset, batches), batch_size=None, sampler=keys, num_workers=workers)
 
 
-def _subset(size: int, largest: int | None) -> Tensor:
-    """Sorted indices of `largest` examples, the same in every run; all where None."""
-    if largest is None or largest >= size:
-        return torch.arange(size)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:largest].sort().values
+def _capped(examples: Examples, largest: int | None) -> Examples:
+    """At most `largest` examples, in their order, the same in every run; all where None."""
+    if largest is None or largest >= len(examples):
+        return examples
+    return examples[torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:largest].sort().values]

@@ -15,6 +15,28 @@ REMEMBERED = ".fedpara_verified.json"
 
 
 @dataclass(frozen=True)
+class Loose:
+    """A folder of files in its standard layout, each with a home of its own.
+
+    Attributes:
+        folder: where they are beneath the data folder.
+        url: what precedes a file's name in its address; empty where there is no home.
+        files: MD5 of each file, by its name.
+    """
+
+    folder: str
+    url: str
+    files: Mapping[str, str]
+
+    def download(self, data_dir: Path) -> None:
+        """Fetch what is missing, verified, with a progress bar."""
+        folder = data_dir / self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, md5 in self.files.items():
+            pooch.retrieve(self.url + name, f"md5:{md5}", path=folder, fname=name, progressbar=True)
+
+
+@dataclass(frozen=True)
 class Archive:
     """A folder of files in its standard layout, and the archive it comes from.
 
@@ -29,41 +51,46 @@ class Archive:
     md5: str
     files: Mapping[str, str]
 
+    def download(self, data_dir: Path) -> None:
+        """Fetch with a progress bar, verify, unpack beside the target, then move the folder into place."""
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as temporary:
+            file = pooch.retrieve(self.url, f"md5:{self.md5}", path=temporary, fname="archive.tar.gz", progressbar=True)
+            with tarfile.open(file) as tar:
+                tar.extractall(temporary, filter="data")
+            target = data_dir / self.folder
+            target.mkdir(exist_ok=True)
+            for path in (Path(temporary) / self.folder).iterdir():
+                os.replace(path, target / path.name)
 
-def present(archive: Archive, data_dir: Path) -> Path:
+
+def present(source: Archive | Loose, data_dir: Path, *others: Archive | Loose) -> Path:
     """The folder, its files verified; downloaded first where files are missing.
+
+    Args:
+        source: what is looked for, and downloaded.
+        others: other layouts, each taken where it is complete and `source` is not.
 
     Raises:
         FileNotFoundError: files are missing and the download failed; names the folder and the files.
         ValueError: a file's checksum is not the official one.
     """
-    folder = data_dir / archive.folder
-    missing = [name for name in archive.files if not (folder / name).is_file()]
-    if missing:
+    source = next((one for one in (source, *others) if not _missing(one, data_dir)), source)
+    folder = data_dir / source.folder
+    if missing := _missing(source, data_dir):
         try:
-            _download(archive, data_dir)
+            source.download(data_dir)
         except (OSError, ValueError, tarfile.TarError) as error:
             raise FileNotFoundError(
-                f"{folder}: missing {', '.join(missing)}, and {archive.url} cannot be fetched "
+                f"{folder}: missing {', '.join(missing)}, and {source.url} cannot be fetched "
                 f"({_first_line(error)}); put the files there or set paths.data_dir (or DATA_DIR)"
             ) from error
-    _verify(folder, archive.files)
+    _verify(folder, source.files)
     return folder
 
 
-def _download(archive: Archive, data_dir: Path) -> None:
-    """Fetch with a progress bar, verify, unpack beside the target, then move the folder into place."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as temporary:
-        file = pooch.retrieve(
-            archive.url, f"md5:{archive.md5}", path=temporary, fname="archive.tar.gz", progressbar=True
-        )
-        with tarfile.open(file) as tar:
-            tar.extractall(temporary, filter="data")
-        target = data_dir / archive.folder
-        target.mkdir(exist_ok=True)
-        for path in (Path(temporary) / archive.folder).iterdir():
-            os.replace(path, target / path.name)
+def _missing(source: Archive | Loose, data_dir: Path) -> list[str]:
+    return [name for name in source.files if not (data_dir / source.folder / name).is_file()]
 
 
 def _verify(folder: Path, files: Mapping[str, str]) -> None:
@@ -89,7 +116,9 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _remember(memory: Path, seen: Mapping[str, str]) -> None:
-    """Write atomically; a data folder that is read-only is verified every time instead."""
+    """Write atomically; a data folder that is read-only, if only by its mode, is verified every time instead."""
+    if not memory.parent.stat().st_mode & 0o222:
+        return
     try:
         temporary = memory.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(seen, indent=1))

@@ -1,10 +1,11 @@
-"""Which client holds which examples: pure functions of labels, number of clients and seed.
+"""Which client holds which examples: pure functions of labels (or owners), number of clients and seed.
 
-Each takes `labels` (n,), `num_clients` and `seed`, and returns one sorted int64 index tensor per client; together they
-are disjoint and hold every example. Nothing is cached: a partition is recomputed for every run.
+Each takes the training examples, `num_clients` and `seed`, and returns one sorted int64 index tensor per client;
+together they are disjoint and hold every example (`Natural`: of the owners that became clients). Nothing is cached: a
+partition is recomputed for every run.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 import numpy as np
@@ -12,7 +13,19 @@ import torch
 from pydantic import Field, validate_call
 from torch import Tensor
 
-Partition = Callable[[Tensor, int, int], list[Tensor]]
+from fedpara.data.examples import Examples
+
+
+class Partition(ABC):
+    """Base: who holds what in training, and what a client's own test distribution is."""
+
+    @abstractmethod
+    def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
+        """One sorted index tensor into `train` per client."""
+
+    def test_part(self, own: Examples, test: Examples, seed: int) -> Tensor:
+        """Indices of the test examples that follow a client's own distribution, that of its labels."""
+        return matching_part(own.labels, test.labels, seed)
 
 
 def _require_enough(num_examples: int, num_clients: int, least: int) -> None:
@@ -23,18 +36,60 @@ def _require_enough(num_examples: int, num_clients: int, least: int) -> None:
         )
 
 
-def iid(labels: Tensor, num_clients: int, seed: int) -> list[Tensor]:
-    """Random parts of equal size, up to one example.
+class IID(Partition):
+    """Random parts of equal size, up to one example."""
 
-    Raises:
-        ValueError: fewer examples than clients.
+    def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
+        """The partition.
+
+        Raises:
+            ValueError: fewer examples than clients.
+        """
+        _require_enough(len(train), num_clients, least=1)
+        order = np.random.default_rng(seed).permutation(len(train))
+        return [torch.from_numpy(np.sort(part)) for part in np.array_split(order, num_clients)]
+
+
+class Natural(Partition):
+    """A client is an owner: a writer of FEMNIST, a speaking role of Shakespeare (LEAF, Caldas et al. 2018).
+
+    Of more owners than clients `num_clients` are drawn at random, and the others' examples are unused.
+
+    Args:
+        min_examples: owners with fewer training examples are no clients.
     """
-    _require_enough(len(labels), num_clients, least=1)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    return [torch.from_numpy(np.sort(part)) for part in np.array_split(order, num_clients)]
+
+    @validate_call
+    def __init__(self, min_examples: Annotated[int, Field(ge=1)] = 1) -> None:
+        self.min_examples = min_examples
+
+    def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
+        """The partition.
+
+        Raises:
+            ValueError: the data set knows no owners, or too few of them.
+        """
+        if train.owners is None:
+            raise ValueError("partition=natural: the data set names no owners; take femnist or shakespeare")
+        owners, sizes = np.unique(train.owners.numpy(), return_counts=True)
+        owners = owners[sizes >= self.min_examples]
+        if num_clients > len(owners):
+            raise ValueError(
+                f"num_clients={num_clients}: must be at most {len(owners)}, "
+                f"the number of owners with {self.min_examples} training examples or more"
+            )
+        chosen = np.sort(np.random.default_rng(seed).permutation(owners)[:num_clients])
+        return [torch.from_numpy(np.flatnonzero(train.owners.numpy() == owner)) for owner in chosen]
+
+    def test_part(self, own: Examples, test: Examples, seed: int) -> Tensor:
+        """The owner's own test examples; where there is none, what has the distribution of the owner's labels."""
+        assert own.owners is not None
+        if test.owners is not None and (test.owners == own.owners[0]).any():
+            return (test.owners == own.owners[0]).nonzero()[:, 0]
+        return super().test_part(own, test, seed)
 
 
-class Shards:
+class Shards(Partition):
     """At most `classes_per_client` classes a client (McMahan et al. 2017, section 3, the pathological non-IID split).
 
     Examples are cut into num_clients x classes_per_client shards, each of one class alone, classes by their sizes;
@@ -48,12 +103,13 @@ class Shards:
     def __init__(self, classes_per_client: Annotated[int, Field(ge=1)] = 2) -> None:
         self.classes_per_client = classes_per_client
 
-    def __call__(self, labels: Tensor, num_clients: int, seed: int) -> list[Tensor]:
+    def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
         """The partition.
 
         Raises:
             ValueError: fewer shards than classes, or fewer examples than shards.
         """
+        labels = train.labels
         _require_enough(len(labels), num_clients, self.classes_per_client)
         generator = np.random.default_rng(seed)
         values, sizes = np.unique(labels.numpy(), return_counts=True)
@@ -75,7 +131,7 @@ class Shards:
         return [torch.from_numpy(np.sort(np.concatenate([shards[i] for i in hand]))) for hand in hands]
 
 
-class Dirichlet:
+class Dirichlet(Partition):
     """Label skew as in FedML (He et al. 2020), which FedPara follows with alpha = 0.5.
 
     For each class, shares of the clients are drawn from Dirichlet(alpha); a client that already holds its equal share
@@ -96,12 +152,13 @@ class Dirichlet:
     ) -> None:
         self.alpha, self.min_examples, self.max_draws = alpha, min_examples, max_draws
 
-    def __call__(self, labels: Tensor, num_clients: int, seed: int) -> list[Tensor]:
+    def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
         """The partition.
 
         Raises:
             ValueError: too few examples for `min_examples` a client, or no draw in `max_draws` gave it.
         """
+        labels = train.labels
         _require_enough(len(labels), num_clients, self.min_examples)
         classes = [np.flatnonzero(labels.numpy() == label) for label in np.unique(labels.numpy())]
         generator = np.random.default_rng(seed)

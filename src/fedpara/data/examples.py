@@ -1,6 +1,6 @@
-"""A labelled image set in memory, and batches of it, transformed on the device the images are on."""
+"""Labelled examples in memory, and batches of them, made on the device the examples are on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,41 +9,67 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 Key = tuple[Tensor, int]
+Prepare = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Images:
-    """Labelled images.
+class Examples:
+    """Labelled examples.
 
     Attributes:
-        pixels: (N, C, H, W) uint8.
+        inputs: (N, ...) uint8: images (N, C, H, W), or texts (N, T) of character indices.
         labels: (N,) int64, from 0.
+        owners: (N,) int64, whose each example is (its writer, its speaking role), the same number in train and test;
+            None where a data set does not say.
     """
 
-    pixels: Tensor
+    inputs: Tensor
     labels: Tensor
+    owners: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: Tensor) -> "Images":
-        return Images(self.pixels[indices], self.labels[indices])
+    def __getitem__(self, indices: Tensor) -> "Examples":
+        owners = None if self.owners is None else self.owners[indices]
+        return Examples(self.inputs[indices], self.labels[indices], owners)
 
-    def to(self, device: torch.device) -> "Images":
-        """A copy on `device`."""
-        return Images(self.pixels.to(device), self.labels.to(device))
+    def to(self, device: torch.device) -> "Examples":
+        """A copy on `device`; owners stay, no batch holds them."""
+        return Examples(self.inputs.to(device), self.labels.to(device), self.owners)
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """A data set as its file gives it: train, test, and the constants of its normalisation (per channel, 0 to 1)."""
+class DataSet:
+    """A data set as its files give it.
+
+    Attributes:
+        prepare: a batch of inputs as stored to what the network takes: `Normalize`, `Tensor.long`.
+    """
 
     name: str
-    train: Images
-    test: Images
+    train: Examples
+    test: Examples
     num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    prepare: Prepare
+
+
+class Normalize:
+    """uint8 images to float, zero mean and unit variance.
+
+    Args:
+        mean, std: per channel, on the scale 0 to 1.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self._shift = 255 * torch.tensor(mean)[:, None, None]
+        self._scale = 255 * torch.tensor(std)[:, None, None]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W), C as many as `mean` has."""
+        if self._shift.device != pixels.device:
+            self._shift, self._scale = self._shift.to(pixels.device), self._scale.to(pixels.device)
+        return (pixels.float() - self._shift) / self._scale
 
 
 class Transform(Protocol):
@@ -73,33 +99,28 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator, padding: int = 4) 
     ]
 
 
-class BatchedImages(Dataset[tuple[Tensor, Tensor]]):
+class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Whole batches by key (indices, seed): a batch is a function of its key, whichever worker makes it.
 
     Args:
-        images: where batches are taken from.
-        mean, std: per channel, on the scale 0 to 1.
+        examples: where batches are taken from.
+        prepare: stored inputs to network inputs.
         transform: augmentation, or None.
     """
 
-    def __init__(
-        self, images: Images, mean: tuple[float, ...], std: tuple[float, ...], transform: Transform | None = None
-    ) -> None:
-        device = images.pixels.device
-        self.images, self.mean, self.std, self.transform = images, mean, std, transform
-        self._shift = 255 * torch.tensor(mean, device=device)[:, None, None]
-        self._scale = 255 * torch.tensor(std, device=device)[:, None, None]
+    def __init__(self, examples: Examples, prepare: Prepare, transform: Transform | None = None) -> None:
+        self.examples, self.prepare, self.transform = examples, prepare, transform
 
-    def to(self, device: torch.device) -> "BatchedImages":
+    def to(self, device: torch.device) -> "Batches":
         """The same batches, made on `device`."""
-        return BatchedImages(self.images.to(device), self.mean, self.std, self.transform)
+        return Batches(self.examples.to(device), self.prepare, self.transform)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
         indices, seed = key
-        pixels, labels = self.images.pixels[indices], self.images.labels[indices]
+        inputs, labels = self.examples.inputs[indices], self.examples.labels[indices]
         if self.transform is not None:
-            pixels = self.transform(pixels, torch.Generator().manual_seed(seed))
-        return (pixels.float() - self._shift) / self._scale, labels
+            inputs = self.transform(inputs, torch.Generator().manual_seed(seed))
+        return self.prepare(inputs), labels
 
 
 class EpochBatches(Sampler[Key]):

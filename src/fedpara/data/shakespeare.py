@@ -1,0 +1,111 @@
+"""Shakespeare (McMahan et al. 2017; LEAF, Caldas et al. 2018): 80 characters to the next; an owner is a speaking role.
+
+Read from LEAF's json files, or from the plays themselves with the lines `NAME<TAB>text` (and `<TAB>text` for what
+follows), as in the public-domain Moby edition: a folder of .txt files or a tar archive of them.
+"""
+
+import re
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpara.data.examples import DataSet, Examples
+from fedpara.data.leaf import leaf
+
+LENGTH = 80
+CHARACTERS = (
+    "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"  # LEAF's 80, in its order
+)
+INDEX = np.full(256, CHARACTERS.index(" "), np.uint8)  # any other character counts as a space
+INDEX[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(len(CHARACTERS))
+TEST_SHARE = 0.1
+
+
+def shakespeare(data_dir: str) -> DataSet:
+    """Windows of 80 characters, each with the character that follows; 80 classes.
+
+    Args:
+        data_dir: the folder that holds `shakespeare`: LEAF's `train` and `test`; or plays, *.txt or *.tar.*.
+
+    Of a play's role the first 90 % of the characters are for training, the last for testing; no window has both.
+
+    Raises:
+        FileNotFoundError: there are no such files.
+        ValueError: a file is not what it should be.
+    """
+    folder = Path(data_dir) / "shakespeare"
+    roles = {} if (folder / "train").is_dir() else speeches(folder)
+    if not roles:
+        command = "data/shakespeare/preprocess.sh -s niid --sf 1.0 -k 0 -t sample -tf 0.8"
+        train, test = leaf(folder, _rows, _next, command)
+        return DataSet("shakespeare", train, test, len(CHARACTERS), Tensor.long)
+    texts = [_indices("".join(roles[role])) for role in sorted(roles)]
+    ends = [round((1 - TEST_SHARE) * len(text)) for text in texts]
+    train = _windows([text[:end] for text, end in zip(texts, ends, strict=True)])
+    test = _windows([text[end:] for text, end in zip(texts, ends, strict=True)])
+    return DataSet("shakespeare", train, test, len(CHARACTERS), Tensor.long)
+
+
+def speeches(folder: Path) -> dict[str, list[str]]:
+    """What each role, named `play/NAME`, says, line by line; empty where the folder holds no plays."""
+    roles = defaultdict(list)
+    for play, text in _plays(folder):
+        _, _, body = text.partition("\nACT I")  # title and dramatis personae come before
+        role = None
+        for line in re.sub(r"\[[^]]*\]", "", body).splitlines():  # stage directions stand in brackets
+            name, tab, said = line.partition("\t")
+            if not tab:
+                role = None
+            elif name:
+                role = None if name.startswith(("ACT", "SCENE")) else f"{play}/{name.strip()}"
+            if role and said.strip():
+                roles[role].append(said.strip() + "\n")
+    return roles
+
+
+def _plays(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(folder.rglob("*.txt")):
+        yield path.stem, path.read_text("latin-1")
+    for path in sorted(folder.glob("*.tar*")):
+        try:
+            with tarfile.open(path) as tar:
+                for member in sorted(tar.getmembers(), key=lambda member: member.name):
+                    stream = tar.extractfile(member) if member.name.endswith(".txt") else None
+                    if stream is not None:
+                        yield Path(member.name).stem, stream.read().decode("latin-1")
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise ValueError(f"{path}: not a tar archive ({error})") from error
+
+
+def _indices(text: str) -> np.ndarray:
+    """(len(text),) uint8 indices into `CHARACTERS`."""
+    return INDEX[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)]
+
+
+def _windows(texts: list[np.ndarray]) -> Examples:
+    """Every window of every text that has a next character; owners are the texts' numbers."""
+    cut = [np.lib.stride_tricks.sliding_window_view(text, LENGTH + 1) for text in texts if len(text) > LENGTH]
+    numbers = [number for number, text in enumerate(texts) if len(text) > LENGTH]
+    if not cut:
+        raise ValueError(f"shakespeare: no role says more than {LENGTH} characters")
+    rows = torch.from_numpy(np.concatenate(cut))
+    owners = torch.from_numpy(np.repeat(numbers, [len(windows) for windows in cut]))
+    return Examples(rows[:, :LENGTH], rows[:, LENGTH].long(), owners)
+
+
+def _rows(texts: Any) -> np.ndarray:
+    """LEAF's `x`: strings of 80 characters."""
+    if wrong := next((text for text in texts if len(text) != LENGTH), None):
+        raise ValueError(f"x={wrong[:20]!r}...: must have {LENGTH} characters, has {len(wrong)}")
+    return _indices("".join(texts)).reshape(-1, LENGTH)
+
+
+def _next(characters: Any) -> np.ndarray:
+    """LEAF's `y`: one character each."""
+    return _indices("".join(characters)).astype(np.int64)
