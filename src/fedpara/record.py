@@ -45,8 +45,8 @@ class RoundRecord:
             "round": self.round,
             "train/loss": self.train_loss,
             **self.metrics,
-            **_spread("personal/acc", self.personal_accuracy),
-            **_spread("personal/trained_acc", self.trained_accuracy),
+            **spread("personal/acc", self.personal_accuracy),
+            **spread("personal/trained_acc", self.trained_accuracy),
             "comm/up_bytes": self.up_bytes,
             "comm/down_bytes": self.down_bytes,
             "comm/total_bytes": self.total_bytes,
@@ -66,7 +66,7 @@ class RoundRecord:
         return seconds | {"cost/total_mj": megajoules(self.total_bytes)}
 
 
-def _spread(name: str, accuracy: tuple[float, ...]) -> dict[str, float]:
+def spread(name: str, accuracy: tuple[float, ...]) -> dict[str, float]:
     """Mean over clients, and the tenth percentile: how the worst off fare."""
     if not accuracy:
         return {}
