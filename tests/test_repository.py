@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
     "sampling": set(), "files": set(), "configuration": set(), "runs": set(),
-    "sweep": {"runs"}, "export": {"nn", "files"}, "sweep_table": {"runs", "record"},
+    "sweep": {"runs"}, "export": {"nn", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
     "report": {"runs", "record", "cost"},
     "sharing": {"state"},
     "nn": set(),
