@@ -39,6 +39,7 @@ RESUMABLE = (
     "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
     "data.eval_batch_size", "data.num_workers",
 )  # fmt: skip
+NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
 
 
@@ -68,8 +69,8 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         network = instantiate(cfg.model.network)
     dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
-        options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k != "jacobian_correction"])
-        factorize(network, instantiate(options), list(cfg.model.keep_dense))
+        options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
+        factorize(network, instantiate(options), list(cfg.model.keep_dense), cfg.factorization.num_dense)
     factorized = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "model.optimizer"):
         optimizer = instantiate(cfg.model.optimizer)
@@ -128,7 +129,7 @@ def _train(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     federation = build_federation(cfg, experiment)
     if cfg.resume:
         with blame(cfg, "resume"):
@@ -137,6 +138,8 @@ def _train(cfg: DictConfig) -> float | None:
     with blame(cfg, "data"):
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
+    with blame(cfg, "model.network"):
+        experiment.executor.try_one_example()
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):

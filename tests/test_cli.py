@@ -27,6 +27,7 @@ from test_data import write_cifar
 
 TINY = ["data.max_train=60", "data.max_test=40", "data.batch_size=16", "model.network.stages=[[4],[8],[8],[8]]"]
 SMALL = [*TINY, "federation.num_clients=4", "federation.clients_per_round=2", "federation.num_rounds=2", "logger=none"]
+SMALL += ["callbacks.partition_picture=null"]  # drawing takes longer than training here
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ BAD = [
     ("factorization.jacobian_correction=-1", "factorization.jacobian_correction=-1: Input should be greater than or"),
     (
         "factorization.layers={conv9:{rank:2}}",
-        "factorization: pattern='conv9': matches no layer; layers are features.0",
+        "factorization: pattern='conv9': matches no layer; layers are features.conv1_1",
     ),
     ("factorization.initialization=zero", "factorization.initialization='zero': Input should be 'variance', "),
     ("model.keep_dense=[clasifier]", "factorization: pattern='clasifier': matches no layer"),
@@ -209,6 +210,14 @@ BAD = [
     ("resume=nowhere", "resume=nowhere: not a run folder, it holds no config.yaml"),
     ("partition=dirichlet partition.alpha=0", "partition.alpha=0: Input should be greater than 0"),
     ("partition=shards", "partition.classes_per_client=2: 4 clients would leave out some of the 10 classes; must be 3"),
+    (
+        "model=mlp model.network.widths=[100,10]",
+        "model.network: MLP cannot take inputs of mnist_small, (1, 28, 28)",
+    ),
+    ("model=char_lstm", "model.network: CharLSTM cannot take inputs of mnist_small, (1, 28, 28)"),
+    ("model=mlp model.network.widths=[784,9]", "model.network: MLP gives (9,), not a logit for each of the classes"),
+    ("sharing=fedbn model=mlp", "sharing.personal='*norm*': matches no parameter or buffer of the model"),
+    ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than there are layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
     ("data.local_fraction=0", "data.local_fraction=0: Input should be greater than 0"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
@@ -217,7 +226,8 @@ BAD = [
 
 @pytest.mark.parametrize(("override", "line"), BAD, ids=[override for override, _ in BAD])
 def test_bad_input_is_one_line_and_status_2(shell, override, line):
-    status, error, _ = shell(*SMALL, *override.split(" "))
+    small = [option for option in SMALL if "model=" not in override or not option.startswith("model.")]
+    status, error, _ = shell(*small, *override.split(" "))
     assert status == 2
     assert error.count("\n") == 1, error
     assert error.startswith(f"error: {line}"), error
@@ -289,20 +299,37 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
     assert json.loads((folder / "summary.json").read_text())["state"] == "interrupted"
 
 
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    str(path.relative_to(ROOT / "configs" / "experiment").with_suffix(""))
+    for path in (ROOT / "configs" / "experiment").rglob("*.yaml")
+)
+NARROW = {
+    "vgg16": ["model.network.stages=[[4,4],[4,4],[8,8,8],[8,8,8],[8,8,8]]", "model.network.hidden=[8,8]"],
+    "resnet18": ["model.network.widths=[4,4,8,8]"],
+    "char_lstm": ["model.network.hidden=8"],
+}
 
 
-@pytest.mark.parametrize("factorization", ["dense", "low_rank", None])
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def compose(*overrides):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return hydra.compose("train", list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "factorization"),
+    [(e, f) for e in EXPERIMENTS for f in (None, "dense", "low_rank") if f is None or "/" not in e],
+)
 def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factorization):
-    """At its own settings but for size; CIFAR is replaced by files of the same layout."""
+    """At its own settings but for size; data on disk are replaced by random ones of the same shape."""
+    choices = compose(f"experiment={experiment}").hydra.runtime.choices
     small = ["data.max_train=60", "data.max_test=30", "data.batch_size=16", "federation.num_clients=4"]
     small += ["federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "logger=none"]
-    if "cifar" in experiment:
-        classes = 100 if "cifar100" in experiment else 10
-        small += ["data.dataset._target_=test_cli.fake_cifar", f"+data.dataset.num_classes={classes}"]
-    if "fedpara_cifar" in experiment:
-        small += ["model.network.stages=[[4,4],[4,4],[8,8,8],[8,8,8],[8,8,8]]", "model.network.hidden=[8,8]"]
+    small += ["hydra.mode=RUN", *NARROW.get(choices.model, [])]
+    if choices.data != "mnist_small":
+        small += ["data.dataset._target_=test_cli.random_data", f"+data.dataset.name={choices.data}"]
+    if choices.partition == "natural":
+        small += ["partition.min_examples=1"]
     if factorization:
         small += [f"factorization={factorization}", "federation.num_rounds=1"]
     status, error, _ = shell(f"experiment={experiment}", *small)
@@ -310,11 +337,15 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
     assert [row["round"] for row in rows(newest(tmp_path))] == (["1"] if factorization else ["1", "2"])
 
 
-def fake_cifar(data_dir, num_classes):
-    """CIFAR-like images: 3 x 32 x 32."""
-    pixels = torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = Examples(pixels, torch.arange(200) % num_classes)
-    return DataSet("fake", images, images, num_classes, Normalize((0.5,) * 3, (0.25,) * 3))
+def random_data(data_dir, name):
+    """Examples of the shape of a data set, by its name, owned by seven."""
+    num_classes = {"cifar100": 100, "femnist": 62, "shakespeare": 80}.get(name, 10)
+    shape = {"shakespeare": (80,), "femnist": (1, 28, 28), "mnist": (1, 28, 28)}.get(name, (3, 32, 32))
+    largest = num_classes if name == "shakespeare" else 256
+    inputs = torch.randint(largest, (200, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    examples = Examples(inputs, torch.arange(200) % num_classes, torch.arange(200) % 7)
+    prepare = torch.Tensor.long if name == "shakespeare" else Normalize((0.5,) * shape[0], (0.25,) * shape[0])
+    return DataSet(name, examples, examples, num_classes, prepare)
 
 
 def owned_digits():
@@ -333,9 +364,7 @@ def test_every_yaml_composes_and_says_what_it_is(group, choice):
     assert first.startswith("# "), "a config opens with what it is"
     if group in {"hydra", "paths"} or choice == "base":
         return  # in every other composition
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = hydra.compose("train", [f"{group}={choice}"], return_hydra_config=True)
-    assert cfg.hydra.runtime.choices[group] == choice
+    assert compose(f"{group}={choice}").hydra.runtime.choices[group] == choice
 
 
 CONTRACT = {"algorithm", "executor", "factorization", "link", "partition", "sharing"}

@@ -82,9 +82,9 @@ def test_merged_equals_factorised_exactly(recipe):
 def test_names_and_untouched_biases():
     dense, network = small_vgg(), factorize(small_vgg(), FedPara(), ["classifier.*"])
     names = set(network.state_dict())
-    assert {f"features.0.parametrizations.weight.0.{f}" for f in ("x1", "y1", "t1", "x2", "y2", "t2")} <= names
-    assert "features.0.weight" not in names
-    for name in ("features.0.bias", "features.1.weight", "classifier.0.weight", "classifier.3.weight"):
+    assert {f"features.conv1_1.parametrizations.weight.0.{f}" for f in ("x1", "y1", "t1", "x2", "y2", "t2")} <= names
+    assert "features.conv1_1.weight" not in names
+    for name in ("features.conv1_1.bias", "features.norm1_1.weight", "classifier.0.weight", "classifier.3.weight"):
         assert torch.equal(network.state_dict()[name], dense.state_dict()[name])
 
 
@@ -131,12 +131,12 @@ def test_float64_and_state_round_trip():
 
 
 def test_layer_rules_change_gamma_and_rank():
-    rules = {"features.0": LayerRule(rank=2), "features.3": LayerRule(gamma=1.0)}
+    rules = {"features.conv1_1": LayerRule(rank=2), "features.conv1_2": LayerRule(gamma=1.0)}
     network = factorize(small_vgg(), FedPara(gamma=0.1, layers=rules), ["classifier.*"])
     made = dict(factorizations(network))
-    assert made["features.0"].rank == 2
-    assert made["features.3"].rank == FedPara(gamma=1.0).rank("", (16, 8, 3, 3))
-    assert made["features.7"].rank == FedPara(gamma=0.1).rank("", (16, 16, 3, 3))
+    assert made["features.conv1_1"].rank == 2
+    assert made["features.conv1_2"].rank == FedPara(gamma=1.0).rank("", (16, 8, 3, 3))
+    assert made["features.conv2_1"].rank == FedPara(gamma=0.1).rank("", (16, 16, 3, 3))
 
 
 def test_a_bare_layer_is_factorised_and_merged():
@@ -155,7 +155,7 @@ def test_a_rank_given_outright_is_the_baselines_too_and_never_exceeds_a_side():
     ("recipe", "exclude"), [(FedPara(), ["clasifier.*"]), (FedPara(layers={"conv9": LayerRule(rank=1)}), [])]
 )
 def test_a_pattern_that_matches_nothing_is_an_error(recipe, exclude):
-    with pytest.raises(ValueError, match=r"matches no layer; layers are features\.0"):
+    with pytest.raises(ValueError, match=r"matches no layer; layers are features\.conv1_1"):
         factorize(small_vgg(), recipe, exclude)
 
 
@@ -176,3 +176,45 @@ def test_any_torch_network_with_a_transposed_and_grouped_layer():
     grouped = factorize(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2)), FedPara())
     assert network(torch.randn(2, 4, 8)).shape == (2, 6, 1)
     assert grouped(torch.randn(2, 8, 5, 5)).shape == (2, 8, 3, 3)
+
+
+class Tagger(nn.Module):
+    """A network that is not of this repository: a transformer's layer, a GRU, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        self.mixer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.gru = nn.GRU(16, 24, num_layers=2, batch_first=True)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, words):
+        return self.head(self.gru(self.mixer(self.embedding(words)))[0])
+
+
+@pytest.mark.parametrize("recipe", [FedPara(gamma=0.2), EqualSizeLowRank(gamma=0.2), PFedPara(gamma=0.2)])
+def test_any_torch_network_is_factorised_trained_and_merged(recipe):
+    """Recurrent weights go by their own names; what multi-head attention takes as plain tensors stays dense."""
+    torch.manual_seed(0)
+    network = factorize(Tagger(), recipe, ["head", "mixer.self_attn.*"])
+    assert {name for name, _ in factorizations(network)} == {
+        "mixer.linear1", "mixer.linear2", "gru.weight_ih_l0", "gru.weight_hh_l0", "gru.weight_ih_l1", "gru.weight_hh_l1"
+    }  # fmt: skip
+    words = torch.randint(0, 20, (4, 7))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    before = network(words).square().mean()
+    before.backward()
+    optimizer.step()
+    network.zero_grad()
+    after = network(words)
+    assert after.square().mean() < before
+    assert {name for name, _ in merge(network).named_parameters()} == {n for n, _ in Tagger().named_parameters()}
+    torch.testing.assert_close(network(words), after)
+
+
+def test_hybrid_leaves_the_first_layers_dense():
+    network = factorize(small_vgg(), EqualSizeLowRank(), ["classifier.*"], num_dense=2)
+    assert [name for name, _ in factorizations(network)] == ["features.conv2_1"]
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"num_dense={wrong}: must be 0 to 2, one less than there are layers"):
+            factorize(small_vgg(), FedPara(), ["classifier.*"], num_dense=wrong)

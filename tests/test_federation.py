@@ -6,6 +6,7 @@ import logging
 import signal
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,9 @@ from fedpara.algorithms import FedAvg
 from fedpara.algorithms.feddyn import FedDyn
 from fedpara.algorithms.fedopt import FedAdam
 from fedpara.algorithms.scaffold import Scaffold
-from fedpara.callbacks import Checkpoint, LoggerForwarding, ProgressDisplay, RunFolder, restore
+from fedpara.callbacks import Checkpoint, LoggerForwarding, PartitionPicture, ProgressDisplay, RunFolder, restore
 from fedpara.callbacks.checkpoint import FILE
+from fedpara.callbacks.partition_picture import draw_partition
 from fedpara.data import Shards
 from fedpara.federation import FederationCallback
 from fedpara.nn import Dense
@@ -362,3 +364,16 @@ def test_task_seeds_are_functions_of_seed_round_and_client():
     federation = make_federation(seed=3)
     tasks = list(federation._tasks([1, 4], federation.server))
     assert [task.seed for task in tasks] == [derive_seed(3, 0, client, "local training") for client in (1, 4)]
+
+
+def test_who_holds_what_is_drawn_once(tmp_path):
+    make_federation(partition=Shards(1), callbacks=[PartitionPicture(tmp_path)], num_rounds=1).fit()
+    drawn = (tmp_path / "partition.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    (tmp_path / "partition.png").write_bytes(b"kept")
+    make_federation(callbacks=[PartitionPicture(tmp_path)], num_rounds=1).fit()
+    assert (tmp_path / "partition.png").read_bytes() == b"kept"
+    counts = np.array([[3, 0, 1], [0, 5, 0]])
+    bars, classes, _ = draw_partition(counts).axes
+    assert [bar.get_height() for bar in bars.patches] == [4, 5]
+    assert np.array_equal(classes.images[0].get_array(), counts.T)

@@ -2,7 +2,8 @@
 
 from fedpara.callbacks.checkpoint import Checkpoint, restore
 from fedpara.callbacks.logging import LoggerForwarding
+from fedpara.callbacks.partition_picture import PartitionPicture
 from fedpara.callbacks.progress import ProgressDisplay
 from fedpara.callbacks.run_folder import RunFolder
 
-__all__ = ["Checkpoint", "LoggerForwarding", "ProgressDisplay", "RunFolder", "restore"]
+__all__ = ["Checkpoint", "LoggerForwarding", "PartitionPicture", "ProgressDisplay", "RunFolder", "restore"]

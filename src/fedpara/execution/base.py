@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedpara.algorithms.base import Correction
+from fedpara.data.datamodule import FederatedDataModule
 from fedpara.state import State
 
 
@@ -54,9 +55,11 @@ class Executor(Protocol):
     """Trains clients and tests models.
 
     Attributes:
+        datamodule: the clients' data.
         trainable: names of the model's state that are trained; the rest are buffers.
     """
 
+    datamodule: FederatedDataModule
     trainable: list[str]
 
     def initial_state(self) -> State:

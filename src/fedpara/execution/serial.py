@@ -67,6 +67,23 @@ class SerialExecutor:
         """A copy of the network as it was built."""
         return dict(self._initial)
 
+    @torch.no_grad()
+    def try_one_example(self) -> None:
+        """See that the network takes what the data set gives.
+
+        Raises:
+            ValueError: it does not.
+        """
+        inputs, _ = next(iter(self.datamodule.test_dataloader()))
+        one, network = inputs[:1], self.module.network.to(self.device).eval()
+        try:
+            shape = tuple(network(one.to(self.device)).shape)
+        except (RuntimeError, IndexError) as error:
+            given = f"inputs of {self.datamodule.name}, {tuple(one.shape[1:])}"
+            raise ValueError(f"{type(network).__name__} cannot take {given}: {error}") from error
+        if shape != (1, self.datamodule.num_classes):
+            raise ValueError(f"{type(network).__name__} gives {shape[1:]}, not a logit for each of the classes")
+
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult]:
         """One task after the other, lazily."""
         for task in tasks:

@@ -15,6 +15,8 @@ Positive = Annotated[int, Field(ge=1)]
 class VGG(nn.Module):
     """Stages of 3x3 convolutions, GroupNorm and ReLU, each stage closed by max pooling; then a classifier.
 
+    Layers go by the names of Simonyan and Zisserman: `features.conv3_2` is the second convolution of the third stage.
+
     Convolutions start at He's scale, hidden fully connected layers at PyTorch's own: no norm follows them, and at He's
     scale the first steps at learning rate 0.1 throw VGG16 to chance, for good.
 
@@ -41,14 +43,17 @@ class VGG(nn.Module):
         wrong = [width for stage in stages for width in stage if width % groups]
         if wrong:
             raise ValueError(f"groups={groups}: must divide every width of stages, not so for {wrong[0]}")
-        layers: list[nn.Module] = []
+        self.features = nn.Sequential()
         channels = in_channels
-        for stage in stages:
-            for width in stage:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(groups, width), nn.ReLU(inplace=True)]
+        for stage, widths in enumerate(stages, 1):
+            for number, width in enumerate(widths, 1):
+                self.features.add_module(f"conv{stage}_{number}", nn.Conv2d(channels, width, 3, padding=1))
+                self.features.add_module(f"norm{stage}_{number}", nn.GroupNorm(groups, width))
+                self.features.add_module(f"relu{stage}_{number}", nn.ReLU(inplace=True))
                 channels = width
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.features.add_module(f"pool{stage}", nn.MaxPool2d(2))
+        self.features.add_module("mean", nn.AdaptiveAvgPool2d(1))
+        self.features.add_module("flat", nn.Flatten())
         head: list[nn.Module] = []
         for width in hidden:
             head += [nn.Linear(channels, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]

@@ -56,7 +56,7 @@ class FedPara:
         conv: `tucker` is Proposition 3 (the paper's choice), `reshape` is Proposition 1 on O x (I K1 K2).
         nonlinearity: s; the paper uses tanh everywhere except in pFedPara.
         initialization: see `fedpara.nn.initialization`.
-        layers: rules by layer-name pattern (fnmatch), the first match wins: `{"features.0": {"gamma": 1.0}}`.
+        layers: rules by layer-name pattern (fnmatch), the first match wins: `{"*.conv1_1": {"gamma": 1.0}}`.
     """
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -140,40 +140,61 @@ class Dense(FedPara):
 
 
 @validate_call(config={"arbitrary_types_allowed": True})
-def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None) -> nn.Module:
-    """Replace the weight of every `nn.Linear` and `nn.Conv*d` by a factorisation, in place; biases and norms stay.
+def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None, num_dense: int = 0) -> nn.Module:
+    """Replace the weights of every `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` by factorisations, in place.
+
+    Biases and norms stay. A weight goes by its layer's name, or by its own where a layer has several: recurrent layers'
+    (`lstm.weight_hh_l0`), which torch composes ten times a forward pass; `models/char_lstm.py` does it once.
 
     Args:
         recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or anything of the protocol `Recipe`.
-        exclude: fnmatch patterns of layer names that stay dense.
+        exclude: fnmatch patterns of names that stay dense.
+        num_dense: the first so many of the others stay dense too: a hybrid network, as Pufferfish (Wang et al. 2021).
 
     Raises:
-        ValueError: a pattern matches no layer, so that a misspelt one cannot go unnoticed.
+        ValueError: a pattern matches no name, so that a misspelt one cannot go unnoticed; or nothing but dense is left.
     """
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, FACTORIZABLE)}
+    weights = dict(_weights(network))
     exclude = exclude or []
     for pattern in [*exclude, *recipe.patterns]:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ValueError(f"pattern={pattern!r}: matches no layer; layers are {', '.join(layers) or 'none'}")
-    for name, layer in layers.items():
-        if any(fnmatchcase(name, pattern) for pattern in exclude):
-            continue
-        made = recipe(name, layer.weight.detach())
+        if not any(fnmatchcase(name, pattern) for name in weights):
+            raise ValueError(f"pattern={pattern!r}: matches no layer; layers are {', '.join(weights) or 'none'}")
+    chosen = [name for name in weights if not any(fnmatchcase(name, pattern) for pattern in exclude)]
+    if num_dense and not 0 < num_dense < len(chosen):
+        raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than there are layers")
+    for name in chosen[num_dense:]:
+        layer, tensor = weights[name]
+        weight = getattr(layer, tensor)
+        made = recipe(name, weight.detach())
         if made is not None:
-            made.to(layer.weight.device, layer.weight.dtype)
-            parametrize.register_parametrization(layer, "weight", made)
+            made.to(weight.device, weight.dtype)
+            parametrize.register_parametrization(layer, tensor, made)
     return network
 
 
+def _weights(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """What can be factorised: its name, its layer and its name there."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, FACTORIZABLE):
+            yield name, (layer, "weight")
+        elif isinstance(layer, nn.RNNBase):
+            for tensor, _ in layer.named_parameters():
+                if tensor.startswith("weight"):
+                    yield f"{name}.{tensor}".removeprefix("."), (layer, tensor)
+
+
 def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
-    """The factorised layers of a network: the layer's name and its factorisation."""
+    """The factorised weights of a network, by the names that `factorize` knows them by."""
     for name, module in network.named_modules():
         if isinstance(module, Factorization):
-            yield f".{name}".partition(".parametrizations.")[0].removeprefix("."), module
+            layer, _, tensor = f".{name}".removesuffix(".0").partition(".parametrizations.")
+            yield f"{layer}.{tensor}".removesuffix(".weight").removeprefix("."), module
 
 
 def merge(network: nn.Module) -> nn.Module:
     """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit."""
-    for name, _ in list(factorizations(network)):
-        parametrize.remove_parametrizations(network.get_submodule(name), "weight", leave_parametrized=True)
+    for layer in list(network.modules()):
+        for tensor, (made, *_) in list(getattr(layer, "parametrizations", {}).items()):
+            if isinstance(made, Factorization):
+                parametrize.remove_parametrizations(layer, tensor, leave_parametrized=True)
     return network

@@ -1,0 +1,54 @@
+"""A picture of who holds what, drawn before the first round."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import validate_call
+
+from fedpara.federation import Federation, FederationCallback
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class PartitionPicture(FederationCallback):
+    """Writes `partition.png`: training examples of every client, by class.
+
+    Args:
+        folder: the run folder.
+    """
+
+    @validate_call
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "partition.png"
+
+    def on_fit_start(self, federation: Federation) -> None:
+        """Draw, unless a run that is resumed has its picture."""
+        if self.path.is_file():
+            return
+        data = federation.executor.datamodule
+        labels = data.examples[0].labels.numpy()
+        counts = np.stack([np.bincount(labels[part.numpy()], minlength=data.num_classes) for part in data.parts])
+        draw_partition(counts).savefig(self.path, dpi=120)
+
+
+def draw_partition(counts: np.ndarray) -> "Figure":
+    """Examples of each class (colour) and in all (bars) of each client.
+
+    Args:
+        counts: (clients, classes) numbers of examples.
+    """
+    from matplotlib.figure import Figure  # half a second, and only runs that draw pay for it
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    bars, classes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
+    bars.bar(range(len(counts)), counts.sum(1), width=0.8, color="#30638e")
+    bars.set_ylabel("examples")
+    bars.spines[["top", "right"]].set_visible(False)
+    image = classes.imshow(counts.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0)
+    classes.set_ylabel("class")
+    classes.set_xlabel("client")
+    classes.locator_params(integer=True)
+    figure.colorbar(image, ax=classes, label="examples of a class", pad=0.01)
+    return figure

@@ -1,0 +1,85 @@
+"""Next-character network: two LSTM layers, weight-normalised (FedPara, ICLR 2022, Table 11; McMahan et al. 2017).
+
+The paper gives two layers of 256, 80 classes and weight normalisation (Salimans and Kingma 2016) for the dense, the
+low-rank and the FedPara network alike. The embedding's width, 8, is LEAF's (Caldas et al. 2018).
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, validate_call
+from torch import Tensor, nn
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class LSTMLayer(nn.Module):
+    """One LSTM layer whose two matrices, of all four gates, are the weights of two `nn.Linear`.
+
+    So they are factorised, split and merged as any other layer's, and each is composed once a forward pass, where a
+    parametrized `nn.LSTM` composes its own ten times.
+
+    Args:
+        input_size, hidden_size: width of the inputs and of the state, H.
+        weight_norm: whether each row w of both matrices is used as g w / |w|, with g learned.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, weight_norm: bool) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.input = nn.Linear(input_size, 4 * hidden_size)
+        self.recurrent = nn.Linear(hidden_size, 4 * hidden_size)
+        for layer in (self.input, self.recurrent):
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)  # as nn.LSTM
+        norms = [layer.weight.detach().norm(dim=1, keepdim=True) for layer in (self.input, self.recurrent)]
+        self.input_gain = nn.Parameter(norms[0]) if weight_norm else None
+        self.recurrent_gain = nn.Parameter(norms[1]) if weight_norm else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(T, B, input_size) to the states (T, B, H), from a state of zeros."""
+        zeros = inputs.new_zeros(1, inputs.shape[1], self.hidden_size)
+        weights = [
+            _normalized(self.input.weight, self.input_gain),
+            _normalized(self.recurrent.weight, self.recurrent_gain),
+            self.input.bias,
+            self.recurrent.bias,
+        ]
+        # has biases, 1 layer, no dropout, training or not, one direction, time first
+        states, _, _ = torch._VF.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
+        return states
+
+
+def _normalized(weight: Tensor, gain: Tensor | None) -> Tensor:
+    return weight if gain is None else gain * nn.functional.normalize(weight, dim=1)
+
+
+class CharLSTM(nn.Module):
+    """Embedding, LSTM layers, one fully connected layer on the last state.
+
+    Args:
+        num_classes: characters, as inputs and as logits.
+        embedding: width of a character's embedding.
+        hidden: width of each LSTM layer's state.
+        num_layers: LSTM layers.
+        weight_norm: see `LSTMLayer`.
+    """
+
+    @validate_call
+    def __init__(
+        self,
+        num_classes: Positive,
+        embedding: Positive = 8,
+        hidden: Positive = 256,
+        num_layers: Positive = 2,
+        weight_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, embedding)
+        sizes = [embedding] + (num_layers - 1) * [hidden]
+        self.layers = nn.Sequential(*(LSTMLayer(size, hidden, weight_norm) for size in sizes))
+        self.output = nn.Linear(hidden, num_classes)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """Indices (B, T) to the logits (B, num_classes) of the next character."""
+        return self.output(self.layers(self.embedding(characters).transpose(0, 1))[-1])
