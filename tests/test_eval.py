@@ -22,11 +22,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 assert "fedpara" not in sys.modules
-layers, channels = [], 1
-for width in (4, 8, 8, 8):
-    layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(2, width), nn.ReLU(), nn.MaxPool2d(2)]
+features, channels = nn.Sequential(), 1
+for stage, width in enumerate((4, 8, 8, 8), 1):
+    features.add_module(f"conv{stage}_1", nn.Conv2d(channels, width, 3, padding=1))
+    features.add_module(f"norm{stage}_1", nn.GroupNorm(2, width))
+    features.add_module(f"relu{stage}_1", nn.ReLU())
+    features.add_module(f"pool{stage}", nn.MaxPool2d(2))
     channels = width
-features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+features.add_module("mean", nn.AdaptiveAvgPool2d(1))
+features.add_module("flat", nn.Flatten())
 network = nn.Sequential()
 network.add_module("features", features)
 network.add_module("classifier", nn.Sequential(nn.Linear(8, 10)))

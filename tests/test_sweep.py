@@ -10,6 +10,7 @@ TYPED = ("-m", "experiment=quickstart", "factorization.gamma=0.1,0.2", "seed=ran
 def test_the_same_command_finds_its_folder_and_another_does_not():
     assert sweep_name(TYPED) == sweep_name(("-m", *reversed(TYPED[1:-1]), "hydra.launcher.n_jobs=2"))
     assert sweep_name(TYPED).startswith("quickstart-")
+    assert sweep_name(("experiment=paper/fig5",)).startswith("paper-fig5-")
     assert sweep_name(TYPED) != sweep_name((*TYPED[:3], "seed=range(4)"))
 
 

@@ -30,7 +30,8 @@ def sweep_name(typed: Sequence[str]) -> str:
     overrides = _parse(typed)
     constant = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
     words = sorted(str(override.input_line) for override in overrides)
-    return f"{constant.get('experiment', 'sweep')}-{_digest(json.dumps(words))}"
+    experiment = str(constant.get("experiment", "sweep")).replace("/", "-")
+    return f"{experiment}-{_digest(json.dumps(words))}"
 
 
 def job_name(typed: Sequence[str], overrides: Sequence[str]) -> str:

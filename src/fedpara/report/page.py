@@ -67,7 +67,7 @@ def _page(
         target=_percent(target),
         figures={name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()},
         settings=_setting_table(found, target),
-        comparisons=_comparison_table(compare(runs)),
+        comparisons=_comparison_table(compare(found)),
         runs=_run_table(runs),
         origin=_origin(runs),
         table=_html,
@@ -121,10 +121,10 @@ def _setting_row(setting: Setting, target: float | None) -> list[str]:
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    heads = ["source", "row", "quantity", "paper", "here", "seeds", "difference", "note"]
+    heads = ["source", "row", "runs", "quantity", "paper", "here", "seeds", "difference", "note"]
     rows = [
         [
-            c.source, c.row, c.quantity, f"{c.printed:g}", _estimate(c.measured, 2),
+            c.source, c.row, c.setting, c.quantity, f"{c.printed:g}", _estimate(c.measured, 2),
             str(c.measured.num_seeds) if c.measured else NONE,
             NONE if c.difference is None else f"{c.difference:+.2f}", c.note,
         ]

@@ -1,6 +1,6 @@
 """Runs beside the numbers that the paper prints (paper.yaml), where a run's configuration is that of a table's row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fedpara.cost import cost_to_target
-from fedpara.report.settings import Estimate
+from fedpara.report.settings import Estimate, Setting
 from fedpara.runs import Run
 
 GIBIBYTE = 2**30
@@ -22,6 +22,7 @@ class Comparison:
     Attributes:
         source: the table or figure.
         row: set-up and what was trained.
+        setting: the runs beside it.
         quantity: what the number is, with its unit.
         printed: by the paper.
         measured: over seeds; None where no run got there.
@@ -30,6 +31,7 @@ class Comparison:
 
     source: str
     row: str
+    setting: str
     quantity: str
     printed: float
     measured: Estimate | None
@@ -41,45 +43,43 @@ class Comparison:
         return None if self.measured is None else self.measured.mean - self.printed
 
 
-def compare(runs: Sequence[Run]) -> list[Comparison]:
-    """A comparison for each printed number of whose set-up there is a run; empty for other set-ups."""
-    return [*_accuracies(runs), *_costs(runs)]
+def compare(found: Iterable[Setting]) -> list[Comparison]:
+    """A comparison for each printed number and each setting of its set-up; empty for other set-ups."""
+    found = list(found)
+    return [*_accuracies(found), *_costs(found)]
 
 
-def _accuracies(runs: Sequence[Run]) -> Iterator[Comparison]:
-    for table, row, printed, chosen in _rows("accuracies", runs):
-        complete = {run: value for run in chosen if (value := _accuracy_at(run, table["rounds"])) is not None}
-        name = f"{table['setup']}, {row}"
+def _accuracies(found: list[Setting]) -> Iterator[Comparison]:
+    for table, row, printed, setting in _rows("accuracies", found):
         quantity = f"accuracy after {table['rounds']} rounds, %"
-        if complete:
-            yield Comparison(table["source"], name, quantity, printed, Estimate.of(list(complete.values())))
-            continue
-        tested = [run for run in chosen if run.last("test/acc") is not None]
-        if tested:
-            reached = " and ".join(sorted({f"{len(run.rows)}" for run in tested}))
-            so_far = Estimate.of([100 * (run.last("test/acc") or 0) for run in tested])
-            yield Comparison(table["source"], name, quantity, printed, so_far, f"so far, after {reached} rounds")
+        complete = [value for run in setting.runs if (value := _accuracy_at(run, table["rounds"])) is not None]
+        tested = [run for run in setting.runs if run.last("test/acc") is not None]
+        values, note = complete, ""
+        if tested and not complete:
+            values = [100 * (run.last("test/acc") or 0.0) for run in tested]
+            note = f"so far, after {' and '.join(sorted({str(len(run.rows)) for run in tested}))} rounds"
+        if values:
+            yield Comparison(table["source"], row, setting.label, quantity, printed, Estimate.of(values), note)
 
 
-def _costs(runs: Sequence[Run]) -> Iterator[Comparison]:
-    for table, row, printed, chosen in _rows("costs", runs):
-        costs = [_gibibytes(run, table["target"]) for run in chosen]
+def _costs(found: list[Setting]) -> Iterator[Comparison]:
+    for table, row, printed, setting in _rows("costs", found):
+        costs = [_gibibytes(run, table["target"]) for run in setting.runs]
         reached = [cost for cost in costs if cost is not None]
         note = "" if len(reached) == len(costs) else f"reached by {len(reached)} of {len(costs)} runs"
-        quantity = f"GiB to {table['target']:.0%}"
-        name = f"{table['setup']}, {row}"
-        yield Comparison(table["source"], name, quantity, printed, Estimate.of(reached) if reached else None, note)
+        measured = Estimate.of(reached) if reached else None
+        yield Comparison(table["source"], row, setting.label, f"GiB to {table['target']:.0%}", printed, measured, note)
 
 
-def _rows(kind: str, runs: Sequence[Run]) -> Iterator[tuple[dict[str, Any], str, float, list[Run]]]:
-    """Printed numbers of a kind with the runs of their set-up, where there are any."""
+def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str, float, Setting]]:
+    """Printed numbers of a kind, their row's name, and the settings of their set-up, where there are any."""
     paper = _paper()
     for table in paper[kind]:
         for row, printed in table["values"].items():
             wanted = paper["setups"][table["setup"]] | paper["rows"][row]
-            chosen = [run for run in runs if run.config and all(run.config.get(k) == v for k, v in wanted.items())]
-            if chosen:
-                yield table, row, printed, chosen
+            for setting in found:
+                if all(run.config and all(run.config.get(k) == v for k, v in wanted.items()) for run in setting.runs):
+                    yield table, f"{table['setup']}, {row}", printed, setting
 
 
 @cache
