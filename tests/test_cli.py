@@ -348,6 +348,26 @@ def random_data(data_dir, name):
     return DataSet(name, examples, examples, num_classes, prepare)
 
 
+@pytest.mark.parametrize(
+    ("model", "choices"),
+    [
+        ("char_lstm", "factorization=pfedpara sharing=pfedpara algorithm=fedadam"),
+        ("char_lstm", "factorization=low_rank sharing=fedper link=fedpaq algorithm=fedprox"),
+        ("resnet18", "factorization=fedpara sharing=fedbn algorithm=scaffold link=fp16"),
+        ("resnet18", "factorization=hybrid algorithm=feddyn model.network.norm=group"),
+        ("resnet18", "factorization=pfedpara sharing=pfedpara algorithm=scaffold link=bf16"),
+    ],
+)
+def test_models_with_splits_algorithms_and_links(shell, tmp_path, model, choices):
+    """What each model adds: recurrent factors, buffers that are averaged but not trained; through one whole round."""
+    data = "shakespeare" if model == "char_lstm" else "cifar10"
+    random = [f"data={data}", "data.dataset._target_=test_cli.random_data", f"+data.dataset.name={data}"]
+    small = [option for option in SMALL if not option.startswith("model.")]
+    status, error, _ = shell(*small, *random, f"model={model}", *NARROW[model], *choices.split(" "))
+    assert status == 0, error
+    assert [row["round"] for row in rows(newest(tmp_path))] == ["1", "2"]
+
+
 def owned_digits():
     """The small MNIST as if five people had written it."""
     digits = mnist_small()
