@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedpara.cost import SPEEDS_MBPS
 from fedpara.report.settings import Setting
@@ -58,7 +59,9 @@ def _accuracy(shown: Sequence[Setting], colours: Colours) -> Figure:
         axis.set_xlabel(label)
     if largest > 5 * min(setting.mean_curve[-1, 1] for setting in shown):
         axes[0].set_xscale("log")
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel(f"{_name(shown[0].metric)} (%)")
     if 1 < len(shown) <= LEGEND_ENTRIES:
         axes[1].legend(loc="best")

@@ -80,6 +80,9 @@ def _answer(found: list[Setting], target: float | None) -> str:
     assert best.last is not None
     assert best.gigabytes is not None
     sentence = f"Best: {best.label}, {_estimate(best.last)} % for {size(1e9 * best.gigabytes.mean)}."
+    near = [s.label for s in found[1:] if s.last and _overlap(s.last, best.last)]
+    if near:
+        sentence += f" Within 95 % intervals of it: {'; '.join(near[:4])}{' and others' if len(near) > 4 else ''}."
     costs = [(sum(c.num_bytes for c in cost) / len(cost), s) for s in found if target and (cost := s.cost(target, 10))]
     if len(costs) > 1:
         ranked = sorted(costs, key=lambda pair: pair[0])
@@ -89,6 +92,11 @@ def _answer(found: list[Setting], target: float | None) -> str:
             f"and {dearest.label} the most, {size(most)} ({most / least:.1f} times as much)."
         )
     return sentence
+
+
+def _overlap(low: Estimate, high: Estimate) -> bool:
+    """Whether the intervals of two means meet; not known, hence False, for a single seed."""
+    return low.mean + low.half_width >= high.mean - high.half_width
 
 
 def _setting_table(found: list[Setting], target: float | None) -> Table:
