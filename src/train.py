@@ -285,7 +285,8 @@ def _run_job(cfg: DictConfig) -> float:
     if run.state == "finished" and run.summary["rounds"] >= cfg.federation.num_rounds:
         log.info("%s: finished before, skipped", folder.name)
     else:
-        sweep.run_job(Path(PROGRAM), list(hydra_cfg.overrides.task), folder, hydra_cfg.job.num)
+        parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
+        sweep.run_job(Path(PROGRAM), list(hydra_cfg.overrides.task), folder, hydra_cfg.job.num, quiet=parallel)
     accuracy = Run(folder).last("test/acc")
     return float("nan") if accuracy is None else accuracy
 

@@ -132,3 +132,12 @@ def test_jacobian_correction_changes_training_and_is_off_by_default():
     plain, corrected = final(0.0), final(1.0)
     assert any(not torch.equal(plain[name], corrected[name]) for name in plain)
     assert make_federation().executor.jacobian_correction == 0.0
+
+
+def test_trying_an_example_leaves_the_network_training():
+    """Lightning trains modules in the mode it finds them in: dropout and BatchNorm would be those of a test."""
+    federation = make_federation(dropout=0.5)
+    federation.executor.try_one_example()
+    assert all(module.training for module in federation.executor.module.network.modules())
+    federation.run_round()
+    assert all(module.training for module in federation.executor.module.network.modules())

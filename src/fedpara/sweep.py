@@ -58,7 +58,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
-def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int) -> None:
+def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool) -> None:
     """Run one job to its end, from its checkpoint where it has one; says how it ended, and raises nothing for it.
 
     Args:
@@ -66,13 +66,16 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int) 
         overrides: the job's own.
         folder: its run folder.
         number: of the job in the sweep; jobs take the devices in turn.
+        quiet: whether its progress goes to its own train.log alone, as where several jobs share a terminal.
     """
     arguments = [o for o in overrides if not o.startswith("resume=")] + [f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
     if (folder / "checkpoint.safetensors").is_file():
         arguments.append(f"resume={folder}")
         log.info("%s: goes on after %d rounds", folder.name, len(Run(folder).rows))
     device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
-    with subprocess.Popen([sys.executable, str(program), *arguments], env=os.environ | device) as process:
+    command = [sys.executable, str(program), *arguments]
+    output = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen(command, env=os.environ | device, stdout=output) as process:
         try:
             status = process.wait()
         except KeyboardInterrupt:  # a terminal's Ctrl-C has reached the job too; a scheduler's stop has not
@@ -82,6 +85,8 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int) 
         log.error("%s: killed by %s", folder.name, signal.Signals(-status).name)
     elif status:
         log.error("%s: %s (exit status %d)", folder.name, Run(folder).state, status)
+    elif quiet:
+        log.info("%s: finished", folder.name)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
