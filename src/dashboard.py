@@ -17,7 +17,7 @@ def main() -> None:
             arguments.get("entity", ""), arguments.get("project", "fedpara"), arguments.get("name", "FedPara")
         )
     except ModuleNotFoundError as error:
-        _stop(f"{error.name}: not installed; pip install 'fedpara[dashboard]'")
+        _stop(f"{error.name}: not installed; pip install -e '.[dashboard]'")
     except ValueError as error:
         _stop(str(error))
     if not made.entity:

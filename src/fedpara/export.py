@@ -36,7 +36,7 @@ def export_onnx(network: nn.Module, inputs: Tensor, path: Path) -> None:
         ValueError: the package that writes ONNX is not installed.
     """
     if importlib.util.find_spec("onnxscript") is None:
-        raise ValueError("export=onnx: needs onnxscript; pip install 'fedpara[export]'")
+        raise ValueError("export=onnx: needs onnxscript; pip install -e '.[export]'")
     for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
