@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import re
-import signal
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,6 @@ os.environ.setdefault("PROJECT_ROOT", str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
 
 import hydra
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -25,9 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedpara import sweep, sweep_table
 from fedpara.configuration import ConfigurationError, blame, composition_line, one_line
-from fedpara.runs import LOCK, Run
+from fedpara.files import reserve, write_atomically
+from fedpara.interruption import INTERRUPTED, interruption
+from fedpara.runs import Run
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+    from torch import nn
+
     from fedpara.data import FederatedDataModule
     from fedpara.execution import SerialExecutor
     from fedpara.federation import Federation
@@ -97,8 +99,11 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
     state = experiment.executor.initial_state()
     with blame(cfg, "sharing"):
         split = instantiate(cfg.sharing, names=list(state))
+        _require_whole_weights(experiment.executor.module.network, set(split.personal))
     with blame(cfg, "algorithm"):
         algorithm = instantiate(cfg.algorithm)
+    with blame(cfg, "model.optimizer"):
+        algorithm.require(experiment.executor.module.configure_optimizers())
     with blame(cfg, "link"):
         link = instantiate(cfg.link)
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
@@ -109,30 +114,30 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
     return federation
 
 
+def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
+    """Half of FedPara's W1 * W2 is no weight that a client can keep: it takes pFedPara's W1 * (W2 + 1)."""
+    from fedpara.nn import Hadamard
+
+    for layer, weight in network.named_modules():
+        if isinstance(weight, Hadamard):
+            kept = [name for name, _ in weight.named_parameters() if f"{layer}.{name}" in personal]
+            if 0 < len(kept) < len(list(weight.parameters())):
+                raise ValueError(f"{layer} would be split, {', '.join(kept)} personal; take factorization=pfedpara")
+
+
 def train(cfg: DictConfig) -> float | None:
-    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise.
-
-    Raises:
-        ConfigurationError: a value is wrong, data are missing, or another process is at work in the run folder.
-    """
-    folder = Path(cfg.paths.output_dir)
-    try:
-        with FileLock(folder / LOCK, timeout=2):  # a reader looks at it for a moment
-            return _train(cfg)
-    except Timeout as error:
-        raise ConfigurationError(f"paths.output_dir={folder}: another process is at work on this run") from error
-
-
-def _train(cfg: DictConfig) -> float | None:
-    from fedpara.callbacks import LoggerForwarding, RunFolder, restore
+    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
+    from fedpara.callbacks import LoggerForwarding, RunFolder, read_rows, restore
 
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     federation = build_federation(cfg, experiment)
-    if cfg.resume:
-        with blame(cfg, "resume"):
+    with blame(cfg, "faults"):
+        federation.executor = instantiate(cfg.faults, executor=federation.executor)
+    with blame(cfg, "resume"):
+        if cfg.resume and read_rows(folder / "metrics.csv"):  # one killed before its first round starts anew
             restore(federation, folder)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
     with blame(cfg, "data"):
@@ -143,8 +148,8 @@ def _train(cfg: DictConfig) -> float | None:
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
-        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     with blame(cfg, "logger"):
         resolved = OmegaConf.to_container(cfg, resolve=True)
         loggers = [instantiate(logger) for logger in (cfg.logger or {}).values()]
@@ -255,7 +260,10 @@ def hydra_main(cfg: DictConfig) -> float | None:
     try:
         if cfg.resume:
             _check_same(cfg, Path(cfg.resume))
-        return train(cfg)
+        with blame(cfg, "paths.output_dir"):
+            reservation = reserve(folder)
+        with reservation:
+            return train(cfg)
     except Exception as error:
         line = _line(error)
         _record_failure(folder, error, line or f"{type(error).__name__}: {one_line(error)}")
@@ -326,13 +334,13 @@ def _composition_error(error: Exception) -> str:
 
 def main() -> None:
     """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
     try:
         sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
         for resolver in (sweep.sweep_name, sweep.job_name):  # bound here, for the processes of parallel launchers
             typed = partial(resolver, tuple(sys.argv[1:]))
             OmegaConf.register_new_resolver(resolver.__name__, typed, replace=True)
-        hydra_main()
+        with interruption.handled():
+            hydra_main()
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:
@@ -342,7 +350,7 @@ def main() -> None:
             raise
         _stop(line)
     except KeyboardInterrupt:
-        _stop("interrupted", status=130)
+        _stop("interrupted", status=INTERRUPTED)
     if sweep_table.unfinished:
         _stop(f"not finished: {', '.join(sweep_table.unfinished)}", status=1)
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 import hydra
 import pytest
 import torch
-from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 
 import eval as evaluation
@@ -22,8 +21,10 @@ from conftest import ROOT
 from fedpara.data import DataSet, Examples, Normalize
 from fedpara.data.mnist_small import mnist_small
 from fedpara.federation import FederationCallback
-from fedpara.runs import LOCK, Run
+from fedpara.files import reserve, write_atomically
+from fedpara.runs import Run
 from test_data import write_cifar
+from test_wandb import read
 
 TINY = ["data.max_train=60", "data.max_test=40", "data.batch_size=16", "model.network.stages=[[4],[8],[8],[8]]"]
 SMALL = [*TINY, "federation.num_clients=4", "federation.clients_per_round=2", "federation.num_rounds=2", "logger=none"]
@@ -94,6 +95,19 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     assert shell(f"resume={folder}", "federation.num_rounds=4")[0] == 0  # the refusal has spoilt nothing
 
 
+def test_a_run_killed_before_its_first_round_starts_anew(shell, tmp_path):
+    folder = tmp_path / "run"
+    assert shell(*SMALL, f"hydra.run.dir={folder}")[0] == 0
+    expected = rows(folder)
+    (folder / "checkpoint.safetensors").unlink()
+    assert shell(f"resume={folder}")[1] == (
+        f"error: {folder}/checkpoint.safetensors: no checkpoint there; give the folder of a run that finished a round\n"
+    )
+    (folder / "metrics.csv").write_text((folder / "metrics.csv").read_text().splitlines()[0])
+    assert shell(f"resume={folder}")[0] == 0
+    assert [row["test/loss"] for row in rows(folder)] == [row["test/loss"] for row in expected]
+
+
 def test_the_same_seed_gives_the_same_rows(shell, tmp_path):
     for _ in range(2):
         assert shell(*SMALL, "seed=3")[0] == 0
@@ -158,10 +172,10 @@ def states(out):
 def test_a_run_that_is_at_work_is_left_alone(shell, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    with FileLock(folder / LOCK):
+    with reserve(folder):
         assert Run(folder).state == "running"
         status, error, _ = shell(*SMALL, f"hydra.run.dir={folder}")
-    assert (status, error) == (2, f"error: paths.output_dir={folder}: another process is at work on this run\n")
+    assert (status, error) == (2, f"error: {folder}: another process is training in this run folder\n")
 
 
 def test_a_run_that_fails_before_its_first_round_says_so_in_its_folder(shell, tmp_path):
@@ -193,6 +207,13 @@ BAD = [
     ("federation.num_rounds=0", "federation.num_rounds=0: Input should be greater than or equal to 1"),
     ("federation.num_rounds=many", "federation.num_rounds='many': Input should be a valid integer"),
     ("federation.lr_decay=0", "federation.lr_decay=0: Input should be greater than 0"),
+    ("federation.min_clients=3", "federation.min_clients=3: must be 1 to clients_per_round (2)"),
+    ("federation.retries=-1", "federation.retries=-1: Input should be greater than or equal to 0"),
+    ("faults.dropout=1.5", "faults.dropout=1.5: Input should be less than or equal to 1"),
+    (
+        "faults=flaky faults.dropout=1",
+        "faults.dropout=1.0: must leave the shares of all faults at 1 or less, they are 1.1",
+    ),
     ("data.batch_size=0", "data.batch_size=0: Input should be greater than or equal to 1"),
     ("data.max_train=-1", "data.max_train=-1: Input should be greater than or equal to 1"),
     ("data.num_classes=11", "data.num_classes=11: mnist_small has 10"),
@@ -220,6 +241,15 @@ BAD = [
     ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than there are layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
     ("data.local_fraction=0", "data.local_fraction=0: Input should be greater than 0"),
+    ("algorithm=scaffold model.optimizer._target_=torch.optim.Adam", "model.optimizer: Adam and SCAFFOLD, whose"),
+    ("algorithm=scaffold +model.optimizer.momentum=0.9", "model.optimizer: SGD with momentum and SCAFFOLD, whose"),
+    (
+        "sharing=pfedpara",
+        "sharing: features.conv1_1.parametrizations.weight.0 would be split, x2, y2, t2 personal; take facto",
+    ),
+    ("sharing=pfedpara factorization=dense", "sharing.personal='*.parametrizations.*.0.[xyt]2': matches no param"),
+    ("trainer.precision=16-mixed trainer=cpu", "trainer.precision=16-mixed: needs a GPU; on a CPU take bf16-mixed or"),
+    ("trainer.precision=16 trainer=cpu", "trainer.precision=16: needs a GPU; on a CPU take bf16-mixed or 32-true"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
 ]
 
@@ -260,10 +290,14 @@ def test_an_output_folder_that_cannot_be_written(shell, folder):
 
 
 def test_a_disk_that_fills_up_ends_in_one_line(shell, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    written = []
 
-    monkeypatch.setattr("fedpara.callbacks.checkpoint.write_atomically", full)
+    def full(path, *rest):
+        if len(written) == 1:  # after the checkpoint of the start
+            raise OSError(28, "No space left on device")
+        written.append(write_atomically(path, *rest))
+
+    monkeypatch.setattr("fedpara.storage.write_atomically", full)
     status, error, _ = shell(*SMALL)
     assert status == 2
     line = "[Errno 28] No space left on device; must be a folder that can be written, on a disk with space"
@@ -281,8 +315,8 @@ def test_a_diverged_run_says_so(shell, tmp_path):
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
-    environment = os.environ | {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "src" / "train.py"), *SMALL, "federation.num_rounds=100000"]
+    environment = os.environ | {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *SMALL, "federation.num_rounds=100000", "logger=wandb"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=-1, stderr=-1)
     runs = tmp_path / "logs" / "train" / "runs"
     deadline = time.monotonic() + 60
@@ -291,12 +325,18 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(sign)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=15)
     (folder,) = runs.iterdir()
     assert process.returncode == 130
     assert error.strip().splitlines()[-1] == "error: interrupted"
     assert f"go on: python src/train.py resume={folder.relative_to(tmp_path)}" in out
-    assert json.loads((folder / "summary.json").read_text())["state"] == "interrupted"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["state"] == "interrupted"
+    assert len(rows(folder)) == summary["rounds"]
+    records, _ = read(tmp_path / "logs", folder.name)
+    assert records[-1]["exit"]["exit_code"] == 255  # W&B's own for an interruption
+    logged = [record["history"] for record in records if record["type"] == "history"]
+    assert len(logged) == summary["rounds"]
 
 
 EXPERIMENTS = sorted(
@@ -387,7 +427,7 @@ def test_every_yaml_composes_and_says_what_it_is(group, choice):
     assert compose(f"{group}={choice}").hydra.runtime.choices[group] == choice
 
 
-CONTRACT = {"algorithm", "executor", "factorization", "link", "partition", "sharing"}
+CONTRACT = {"algorithm", "executor", "factorization", "faults", "link", "partition", "sharing"}
 
 
 @pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] in CONTRACT])

@@ -9,14 +9,14 @@ from html.parser import HTMLParser
 import hydra
 import pytest
 import yaml
-from filelock import FileLock
 from omegaconf import OmegaConf
 
 import report as program
 import status as status_program
 from conftest import ROOT
+from fedpara.files import reserve
 from fedpara.report import common_target, compare, settings, write_report
-from fedpara.runs import LOCK, Run, axes, find_runs
+from fedpara.runs import Run, axes, find_runs
 
 KEPT = ROOT / "results" / "cifar10_two_cores"
 CLIENT_BYTES = 250_000
@@ -213,7 +213,7 @@ def test_wrong_arguments_are_one_line(monkeypatch, capsys, arguments, line):
 def test_status_lists_runs_and_sees_which_still_have_a_process(sweep, monkeypatch, capsys):
     """At the pace of 2.5 s a round, three rounds of four are left."""
     monkeypatch.setattr("sys.argv", ["status.py", str(sweep)])
-    with FileLock(sweep / "gamma=0.10_seed=1" / LOCK):
+    with reserve(sweep / "gamma=0.10_seed=1"):
         status_program.main()
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
     by_name = {line[0]: line for line in cells}

@@ -12,18 +12,19 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "sampling": set(), "files": set(), "configuration": set(), "runs": set(),
+    "sampling": set(), "files": set(), "interruption": set(), "configuration": set(), "runs": {"files"},
     "sweep": {"runs"}, "export": {"nn", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
-    "report": {"runs", "record", "cost"},
-    "sharing": {"state"},
+    "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
     "models": set(),
     "communication": {"state"},
     "algorithms": {"state"},
     "data": {"sampling"},
-    "execution": {"state", "nn", "models", "data", "algorithms"},
-    "federation": {"state", "record", "sampling", "sharing", "algorithms", "communication", "execution"},
-    "callbacks": {"state", "record", "cost", "files", "federation", "execution"},
+    "execution": {"state", "sampling", "nn", "models", "data", "algorithms"},
+    "federation": {
+        "state", "record", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
+    },
+    "callbacks": {"state", "record", "cost", "storage", "files", "federation", "execution"},
 }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """The federation: one round, written once (FedPara, ICLR 2022, Algorithm 1; McMahan et al. 2017)."""
 
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
@@ -9,12 +11,14 @@ from pydantic import Field, validate_call
 
 from fedpara.algorithms.base import FedAvg, Upload
 from fedpara.communication import Link
-from fedpara.execution.base import ClientTask, Executor, LocalResult
+from fedpara.execution.base import FAILURE_KINDS, ClientFailure, ClientTask, Executor, LocalResult
+from fedpara.interruption import interruption
 from fedpara.record import RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
 from fedpara.state import Parts, State, is_finite, join, num_elements, separate
 
+log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
 Outcome = Literal["finished", "failed", "interrupted"]
 
@@ -26,7 +30,7 @@ class FederationCallback:
         """Before the first round; a resumed federation has `round` > 0."""
 
     def on_client_end(self, federation: "Federation", result: LocalResult) -> None:
-        """After one client's training."""
+        """After one client's training, where it succeeded."""
 
     def on_round_end(self, federation: "Federation", record: RoundRecord) -> None:
         """After one round; `federation.round` and `federation.server` are those of the finished round."""
@@ -50,6 +54,10 @@ class Federation:
         eval_every: the global model is tested every so many rounds, and after the last.
         evaluate_personal: whether clients' models are tested on the clients' own distributions too, both as they are
             trained and as the next round would start from; None: where something is personal.
+        min_clients: a round that fewer clients finish leaves server and clients as they were; where so many failed by
+            an error, rather than by absence, that it could not be otherwise, the run ends with the first error.
+        retries: more tries in a round for a client that failed; what never succeeds is left out of the round's means,
+            and what the client itself keeps stays as it was.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
         seed: of cohorts, batch orders, augmentation and dropout.
 
@@ -61,7 +69,7 @@ class Federation:
         total_bytes: bytes both ways in the finished rounds.
 
     Raises:
-        ValueError: more clients per round than clients.
+        ValueError: more clients per round than clients, or more wanted than there are in a round.
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
@@ -77,21 +85,26 @@ class Federation:
         num_rounds: Positive,
         eval_every: Positive = 1,
         evaluate_personal: bool | None = None,
+        min_clients: Positive = 1,
+        retries: Annotated[int, Field(ge=0)] = 0,
         lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0,
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
         if clients_per_round > num_clients:
             raise ValueError(f"clients_per_round={clients_per_round}: must be 1 to num_clients ({num_clients})")
+        if min_clients > clients_per_round:
+            raise ValueError(f"min_clients={min_clients}: must be 1 to clients_per_round ({clients_per_round})")
         self.executor: Executor = executor
         self.algorithm, self.link, self.split, self.callbacks = algorithm, link, split, callbacks
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
         self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
+        self.min_clients, self.retries = min_clients, retries
         self.tests_personal = bool(split.personal) if evaluate_personal is None else evaluate_personal
         self._initial = executor.initial_state()
         shared = split.shared_part(self._initial)
         self.server = algorithm.start(shared, [name for name in executor.trainable if name in shared], num_clients)
-        self.personal: dict[int, State] = {}
-        self.memories: dict[int, State] = {}
+        self.personal: MutableMapping[int, State] = {}
+        self.memories: MutableMapping[int, State] = {}
         self.round = 0
         self.total_bytes = 0
 
@@ -106,8 +119,9 @@ class Federation:
                     callback.on_fit_start(self)
                 while self.round < self.num_rounds:
                     record = self.run_round()
-                    for callback in self.callbacks:
-                        callback.on_round_end(self, record)
+                    with interruption.held_back():  # a round is in every file and log, or in none
+                        for callback in self.callbacks:
+                            callback.on_round_end(self, record)
                 outcome = "finished"
             except KeyboardInterrupt:
                 outcome = "interrupted"
@@ -120,12 +134,14 @@ class Federation:
         message = self.algorithm.broadcast(self.server)
         delivery = self.link.down(join(message), self._seed(0, "broadcast"))
         received = separate(delivery.state, message)
-        results = self.executor.run(self._tasks(chosen, received))
         due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
         tally = _Tally(tests_trained=due and self.tests_personal)
-        self.server = self.algorithm.aggregate(self.server, self._uploads(results, received, tally))
-        self.personal |= tally.personal
-        self.memories |= tally.memories
+        try:
+            self.server = self.algorithm.aggregate(self.server, self._uploads(chosen, received, tally))
+            self.personal.update(tally.personal)
+            self.memories.update(tally.memories)
+        except _TooFewClients:  # a round without effect, but not without costs
+            log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
         down_bytes = delivery.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         self.round += 1
@@ -133,13 +149,14 @@ class Federation:
         personal = self.evaluate_personal() if due and self.tests_personal else ()
         return RoundRecord(
             round=self.round,
-            train_loss=tally.loss_sum / tally.num_examples,
+            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples else float("nan"),
             metrics=metrics,
             up_bytes=tally.up_bytes,
             down_bytes=down_bytes,
             total_bytes=self.total_bytes,
             num_clients=len(chosen),
-            client_seconds=tally.seconds / len(chosen),
+            clients=tally.outcomes(),
+            client_seconds=tally.seconds / max(1, tally.num_clients),
             seconds=time.perf_counter() - start,
             personal_accuracy=personal,
             trained_accuracy=tuple(tally.trained_accuracy),
@@ -159,37 +176,67 @@ class Federation:
         """Accuracy of every client's model, from 0 to 1, on the client's own test distribution."""
         return tuple(self.executor.evaluate(self.model(c), c)["acc"] for c in range(self.num_clients))
 
-    def _tasks(self, chosen: Iterable[int], received: Parts) -> Iterator[ClientTask]:
+    def _tasks(self, chosen: Iterable[int], received: Parts, attempt: int = 0) -> Iterator[ClientTask]:
         """Each client starts from what it received and what it kept."""
         factor = self.lr_decay**self.round
         for client in chosen:
             kept = self.personal.get(client, self._initial)
             seed = self._seed(client, "local training")
             correction = self.algorithm.correction(received, self.memories.get(client, {}))
-            yield ClientTask(client, self._model(received["model"], kept), factor, seed, correction)
+            yield ClientTask(client, self._model(received["model"], kept), factor, seed, correction, attempt)
 
-    def _uploads(self, results: Iterable[LocalResult], received: Parts, tally: "_Tally") -> Iterator[Upload]:
-        """Store what is personal, send up what is shared, count both the bytes and the loss."""
-        for result in results:
-            shared, memory = self.split.shared_part(result.state), self.memories.get(result.client, {})
-            parts, memory = self.algorithm.upload(received, shared, result.learning_rate_sum, memory)
-            known = join({"model": received["model"]})
-            delivery = self.link.up(join(parts), known, self._seed(result.client, "upload"))
-            if not (is_finite(result.state) and is_finite(delivery.state)):
-                raise FloatingPointError(
-                    f"client {result.client} returned NaN or infinite parameters in round {self.round + 1}: "
-                    "the training diverged; try a smaller model.optimizer.lr"
-                )
-            for callback in self.callbacks:
-                callback.on_client_end(self, result)
-            if self.split.personal:
-                tally.personal[result.client] = self.split.personal_part(result.state)
-            if memory:
-                tally.memories[result.client] = memory
-            if tally.tests_trained:
-                tally.trained_accuracy.append(self.executor.evaluate(result.state, result.client)["acc"])
-            tally.add(result, delivery.num_bytes)
-            yield Upload(separate(delivery.state, parts), result.num_examples)
+    def _uploads(self, chosen: Iterable[int], received: Parts, tally: "_Tally") -> Iterator[Upload]:
+        """What arrives from the clients that succeed, as it comes; those that fail are tried again, then left out."""
+        for attempt in range(self.retries + 1):
+            tally.failures = []
+            for outcome in self.executor.run(self._tasks(chosen, received, attempt)):
+                arrived = self._receive(outcome, received, tally) if isinstance(outcome, LocalResult) else outcome
+                if isinstance(arrived, Upload):
+                    yield arrived
+                else:
+                    tally.failures.append(arrived)
+            chosen = sorted(failure.client for failure in tally.failures)
+        self._judge(tally)
+
+    def _receive(self, result: LocalResult, received: Parts, tally: "_Tally") -> Upload | ClientFailure:
+        """Send up what is shared, keep for the round's end what is personal, count both the bytes and the loss."""
+        shared, memory = self.split.shared_part(result.state), self.memories.get(result.client, {})
+        parts, memory = self.algorithm.upload(received, shared, result.learning_rate_sum, memory)
+        known = join({"model": received["model"]})
+        delivery = self.link.up(join(parts), known, self._seed(result.client, "upload"))
+        tally.up_bytes += delivery.num_bytes
+        if not (is_finite(result.state) and is_finite(delivery.state)):
+            reason = (
+                f"client {result.client} returned NaN or infinite parameters in round {self.round + 1}: "
+                "the training diverged; try a smaller model.optimizer.lr"
+            )
+            return ClientFailure(result.client, "diverged", FloatingPointError(reason))
+        for callback in self.callbacks:
+            callback.on_client_end(self, result)
+        if self.split.personal:
+            tally.personal[result.client] = self.split.personal_part(result.state)
+        if memory:
+            tally.memories[result.client] = memory
+        if tally.tests_trained:
+            tally.trained_accuracy.append(self.executor.evaluate(result.state, result.client)["acc"])
+        tally.add(result)
+        return Upload(separate(delivery.state, parts), result.num_examples)
+
+    def _judge(self, tally: "_Tally") -> None:
+        """Say who failed; stop a round that too few clients finished before it changes anything.
+
+        Raises:
+            Exception: the first client's own, where errors alone make them too few.
+        """
+        if not tally.failures:
+            return
+        num_chosen = tally.num_clients + len(tally.failures)
+        log.warning("round %d: %d of %d clients succeeded%s", self.round + 1, tally.num_clients, num_chosen, tally)
+        errors = [failure.error for failure in tally.failures if failure.error]
+        if errors and num_chosen - len(errors) < self.min_clients:
+            raise errors[0]
+        if tally.num_clients < self.min_clients:
+            raise _TooFewClients
 
     def _seed(self, client: int, purpose: str) -> int:
         return derive_seed(self.seed, self.round, client, purpose)
@@ -204,8 +251,12 @@ class Federation:
         return num_elements(self.server["model"])
 
 
+class _TooFewClients(Exception):
+    """Too few clients finished the round."""
+
+
 class _Tally:
-    """Sums over the clients of one round.
+    """Sums over the clients of one round that succeeded, and the failures of the others.
 
     Args:
         tests_trained: whether each client's model is tested as it comes.
@@ -216,13 +267,27 @@ class _Tally:
         self.trained_accuracy: list[float] = []
         self.personal: dict[int, State] = {}
         self.memories: dict[int, State] = {}
+        self.failures: list[ClientFailure] = []
+        self.num_clients = 0
         self.up_bytes = 0
         self.loss_sum = 0.0
         self.num_examples = 0
         self.seconds = 0.0
 
-    def add(self, result: LocalResult, up_bytes: int) -> None:
-        self.up_bytes += up_bytes
+    def add(self, result: LocalResult) -> None:
+        self.num_clients += 1
         self.loss_sum += result.train_loss * result.num_examples
         self.num_examples += result.num_examples
         self.seconds += result.seconds
+
+    def outcomes(self) -> dict[str, int]:
+        """Numbers of clients by what became of them."""
+        kinds = Counter(failure.kind for failure in self.failures)
+        return {"succeeded": self.num_clients, **{kind: kinds[kind] for kind in FAILURE_KINDS}}
+
+    def __str__(self) -> str:
+        """The failures by reason: ` | dropped: 3, 17 | crashed (RuntimeError: ...): 9`."""
+        by_reason: dict[str, list[str]] = {}
+        for failure in self.failures:
+            by_reason.setdefault(failure.reason, []).append(str(failure.client))
+        return "".join(f" | {reason}: {', '.join(clients)}" for reason, clients in sorted(by_reason.items()))

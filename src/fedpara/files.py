@@ -2,10 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import TextIO
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Write beside `path`, flush to disk, rename over it.
+
+    Args:
+        durable: whether it is on the disk on return; otherwise that takes a `make_durable`.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; `path` is then as it was.
@@ -15,7 +19,55 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
+        if durable:
+            _synchronise(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_durable(*paths: Path) -> None:
+    """Have files and their names on the disk, against a loss of power; against a killed process nothing is needed."""
+    for path in [*paths, *{path.parent for path in paths}]:
+        _synchronise(path)
+
+
+def reserve(folder: Path) -> TextIO:
+    """Keep other processes from training in a run folder until the returned file is closed or the process is gone.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    import fcntl  # not on Windows
+
+    stream = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{folder}: another process is training in this run folder") from error
+    except OSError:  # a file system without locks
+        pass
+    return stream
+
+
+def is_reserved(folder: Path) -> bool:
+    """Whether a process is at work in a run folder; one that is gone, however it went, is not."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        reserve(folder).close()
+    except ValueError:
+        return True
+    except OSError:  # a folder that may only be read
+        return False
+    return False
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

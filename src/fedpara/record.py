@@ -1,6 +1,8 @@
 """The record of one round: what was learned, what was sent, how long it took."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,11 +17,12 @@ class RoundRecord:
 
     Attributes:
         round: rounds finished so far, from 1.
-        train_loss: mean over the round's training examples, in nats.
+        train_loss: mean over the round's training examples, in nats; NaN where no client succeeded.
         metrics: evaluation by name (`test/acc` from 0 to 1, `test/loss` in nats); empty where the round was not tested.
         up_bytes, down_bytes: bytes from all clients of the round to the server and back.
         total_bytes: both ways, all rounds so far.
         num_clients: clients of the round.
+        clients: their numbers by what became of them: `succeeded` and the kinds of failure.
         client_seconds: mean wall time of a client's local training.
         seconds: wall time of the round, evaluation included.
         personal_accuracy: on each client's own test distribution, of the model it would start from: what the server has
@@ -38,12 +41,13 @@ class RoundRecord:
     seconds: float
     personal_accuracy: tuple[float, ...] = ()
     trained_accuracy: tuple[float, ...] = ()
+    clients: Mapping[str, int] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, float]:
         """The record under the names of metrics.csv and of W&B."""
         return {
             "round": self.round,
-            "train/loss": self.train_loss,
+            **({} if math.isnan(self.train_loss) else {"train/loss": self.train_loss}),
             **self.metrics,
             **spread("personal/acc", self.personal_accuracy),
             **spread("personal/trained_acc", self.trained_accuracy),
@@ -51,6 +55,7 @@ class RoundRecord:
             "comm/down_bytes": self.down_bytes,
             "comm/total_bytes": self.total_bytes,
             "comm/total_gb": self.total_bytes / GIGABYTE,
+            **{f"clients/{name}": number for name, number in self.clients.items()},
             "time/round_s": self.seconds,
             "time/client_s": self.client_seconds,
             **self._cost(),

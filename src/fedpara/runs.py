@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-LOCK = "run.lock"  # held by the process that trains, and by nobody once that process is gone, however it went
+from fedpara.files import is_reserved
+
 MARKS = {"summary.json", "metrics.csv", "overrides.yaml", ".hydra"}
 UNINTERESTING = ("resume", "paths.", "logger", "callbacks", "sweep", "data.num_workers")  # change no result
 
@@ -41,7 +41,7 @@ class Run:
     @cached_property
     def state(self) -> str:
         """`running`, `finished`, `failed` or `interrupted`; the last also where the process died without a word."""
-        return "running" if is_running(self.folder) else self.summary.get("state", "interrupted")
+        return "running" if is_reserved(self.folder) else self.summary.get("state", "interrupted")
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
@@ -96,20 +96,6 @@ def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         return
     for name, value in node.items():
         yield from _leaves(value, f"{prefix}.{name}".lstrip("."))
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process is at work on the run in `folder`."""
-    path = folder / LOCK
-    if not path.is_file():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that may only be read
-        return False
 
 
 def find_runs(*roots: Path) -> list[Run]:

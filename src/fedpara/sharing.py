@@ -24,7 +24,8 @@ class Split:
         names, personal = list(names), personal or []
         for pattern in personal:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"personal={pattern!r}: matches no parameter or buffer of the model")
+                hint = "; sharing=pfedpara needs factorization=pfedpara" if "parametrizations" in pattern else ""
+                raise ValueError(f"personal={pattern!r}: matches no parameter or buffer of the model{hint}")
         self.personal = [name for name in names if any(fnmatchcase(name, pattern) for pattern in personal)]
         self.shared = [name for name in names if name not in set(self.personal)]
 

@@ -9,6 +9,8 @@ send is states: the server's `Parts`, the client's memory. There is one local lo
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from torch.optim import Optimizer
+
 from fedpara.state import Parts, State, join, separate, weighted_mean
 
 
@@ -42,6 +44,13 @@ class Upload:
 
 class FedAvg:
     """Broadcast the global model, average the clients' models by their numbers of examples."""
+
+    def require(self, optimizer: Optimizer) -> None:
+        """Refuse a local optimizer under which the algorithm's arithmetic means nothing; by default every one will do.
+
+        Raises:
+            ValueError: what it is, and what to take instead.
+        """
 
     def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
         """What the server keeps, before the first round.

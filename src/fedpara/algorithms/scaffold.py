@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field, validate_call
+from torch.optim import SGD, Optimizer
 
 from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
 from fedpara.state import Parts, State, combine, zeros_like
@@ -19,6 +20,15 @@ class Scaffold(FedAvg):
     @validate_call
     def __init__(self, server_lr: Annotated[float, Field(gt=0)] = 1.0) -> None:
         self.server_lr = server_lr
+
+    def require(self, optimizer: Optimizer) -> None:
+        """(x - y_i) / (K eta_l) is a mean of gradients after plain SGD only."""
+        if not isinstance(optimizer, SGD) or optimizer.defaults["momentum"]:
+            made = f"{type(optimizer).__name__}{' with momentum' if optimizer.defaults.get('momentum') else ''}"
+            raise ValueError(
+                f"{made} and SCAFFOLD, whose control variates are mean gradients of plain SGD; "
+                "take torch.optim.SGD without momentum, or another algorithm such as feddyn"
+            )
 
     def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
         """c = 0, for what is trained."""

@@ -4,6 +4,8 @@ from fedpara.callbacks.checkpoint import Checkpoint, restore
 from fedpara.callbacks.logging import LoggerForwarding
 from fedpara.callbacks.partition_picture import PartitionPicture
 from fedpara.callbacks.progress import ProgressDisplay
-from fedpara.callbacks.run_folder import RunFolder
+from fedpara.callbacks.run_folder import RunFolder, read_rows
 
-__all__ = ["Checkpoint", "LoggerForwarding", "PartitionPicture", "ProgressDisplay", "RunFolder", "restore"]
+__all__ = [
+    "Checkpoint", "LoggerForwarding", "PartitionPicture", "ProgressDisplay", "RunFolder", "read_rows", "restore",
+]  # fmt: skip

@@ -23,6 +23,6 @@ class LoggerForwarding(FederationCallback):
                 logger.log_histogram("personal/acc", record.personal_accuracy, record.round)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
-        """Close the loggers; anything but "finished" is a failure to them."""
+        """Close the loggers, in Lightning's words for how it ended."""
         for logger in self.loggers:
-            logger.finalize("success" if outcome == "finished" else "failed")
+            logger.finalize({"finished": "success", "failed": "failed", "interrupted": "aborted"}[outcome])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpara.cost import SPEEDS_MBPS
+from fedpara.execution.base import FAILURE_KINDS
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.files import write_atomically
 from fedpara.record import RoundRecord
@@ -19,7 +20,8 @@ PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics",
 COLUMNS = (
     "round", "test/acc", "test/loss", "train/loss", "personal/acc_mean", "personal/acc_p10",
     "personal/trained_acc_mean", "personal/trained_acc_p10", "comm/up_bytes", "comm/down_bytes",
-    "comm/total_bytes", "comm/total_gb", "time/round_s", "time/client_s",
+    "comm/total_bytes", "comm/total_gb", "clients/succeeded", *(f"clients/{kind}" for kind in FAILURE_KINDS),
+    "time/round_s", "time/client_s",
     *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
 )  # fmt: skip
 
@@ -50,10 +52,7 @@ class RunFolder(FederationCallback):
     def on_fit_start(self, federation: Federation) -> None:
         """Keep the rows of the rounds that a resumed run has behind it."""
         path = self.folder / "metrics.csv"
-        if federation.round and path.is_file():
-            with path.open(newline="") as stream:
-                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
-            self.rows = [row for row in rows if row["round"] <= federation.round]
+        self.rows = [row for row in read_rows(path) if row["round"] <= federation.round]
         header = io.StringIO()
         writer = csv.DictWriter(header, COLUMNS)
         writer.writeheader()
@@ -97,6 +96,22 @@ def summarise_failure(folder: Path, error: str) -> None:
     summary = json.loads(path.read_text()) if path.is_file() else NOTHING
     if summary["state"] == "failed":
         write_atomically(path, json.dumps(summary | {"error": error}, indent=2).encode())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.csv, without their empty columns; none where there is no file.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    if not path.is_file():
+        return []
+    try:
+        whole, _, _ = path.read_bytes().decode().rpartition("\n")  # a loss of power may leave half a row
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(whole))]
+        return [{**row, "round": int(row["round"])} for row in rows]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of rounds, or damaged ({error})") from error
 
 
 def _exact(row: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class FederationWandbLogger(WandbLogger):
         self.target = target
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
-        for name in ("test/*", "train/*", "personal/*", "comm/*", "time/*", "cost/*"):
+        for name in ("test/*", "train/*", "personal/*", "comm/*", "clients/*", "time/*", "cost/*"):
             run.define_metric(name, step_metric="round")
         run.define_metric("acc_over_gb", step_metric="comm/total_gb")
         run.define_metric("test/acc", step_metric="round", summary="max")
@@ -57,8 +57,8 @@ class FederationWandbLogger(WandbLogger):
         self.experiment.log({name: wandb.Histogram(list(values)), "round": number})
 
     def finalize(self, status: str) -> None:
-        """Close the run as finished or failed."""
-        self.experiment.finish(exit_code=0 if status == "success" else 1)
+        """Close the run as finished, failed, or interrupted: 255, W&B's own exit code for that."""
+        self.experiment.finish(exit_code={"success": 0, "aborted": 255}.get(status, 1))
 
 
 def _start(**init: Any) -> Any:

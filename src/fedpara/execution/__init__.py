@@ -1,6 +1,7 @@
 """Executors: where and how a round's clients are trained."""
 
-from fedpara.execution.base import ClientTask, Executor, LocalResult
+from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
+from fedpara.execution.faults import FaultInjection
 from fedpara.execution.serial import SerialExecutor
 
-__all__ = ["ClientTask", "Executor", "LocalResult", "SerialExecutor"]
+__all__ = ["ClientFailure", "ClientTask", "Executor", "FaultInjection", "LocalResult", "SerialExecutor"]

@@ -1,12 +1,18 @@
 """Tasks, results and the interface of every executor: where and how a round's clients are trained."""
 
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, get_args
+
+import torch
 
 from fedpara.algorithms.base import Correction
 from fedpara.data.datamodule import FederatedDataModule
 from fedpara.state import State
+
+FailureKind = Literal["dropped", "late", "diverged", "crashed", "out_of_memory"]
+FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class ClientTask:
         learning_rate_factor: multiplies the optimizer's learning rate.
         correction: what is added to the gradients before each step.
         seed: of batch order, augmentation and dropout.
+        attempt: how often the client has failed in this round; a second try trains on the same batches.
     """
 
     client: int
@@ -26,6 +33,7 @@ class ClientTask:
     learning_rate_factor: float
     seed: int
     correction: Correction = field(default_factory=Correction)
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,35 @@ class LocalResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class ClientFailure:
+    """A client of the round of which nothing came that can be used.
+
+    Attributes:
+        client: index of the client.
+        kind: `dropped` never answered, `late` answered after the deadline, `diverged` returned NaN or infinite values,
+            `crashed` and `out_of_memory` raised.
+        error: what the client raised, or would have; None for one that was merely absent.
+    """
+
+    client: int
+    kind: FailureKind
+    error: Exception | None = None
+
+    @property
+    def reason(self) -> str:
+        """The kind, and the error of one that crashed, in one line."""
+        error = f" ({' '.join(f'{type(self.error).__name__}: {self.error}'.split())[:200]})"
+        return self.kind.replace("_", " ") + (error if self.kind == "crashed" else "")
+
+
+def failure(client: int, error: Exception) -> ClientFailure:
+    """The failure of a client that raised `error`, whose frames are emptied: they hold the client's tensors."""
+    traceback.clear_frames(error.__traceback__)
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return ClientFailure(client, "out_of_memory" if memory else "crashed", error)
+
+
 class Executor(Protocol):
     """Trains clients and tests models.
 
@@ -66,8 +103,8 @@ class Executor(Protocol):
         """The state of the freshly built model."""
         ...
 
-    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult]:
-        """Results in the order of the tasks, as they come, so that no more than one need be held."""
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
+        """Results in the order of the tasks, as they come, so that no more than one need be held; failures anywhere."""
         ...
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:

@@ -128,6 +128,10 @@ class JacobianCorrection(Callback):
         self._correcting = False
         self._jacobians.clear()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop watching: the next client trains on the same network."""
+        self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching."""
         for handle in self._handles:

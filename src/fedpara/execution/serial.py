@@ -1,6 +1,7 @@
 """The reference executor: one client after the other, each a Lightning `Trainer.fit` of its own."""
 
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.nn.utils import parametrize
 
 from fedpara.data.datamodule import FederatedDataModule
-from fedpara.execution.base import ClientTask, LocalResult
+from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.models.module import ClassificationModule
 from fedpara.state import State, load_state, read_state
@@ -35,7 +36,8 @@ class SerialExecutor:
         jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
 
     Raises:
-        ValueError: `trainer` would train no epoch, or without end, or on more than one device.
+        ValueError: `trainer` would train no epoch, or without end, on more than one device, or in a precision that the
+            device has not.
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
@@ -59,6 +61,7 @@ class SerialExecutor:
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
+        _require_hardware(str(options.get("precision", probe.precision)), self.device)
         self.max_epochs = max_epochs
         self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
@@ -86,10 +89,16 @@ class SerialExecutor:
         if shape != (1, self.datamodule.num_classes):
             raise ValueError(f"{type(network).__name__} gives {shape[1:]}, not a logit for each of the classes")
 
-    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult]:
-        """One task after the other, lazily."""
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
+        """One task after the other, lazily; one that raises is a failure of its client alone."""
         for task in tasks:
-            yield self._fit(task)
+            yield self._try(task)
+
+    def _try(self, task: ClientTask) -> LocalResult | ClientFailure:
+        try:
+            return self._fit(task)
+        except Exception as error:
+            return failure(task.client, error)
 
     def _fit(self, task: ClientTask) -> LocalResult:
         start = time.perf_counter()
@@ -140,12 +149,22 @@ class SerialExecutor:
         )
 
 
+def _require_hardware(precision: str, device: torch.device) -> None:
+    """On a CPU Lightning would take bfloat16 for float16, and an old GPU emulates bfloat16 slowly."""
+    if precision.startswith("16") and device.type == "cpu":
+        raise ValueError(f"precision={precision}: needs a GPU; on a CPU take bf16-mixed or 32-true")
+    if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"precision={precision}: this GPU has no bfloat16; take 16-mixed or 32-true")
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lightning turns Ctrl-C into `SystemExit`; turn it back."""
+    """Lightning turns an interruption into `SystemExit`, and SIGINT off; turn both back."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as end:
+        signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from end
 
 

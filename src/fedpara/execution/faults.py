@@ -1,0 +1,103 @@
+"""Faults by seed: clients that fail as those of a real federation do, the same in every run of a seed."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, validate_call
+
+from fedpara.data.datamodule import FederatedDataModule
+from fedpara.execution.base import ClientFailure, ClientTask, Executor, FailureKind, LocalResult
+from fedpara.sampling import derive_seed
+from fedpara.state import State
+
+Share = Annotated[float, Field(ge=0, le=1)]
+ERRORS: dict[FailureKind, Exception] = {
+    "crashed": RuntimeError("injected"),
+    "out_of_memory": MemoryError("injected"),
+}
+
+
+class FaultInjection:
+    """An executor of which some clients fail; who, is a function of (seed, round, client, attempt) alone.
+
+    One that diverges trains and then returns a NaN and an infinity, for the server to find. The others do not train:
+    of a client that never answers, answers after the deadline or dies, the server has nothing.
+
+    Args:
+        executor: trains those that do not fail, and tests models.
+        dropout, straggle, nan, crash, out_of_memory: shares of the clients that never answer, answer too late, return
+            NaN, raise an exception, run out of memory; 1 at most together.
+
+    Raises:
+        ValueError: the shares are more than all.
+    """
+
+    @validate_call(config={"arbitrary_types_allowed": True})
+    def __init__(
+        self,
+        executor: Any,
+        dropout: Share = 0.0,
+        straggle: Share = 0.0,
+        nan: Share = 0.0,
+        crash: Share = 0.0,
+        out_of_memory: Share = 0.0,
+    ) -> None:
+        self.executor: Executor = executor
+        self.trainable = executor.trainable
+        self.shares: dict[FailureKind, float] = {
+            "dropped": dropout, "late": straggle, "diverged": nan, "crashed": crash, "out_of_memory": out_of_memory,
+        }  # fmt: skip
+        if (total := sum(self.shares.values())) > 1 + 1e-9:
+            raise ValueError(f"dropout={dropout}: must leave the shares of all faults at 1 or less, they are {total:g}")
+
+    @property
+    def datamodule(self) -> FederatedDataModule:
+        """The clients' data."""
+        return self.executor.datamodule
+
+    def initial_state(self) -> State:
+        """The state of the freshly built model."""
+        return self.executor.initial_state()
+
+    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
+        """`acc` and `loss`, as the executor measures them; the server does not fail."""
+        return self.executor.evaluate(state, client)
+
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
+        """Results of the clients that are spared, in the order of the tasks, then the failures."""
+        fates: dict[int, FailureKind] = {}
+
+        def training() -> Iterator[ClientTask]:
+            for task in tasks:
+                if fate := self.fate(task):
+                    fates[task.client] = fate
+                if fate in (None, "diverged"):
+                    yield task
+
+        for outcome in self.executor.run(training()):
+            if isinstance(outcome, LocalResult) and outcome.client in fates:
+                outcome = replace(outcome, state=_injured(outcome.state))
+            yield outcome
+        yield from (
+            ClientFailure(client, kind, ERRORS.get(kind)) for client, kind in fates.items() if kind != "diverged"
+        )
+
+    def fate(self, task: ClientTask) -> FailureKind | None:
+        """What becomes of the task; None: it is spared. The task's own seed is a function of (seed, round, client)."""
+        draw = np.random.default_rng(derive_seed(task.seed, task.attempt, task.client, "fault")).random()
+        for kind, share in self.shares.items():
+            if draw < share:
+                return kind
+            draw -= share
+        return None
+
+
+def _injured(state: State) -> State:
+    """The same with a NaN first and an infinity last in its first floating-point tensor."""
+    name = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    tensor = state[name].clone(memory_format=torch.contiguous_format)
+    tensor.view(-1)[-1], tensor.view(-1)[0] = float("inf"), float("nan")
+    return state | {name: tensor}

@@ -1,0 +1,146 @@
+"""States in files: atomic, checked, read without running code; and a mapping of more of them than memory holds."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fedpara.files import make_durable, write_atomically
+from fedpara.state import State
+
+SUFFIX = ".safetensors"
+
+
+def write_tensors(path: Path, state: State, metadata: Mapping[str, str], durable: bool = True) -> None:
+    """Write a state and strings beside it, with a checksum over both, atomically.
+
+    Args:
+        durable: whether it is on the disk on return, rather than on its way there.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    checksum = {"crc32": str(_checksum(tensors, metadata))}
+    write_atomically(path, save(tensors, {**metadata, **checksum}), durable)
+
+
+def read_tensors(path: Path, required: State) -> tuple[State, dict[str, str]]:
+    """What `write_tensors` wrote: the state and the strings beside it.
+
+    Args:
+        required: names that must be there, in these shapes and types; none is read into memory before that is sure.
+
+    Raises:
+        ValueError: the file is absent, damaged, no safetensors file, or holds something else than `required`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            for name, tensor in required.items():
+                found = file.get_slice(name)
+                if found.get_shape() != list(tensor.shape):
+                    raise ValueError(f"{name} is of shape {found.get_shape()}, not {list(tensor.shape)}")
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be used, it is damaged or of another model ({error})") from error
+    wrong = [name for name, tensor in required.items() if state[name].dtype != tensor.dtype]
+    checksum = metadata.pop("crc32", None)  # runs of before there was one go unchecked
+    if wrong or (checksum is not None and checksum != str(_checksum(state, metadata))):
+        raise ValueError(f"{path}: cannot be used, it is damaged (its content does not fit its checksum)")
+    return state, metadata
+
+
+def _checksum(state: State, metadata: Mapping[str, str]) -> int:
+    total = crc32(repr(sorted(metadata.items())).encode())
+    for name, tensor in sorted(state.items()):
+        total = crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return total
+
+
+class ClientStates(MutableMapping[int, State]):
+    """What each client keeps, by client: every state in a file, those used last in memory too.
+
+    A file is never written over. The next state of a client is its next version, and the one before stays until
+    `prune`, so that a checkpoint that names versions holds whatever happens after it.
+
+    Args:
+        folder: of the files, `<client>-<version>.safetensors`.
+        required: names, shapes and types that each state must have, for what is read from disk.
+        memory_bytes: of states held in memory beside their files; 0: none.
+        versions: each client's, as a checkpoint has them.
+    """
+
+    def __init__(
+        self, folder: Path, required: State, memory_bytes: int, versions: Mapping[int, int] | None = None
+    ) -> None:
+        self.folder, self.required, self.memory_bytes = folder, required, memory_bytes
+        self.versions = dict(versions or {})
+        self._newest = max(self.versions.values(), default=0)
+        self._in_memory: OrderedDict[int, State] = OrderedDict()
+        self._held_bytes = 0
+        self._unsafe: set[int] = set()
+
+    def __getitem__(self, client: int) -> State:
+        state = self._forget(client)
+        if state is None:
+            state, _ = read_tensors(self._path(client, self.versions[client]), self.required)
+        self._remember(client, state)
+        return state
+
+    def __setitem__(self, client: int, state: State) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._newest += 1
+        write_tensors(self._path(client, self._newest), state, {}, durable=False)
+        self.versions[client] = self._newest
+        self._unsafe.add(client)
+        self._forget(client)
+        self._remember(client, state)
+
+    def __delitem__(self, client: int) -> None:
+        del self.versions[client]
+        self._forget(client)
+        self._unsafe.discard(client)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.versions)
+
+    def __len__(self) -> int:
+        return len(self.versions)
+
+    def flush(self) -> None:
+        """Have every state on the disk itself, for a checkpoint that will name it."""
+        make_durable(*(self._path(client, self.versions[client]) for client in self._unsafe))
+        self._unsafe.clear()
+
+    def prune(self) -> None:
+        """Delete the versions that are no client's any more, once no checkpoint names them."""
+        if not self.folder.is_dir():
+            return
+        current = {self._path(client, version).name for client, version in self.versions.items()}
+        for name in os.listdir(self.folder):
+            if name not in current:
+                (self.folder / name).unlink()
+
+    def _path(self, client: int, version: int) -> Path:
+        return self.folder / f"{client}-{version}{SUFFIX}"
+
+    def _remember(self, client: int, state: State) -> None:
+        """As the one used last, at the cost of those used longest ago."""
+        self._in_memory[client] = state
+        self._held_bytes += _num_bytes(state)
+        while self._held_bytes > self.memory_bytes:
+            self._forget(next(iter(self._in_memory)))
+
+    def _forget(self, client: int) -> State | None:
+        """Its file stays."""
+        state = self._in_memory.pop(client, None)
+        self._held_bytes -= _num_bytes(state or {})
+        return state
+
+
+def _num_bytes(state: State) -> int:
+    return sum(tensor.nbytes for tensor in state.values())

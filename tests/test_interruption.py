@@ -1,0 +1,127 @@
+"""Runs that are stopped: by signals, in good order; by SIGKILL, without a trace in the result."""
+
+import os
+import random
+import signal
+
+import pytest
+
+import kills
+from conftest import make_federation
+from fedpara.callbacks import Checkpoint, RunFolder, restore
+from fedpara.callbacks.run_folder import read_rows
+from fedpara.federation import FederationCallback
+from fedpara.files import reserve
+from fedpara.interruption import INTERRUPTED, interruption
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(number):
+    signal.raise_signal(number)  # os.kill may reach another thread first, and this one some time later
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_interrupts_at_once_and_handlers_are_put_back(number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), interruption.handled():
+        send(number)
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_write_in_hand_is_finished(number):
+    done = []
+
+    def write():
+        with interruption.held_back():
+            send(number)
+            done.append("written")
+
+    with interruption.handled(), pytest.raises(KeyboardInterrupt):
+        write()
+    assert done == ["written"]
+
+
+def exit_status(*signals):
+    child = os.fork()
+    if child == 0:
+        try:
+            with interruption.handled():
+                try:
+                    send(signals[0])
+                except KeyboardInterrupt:
+                    send(signals[1])
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_a_second_sigint_ends_the_process_at_once_a_second_sigterm_does_not(first):
+    assert exit_status(first, signal.SIGINT) == INTERRUPTED
+    assert exit_status(first, signal.SIGTERM) == 0
+
+
+class Send(FederationCallback):
+    """A signal while the second round is written: by the time of this callback its row is, its checkpoint is not."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def on_round_end(self, federation, record):
+        if record.round == 2:
+            send(self.number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_round_is_in_every_file_or_in_none(tmp_path, number):
+    federation = make_federation(
+        callbacks=[RunFolder(tmp_path, {}), Send(number), Checkpoint(tmp_path)], num_rounds=1000
+    )
+    with pytest.raises(KeyboardInterrupt), interruption.handled():
+        federation.fit()
+    resumed = make_federation()
+    restore(resumed, tmp_path)
+    assert resumed.round == 2
+    assert [row["round"] for row in read_rows(tmp_path / "metrics.csv")] == [1, 2]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_lightning_does_not_leave_sigint_off(number):
+    federation = make_federation(num_rounds=1000)
+    step, handler = federation.executor.module.training_step, []
+
+    def pressed(batch, batch_idx):
+        handler.append(signal.getsignal(signal.SIGINT))
+        send(number)
+        return step(batch, batch_idx)
+
+    federation.executor.module.training_step = pressed
+    with interruption.handled():
+        with pytest.raises(KeyboardInterrupt):
+            federation.fit()
+        assert signal.getsignal(signal.SIGINT) == handler[0] != signal.SIG_IGN
+
+
+def test_half_a_row_is_no_row(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"round,test/acc\r\n1,0.5\r\n12,0.25\r\n1")
+    assert [row["round"] for row in read_rows(path)] == [1, 12]
+    path.write_bytes(b"\xff\x00\r\nnonsense\r\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv: not a table of rounds"):
+        read_rows(path)
+
+
+def test_a_run_folder_has_one_process(tmp_path):
+    with reserve(tmp_path), pytest.raises(ValueError, match="another process is training in this run folder"):
+        reserve(tmp_path)
+    reserve(tmp_path).close()
+
+
+@pytest.mark.parametrize("name", ["SCAFFOLD", "pFedPara + FedPAQ"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, name):
+    """tests/kills.py does it as often as one likes."""
+    whole, seconds = kills.undisturbed(tmp_path, name)
+    _, _, differing = kills.trial(tmp_path, name, random.Random(1), whole, seconds)
+    assert not differing

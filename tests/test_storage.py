@@ -1,0 +1,249 @@
+"""What is on disk: read back to the bit, refused in one line where it is damaged, true at every instant of a write."""
+
+import os
+from itertools import count
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import make_federation
+from fedpara.algorithms.scaffold import Scaffold
+from fedpara.callbacks import Checkpoint, RunFolder, restore
+from fedpara.callbacks.checkpoint import FILE
+from fedpara.communication import Cast, Link
+from fedpara.execution import LocalResult
+from fedpara.federation import Federation
+from fedpara.sharing import Split
+from fedpara.state import join
+from fedpara.storage import ClientStates, read_tensors, write_tensors
+from test_federation import rows_without_times, same
+
+STATE = {
+    "a": torch.randn(3, 4),
+    "b": torch.tensor(2**40 + 1),
+    "empty": torch.zeros(0, 2),
+    "h": torch.randn(5).bfloat16(),
+}
+
+
+def test_tensors_and_strings_come_back_to_the_bit(tmp_path):
+    state = STATE | {"t": torch.randn(2, 2, 3, 3).to(memory_format=torch.channels_last)}
+    write_tensors(tmp_path / "x", state, {"k": "v"})
+    read, metadata = read_tensors(tmp_path / "x", STATE)
+    assert same(read, state)
+    assert {name: tensor.dtype for name, tensor in read.items()} == {n: tensor.dtype for n, tensor in state.items()}
+    assert metadata == {"k": "v"}
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@given(st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_of_any_kind_is_one_line(tmp_path, data):
+    """Every bit of the file is under the checksum or the format: flipped, cut or grown, it is refused."""
+    path = tmp_path / "x"
+    write_tensors(path, STATE, {"progress": '{"round": 3}'})
+    content = bytearray(path.read_bytes())
+    kind = data.draw(st.sampled_from(["flip", "cut", "grow", "noise"]))
+    if kind == "flip":
+        position = data.draw(st.integers(0, 8 * len(content) - 1))
+        content[position // 8] ^= 1 << position % 8
+    if kind == "cut":
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    if kind == "grow":
+        content += data.draw(st.binary(min_size=1, max_size=50))
+    if kind == "noise":
+        content = data.draw(st.binary(max_size=200))
+    path.write_bytes(content)
+    line = None
+    try:
+        read, metadata = read_tensors(path, STATE)
+    except ValueError as error:
+        line = str(error)
+    if line is None:  # a bit that carries nothing, such as one of the name of the checksum itself
+        assert same(read, STATE)
+        assert metadata["progress"] == '{"round": 3}'
+    else:
+        assert line.startswith(f"{path}: cannot be used, it is damaged")
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("required", "message"),
+    [
+        ({"a": torch.zeros(4, 3)}, r"a is of shape \[3, 4\], not \[4, 3\]"),
+        ({"a": torch.zeros(3, 4).double()}, "damaged"),
+        ({"c": torch.zeros(1)}, "damaged or of another model"),
+    ],
+)
+def test_other_names_shapes_and_types_are_refused(tmp_path, required, message):
+    write_tensors(tmp_path / "x", STATE, {})
+    with pytest.raises(ValueError, match=message):
+        read_tensors(tmp_path / "x", required)
+
+
+def test_a_checkpoint_with_nonsense_for_progress_is_refused(tmp_path):
+    make_federation(num_rounds=1, callbacks=[Checkpoint(tmp_path)]).fit()
+    state, _ = read_tensors(tmp_path / FILE, {})
+    for progress in ({}, {"progress": "no json"}, {"progress": '{"round": -1, "total_bytes": 0}'}):
+        write_tensors(tmp_path / FILE, state, progress)
+        with pytest.raises(ValueError, match="not a checkpoint of this configuration's model"):
+            restore(make_federation(), tmp_path)
+
+
+def state_of(value, size=10):
+    return {"w": torch.full((size,), float(value))}
+
+
+def test_client_states_are_a_mapping_that_holds_a_budget_in_memory(tmp_path):
+    states = ClientStates(tmp_path / "clients", state_of(0), memory_bytes=3 * 40)
+    for client in range(8):
+        states[client] = state_of(client)
+    assert list(states) == list(range(8))
+    assert len(states) == 8
+    assert list(states._in_memory) == [5, 6, 7]
+    assert all(same(states[client], state_of(client)) for client in range(8))
+    states[5]
+    states[0] = state_of(100)
+    assert list(states._in_memory) == [7, 5, 0]
+    assert states._held_bytes == 3 * 40
+    assert same(states[0], state_of(100))
+    assert states.get(9) is None
+    del states[0]
+    assert 0 not in states
+    assert states._held_bytes == 2 * 40
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 39, 10**9])
+def test_the_budget_changes_nothing_but_memory(tmp_path, memory_bytes):
+    states = ClientStates(tmp_path, state_of(0), memory_bytes)
+    for value in range(20):
+        states[value % 7] = state_of(value)
+    assert [float(states[client]["w"][0]) for client in range(7)] == [14, 15, 16, 17, 18, 19, 13]
+    assert sum(tensor.nbytes for state in states._in_memory.values() for tensor in state.values()) <= memory_bytes
+
+
+def test_versions_named_by_a_checkpoint_stay_until_they_are_pruned(tmp_path):
+    states = ClientStates(tmp_path, state_of(0), 0)
+    states[1], states[2] = state_of(1), state_of(2)
+    named = dict(states.versions)
+    states[1] = state_of(10)
+    assert float(ClientStates(tmp_path, state_of(0), 0, named)[1]["w"][0]) == 1
+    states.prune()
+    assert len(os.listdir(tmp_path)) == 2
+    assert float(ClientStates(tmp_path, state_of(0), 0, states.versions)[1]["w"][0]) == 10
+    with pytest.raises(ValueError, match=r"1-1\.safetensors: cannot be used"):
+        ClientStates(tmp_path, state_of(0), 0, named)[1]
+
+
+def test_a_checkpoint_writes_the_rounds_clients_only_and_keeps_no_old_ones(tmp_path):
+    federation = make_federation(
+        algorithm=Scaffold(), personal=["*2"], num_rounds=9, callbacks=[Checkpoint(tmp_path, memory_gb=0)]
+    )
+    seen = {}
+
+    def changed():
+        now = {path: path.stat().st_mtime_ns for path in (tmp_path / "clients").rglob("*.safetensors")}
+        new = {path for path, time in now.items() if seen.get(path) != time}
+        seen.clear()
+        seen.update(now)
+        return len(new)
+
+    for callback in federation.callbacks:
+        callback.on_fit_start(federation)
+    for _ in range(9):
+        record = federation.run_round()
+        federation.callbacks[0].on_round_end(federation, record)
+        assert changed() == 2 * 2  # two clients, a personal part and a memory each
+        assert len(seen) == len(federation.personal) + len(federation.memories)
+
+
+class Adder:
+    """An executor in no time: each client adds a number of its own to what is shared and to what it keeps."""
+
+    trainable = ["shared", "own"]
+
+    def initial_state(self):
+        return {"shared": torch.zeros(4), "own": torch.zeros(2)}
+
+    def run(self, tasks):
+        for task in tasks:
+            step = 0.1 * (task.client + 1) + (task.correction.offset["shared"] if task.correction.offset else 0)
+            yield LocalResult(
+                task.client, {"shared": task.state["shared"] + step, "own": task.state["own"] + 1}, 1, 1, 0.3, 0.5, 0.0
+            )
+
+    def evaluate(self, state, client=None):
+        return {"acc": float(state["shared"].sum())}
+
+
+def killable(folder):
+    split, link = Split(["shared", "own"], ["own"]), Link(Cast(), Cast())
+    return Federation(
+        Adder(), Scaffold(), link, split, [RunFolder(folder, {}), Checkpoint(folder, memory_gb=0)],
+        num_clients=3, clients_per_round=2, num_rounds=2,
+    )  # fmt: skip
+
+
+CALLS = ("replace", "fsync", "unlink", "mkdir")
+
+
+def run_until(folder, last_call):
+    """A run in a process of its own, which dies as by SIGKILL before its n-th call that changes the disk."""
+    child = os.fork()
+    if child == 0:
+        calls = count(1)
+
+        def dying(call):
+            def wrapped(*arguments, **options):
+                if next(calls) == last_call:
+                    os._exit(9)
+                return call(*arguments, **options)
+
+            return wrapped
+
+        status = 1
+        try:
+            for name in CALLS:
+                setattr(os, name, dying(getattr(os, name)))
+            killable(folder).fit()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def go_on(folder):
+    federation = killable(folder)
+    if (folder / FILE).is_file():
+        restore(federation, folder)
+    federation.fit()
+    kept = [
+        {client: states[client] for client in sorted(states)} for states in (federation.personal, federation.memories)
+    ]
+    return federation, kept
+
+
+def test_a_run_killed_before_any_of_its_writes_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedpara.callbacks.run_folder.git_commit", lambda: None)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for time: a killed process needs none
+    (tmp_path / "whole").mkdir()
+    whole, whole_kept = go_on(tmp_path / "whole")
+    for last_call in count(1):
+        folder = tmp_path / str(last_call)
+        folder.mkdir()
+        if (status := run_until(folder, last_call)) == 0:
+            break
+        assert status == 9
+        resumed, kept = go_on(folder)
+        assert same(join(resumed.server), join(whole.server))
+        assert (resumed.round, resumed.total_bytes) == (whole.round, whole.total_bytes)
+        for states, expected in zip(kept, whole_kept, strict=True):
+            assert states.keys() == expected.keys()
+            assert all(same(states[client], expected[client]) for client in states)
+        assert rows_without_times(folder) == rows_without_times(tmp_path / "whole")
+        assert sum(path.is_file() for path in folder.rglob("*")) == sum(
+            path.is_file() for path in (tmp_path / "whole").rglob("*")
+        )
+    assert last_call > 60
