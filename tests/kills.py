@@ -2,8 +2,8 @@
 
     python tests/kills.py 50            # kills, over FedAvg, SCAFFOLD, FedDyn, pFedPara + FedPAQ by turns
 
-Every run is a process of its own, forked from one that has the imports behind it, so that kills fall into the training
-and its writes, not into the start. Ends with status 1 where one run differs.
+Every run is a process of its own, forked from one that has the imports behind it; kills fall into its rounds, their
+writes included. Ends with status 1 where one run differs.
 """
 
 import json
@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,7 @@ COMMON = [
 
 def start(folder, arguments):
     """`src/train.py` in a process of its own, its output in `<folder>.log`; returns its id."""
+    Path(f"{folder}.log").touch()
     child = os.fork()
     if child:
         return child
@@ -49,6 +51,8 @@ def start(folder, arguments):
         status = 0
     except SystemExit as end:
         status = end.code
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -57,9 +61,16 @@ def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def begun(folder):
+    """Wait for the first round to begin, or for an error."""
+    while not (folder / "metrics.csv").is_file() and "rror" not in Path(f"{folder}.log").read_text():
+        time.sleep(0.005)
+
+
 def kill_after(seconds, folder, arguments):
-    """Start, kill; returns whether the run was still going on."""
+    """Start, kill so long after the first round has begun; returns whether the run was still going on."""
     child = start(folder, arguments)
+    begun(folder)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     return wait(child) == -signal.SIGKILL
@@ -67,8 +78,8 @@ def kill_after(seconds, folder, arguments):
 
 def go_on(folder, arguments):
     """Resume to the end; a run killed before it had a configuration is started anew."""
-    begun = (folder / "config.yaml").is_file()
-    assert wait(start(folder, [f"resume={folder}"] if begun else arguments)) == 0, Path(f"{folder}.log").read_text()
+    there = (folder / "config.yaml").is_file()
+    assert wait(start(folder, [f"resume={folder}"] if there else arguments)) == 0, Path(f"{folder}.log").read_text()
 
 
 def outcome(folder):
@@ -102,13 +113,13 @@ def trial(base, name, generator, whole, seconds):
 
 
 def undisturbed(base, name):
-    """The outcome of a run that nothing stops, and the seconds it took."""
+    """The outcome of a run that nothing stops, and the seconds its rounds took."""
     folder = base / "undisturbed" / name.replace(" ", "")
     folder.parent.mkdir(exist_ok=True)
+    child = start(folder, [*COMMON, *RUNS[name], f"hydra.run.dir={folder}"])
+    begun(folder)
     begin = time.perf_counter()
-    assert wait(start(folder, [*COMMON, *RUNS[name], f"hydra.run.dir={folder}"])) == 0, Path(
-        f"{folder}.log"
-    ).read_text()
+    assert wait(child) == 0, Path(f"{folder}.log").read_text()
     return outcome(folder), time.perf_counter() - begin
 
 

@@ -21,13 +21,13 @@ class _Interruption:
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Within this, signals are dealt with so."""
-        self._received = self._holding = False
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self._received = self._holding = False
 
     @contextmanager
     def held_back(self) -> Iterator[None]:

@@ -6,6 +6,4 @@ from fedpara.callbacks.partition_picture import PartitionPicture
 from fedpara.callbacks.progress import ProgressDisplay
 from fedpara.callbacks.run_folder import RunFolder, read_rows
 
-__all__ = [
-    "Checkpoint", "LoggerForwarding", "PartitionPicture", "ProgressDisplay", "RunFolder", "read_rows", "restore",
-]  # fmt: skip
+__all__ = ["Checkpoint", "LoggerForwarding", "PartitionPicture", "ProgressDisplay", "RunFolder", "read_rows", "restore"]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from pydantic import Field, validate_call
 
-from fedpara.data.datamodule import FederatedDataModule
 from fedpara.execution.base import ClientFailure, ClientTask, Executor, FailureKind, LocalResult
 from fedpara.sampling import derive_seed
 from fedpara.state import State
@@ -46,25 +45,17 @@ class FaultInjection:
         out_of_memory: Share = 0.0,
     ) -> None:
         self.executor: Executor = executor
-        self.trainable = executor.trainable
         self.shares: dict[FailureKind, float] = {
             "dropped": dropout, "late": straggle, "diverged": nan, "crashed": crash, "out_of_memory": out_of_memory,
         }  # fmt: skip
         if (total := sum(self.shares.values())) > 1 + 1e-9:
             raise ValueError(f"dropout={dropout}: must leave the shares of all faults at 1 or less, they are {total:g}")
 
-    @property
-    def datamodule(self) -> FederatedDataModule:
-        """The clients' data."""
-        return self.executor.datamodule
-
-    def initial_state(self) -> State:
-        """The state of the freshly built model."""
-        return self.executor.initial_state()
-
-    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
-        """`acc` and `loss`, as the executor measures them; the server does not fail."""
-        return self.executor.evaluate(state, client)
+    def __getattr__(self, name: str) -> Any:
+        """All but `run` is the executor's own: the server does not fail."""
+        if name == "executor":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.executor, name)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
         """Results of the clients that are spared, in the order of the tasks, then the failures."""
