@@ -1,21 +1,31 @@
-"""Test the model of a run folder, finished or interrupted: `python src/eval.py run=logs/train/runs/<run>`."""
+"""Test the model of a run folder, finished or interrupted: `python src/eval.py run=logs/train/runs/<run>`.
 
+`client=3` takes that client's personal model; `export=dense` or `export=onnx` writes the model for use elsewhere.
+"""
+
+import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedpara.configuration import ConfigurationError, blame, one_line
-from train import build_experiment, build_federation
+from train import Experiment, build_experiment, build_federation
+
+if TYPE_CHECKING:
+    from fedpara.federation import Federation
+    from fedpara.state import State
+
+FORMATS = {"dense": "safetensors", "onnx": "onnx"}
 
 
-def evaluate(folder: Path, overrides: list[str]) -> dict[str, float]:
-    """`round`, `test/acc` and `test/loss` of the checkpoint in a run folder; `personal/acc` a client where measured.
+def load(folder: Path, overrides: list[str]) -> tuple[Experiment, "Federation"]:
+    """The experiment of a run folder with its data, and its federation where the checkpoint left it.
 
     Args:
         overrides: dotted keys over the run's saved configuration, such as `trainer.accelerator=cpu`.
@@ -39,10 +49,42 @@ def evaluate(folder: Path, overrides: list[str]) -> dict[str, float]:
     with blame(cfg, "data"):
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
+    return experiment, federation
+
+
+def evaluate(federation: "Federation", client: int | None = None) -> dict[str, float]:
+    """`round` and, under their names in metrics.csv, what the run logged when it last tested its model.
+
+    Args:
+        client: only this client's model, on its own test distribution; None: the global model and, where clients'
+            models are tested in training, each of them as `personal/acc/<client>`, their mean and tenth percentile.
+    """
+    from fedpara.record import spread
+
+    if client is not None:
+        accuracy = federation.executor.evaluate(federation.model(client), client)["acc"]
+        return {"round": federation.round, f"personal/acc/{client}": accuracy}
     metrics = {"round": federation.round, **federation.evaluate()}
     if federation.tests_personal:
-        metrics |= {f"personal/acc/{client}": acc for client, acc in enumerate(federation.evaluate_personal())}
+        accuracies = federation.evaluate_personal()
+        metrics |= {f"personal/acc/{number}": accuracy for number, accuracy in enumerate(accuracies)}
+        metrics |= spread("personal/acc", accuracies)
     return metrics
+
+
+def export(form: str, experiment: Experiment, state: "State", metrics: dict[str, float], path: Path) -> None:
+    """Write a model as merged weights ("dense") or as a graph ("onnx")."""
+    from fedpara.export import export_dense, export_onnx
+    from fedpara.state import load_state
+
+    network, data = experiment.executor.module.network, experiment.datamodule
+    load_state(network, state)
+    inputs, _ = next(iter(data.test_dataloader()))
+    if form == "onnx":
+        export_onnx(network, inputs[:2], path)
+    else:
+        known = {"data": data.name, "input_shape": list(inputs.shape[1:]), "metrics": metrics}
+        export_dense(network, path, {name: json.dumps(value) for name, value in known.items()})
 
 
 def _find_data(cfg: Any, given: bool) -> None:
@@ -52,17 +94,35 @@ def _find_data(cfg: Any, given: bool) -> None:
         cfg.data.dataset.data_dir = folder
 
 
+def _client(text: str | None, num_clients: int) -> int | None:
+    if text is None:
+        return None
+    if not text.isdigit() or int(text) >= num_clients:
+        raise ConfigurationError(f"client={text}: must be 0 to {num_clients - 1}")
+    return int(text)
+
+
 def main() -> None:
-    """Print the metrics, one a line."""
+    """Print the metrics, one a line, and the file of an export."""
     arguments = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     try:
         if "run" not in arguments:
             raise ConfigurationError("run: missing; give a run folder, python src/eval.py run=logs/train/runs/<run>")
-        folder = Path(arguments.pop("run"))
-        for name, value in evaluate(folder, [f"{k}={v}" for k, v in arguments.items()]).items():
+        folder, form = Path(arguments.pop("run")), arguments.pop("export", None)
+        if form not in (None, *FORMATS):
+            raise ConfigurationError(f"export={form}: must be {' or '.join(FORMATS)}")
+        chosen = arguments.pop("client", None)
+        experiment, federation = load(folder, [f"{k}={v}" for k, v in arguments.items()])
+        client = _client(chosen, federation.num_clients)
+        metrics = evaluate(federation, client)
+        for name, value in metrics.items():
             print(f"{name}: {value}")
-    except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if form:
+            path = folder / f"model{'' if client is None else f'-client{client}'}.{FORMATS[form]}"
+            export(form, experiment, federation.model(client), metrics, path)
+            print(f"wrote {path}")
+    except (ConfigurationError, ValueError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

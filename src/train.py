@@ -3,8 +3,10 @@
 import errno
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,9 +21,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedpara import sweep, sweep_table
 from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, require_nodes
 from fedpara.files import reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
+from fedpara.runs import Run
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
@@ -31,6 +35,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays 
     from fedpara.federation import Federation
 
 log = logging.getLogger("train")
+PROGRAM = str(Path(__file__).resolve())
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
 RESUMABLE = (
     "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
@@ -42,7 +47,6 @@ GROUPS = (
     "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",
 )  # fmt: skip
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
-failed_jobs: list[int] = []
 
 
 @dataclass
@@ -185,7 +189,7 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
 
 def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     """What was reached, what it cost, what the dense model would have cost, where to look."""
-    from fedpara.callbacks.progress import size
+    from fedpara.record import size
 
     if not record.rows:
         log.info("nothing to do: the run has its %d rounds", federation.num_rounds)
@@ -206,18 +210,16 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _check_resume(cfg: DictConfig) -> None:
-    """Refuse to go on under a configuration that would change the result."""
-    if not cfg.resume:
-        return
-    saved = OmegaConf.load(Path(cfg.resume) / "config.yaml")
+def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
+    """Refuse to go on in `folder` under a configuration that would change the result."""
+    saved = OmegaConf.load(folder / "config.yaml")
     before, now = _leaves(saved), _leaves(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
     differing = [
         k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
     ]
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
-        raise ConfigurationError(f"resume={cfg.resume}: the run cannot go on with another {shown}")
+        raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -228,32 +230,78 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def run_name(folder: str) -> str:
-    """A run's own name: its folder's, with the sweep's in front of a job's number."""
+    """A run's own name: its folder's, with the sweep's in front of a job's, in letters that W&B takes for an id."""
     path = Path(folder)
-    return f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.name
+    own = f"{path.parent.name}-{path.name}" if _in_sweep(path) else path.name
+    return re.sub(r"[^\w.-]", "-", own)[-128:]
+
+
+def run_title(folder: str, choices: str) -> str:
+    """What a person reads in a list: of a sweep's job what varies, of any other what was chosen and when."""
+    path = Path(folder)
+    return path.name.replace("_", " ") if _in_sweep(path) else f"{choices} {path.name}"
+
+
+def run_group(folder: str, experiment: str) -> str:
+    """The sweep of a job; of any other run the experiment."""
+    return Path(folder).parent.name if _in_sweep(Path(folder)) else experiment
+
+
+def _in_sweep(folder: Path) -> bool:
+    return (folder.parent / "multirun.yaml").is_file()  # written by Hydra's sweepers
 
 
 OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value), replace=True)
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+for resolver in (run_name, run_title, run_group):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
-    """Hydra's entry point, once a job; in a sweep the other jobs go on after one that failed."""
+    """Hydra's entry point, for a run and, in a sweep, once a job."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _run_job(cfg)
+    folder = Path(cfg.paths.output_dir)
     try:
-        _check_resume(cfg)
+        if cfg.resume:
+            _check_same(cfg, Path(cfg.resume))
         with blame(cfg, "paths.output_dir"):
-            reservation = reserve(Path(cfg.paths.output_dir))
+            reservation = reserve(folder)
         with reservation:
             return train(cfg)
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.RUN:
-            if (line := _line(error)) is None:
-                raise
-            _stop(line, status=1 if isinstance(error, FloatingPointError) else 2)
-        log.error("error: %s", _line(error) or error, exc_info=_line(error) is None)
-        failed_jobs.append(HydraConfig.get().job.num)
-        return float("nan")
+        line = _line(error)
+        _record_failure(folder, error, line or f"{type(error).__name__}: {one_line(error)}")
+        if line is None:
+            raise
+        _stop(line, status=1 if isinstance(error, FloatingPointError) else 2)
+
+
+def _record_failure(folder: Path, error: Exception, line: str) -> None:
+    """In the run's own log, with its stack trace, and in its summary; the console has it from `main`."""
+    from fedpara.callbacks.run_folder import summarise_failure
+
+    record = log.makeRecord(log.name, logging.ERROR, "", 0, line, (), (type(error), error, error.__traceback__))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    if folder.is_dir():
+        summarise_failure(folder, line)
+
+
+def _run_job(cfg: DictConfig) -> float:
+    """A job of a sweep in a process of its own, where it is not finished; its last test accuracy, for a sweeper."""
+    hydra_cfg, folder = HydraConfig.get(), Path(cfg.paths.output_dir)
+    run = Run(folder)
+    if (folder / "config.yaml").is_file():
+        _check_same(cfg, folder, "; give the sweep another folder, hydra.sweep.dir=...")
+    if run.state == "finished" and run.summary["rounds"] >= cfg.federation.num_rounds:
+        log.info("%s: finished before, skipped", folder.name)
+    else:
+        parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
+        sweep.run_job(Path(PROGRAM), list(hydra_cfg.overrides.task), folder, hydra_cfg.job.num, quiet=parallel)
+    accuracy = Run(folder).last("test/acc")
+    return float("nan") if accuracy is None else accuracy
 
 
 def _with_saved_overrides(arguments: list[str]) -> list[str]:
@@ -271,10 +319,10 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigurationError(f"resume={folder}: goes on with one run; leave out -m")
     saved: Any = OmegaConf.load(path / "overrides.yaml")
-    now = [f"resume={path}" if a.startswith("resume=") else a for a in arguments]
+    now = [f"resume='{path}'" if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
-    typed |= {"sweep"}  # of a sweep's job the values it ran with, not the sweep
-    return [override for override in saved if override.partition("=")[0] not in typed] + now
+    kept = [override for override in saved if override.partition("=")[0] not in typed]
+    return kept + now + ([] if "hydra.mode" in typed else ["hydra.mode=RUN"])  # of a sweep's job the job alone
 
 
 def _composition_error(error: Exception) -> str:
@@ -293,6 +341,9 @@ def main() -> None:
     """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
     try:
         sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
+        for resolver in (sweep.sweep_name, sweep.job_name):  # bound here, for the processes of parallel launchers
+            typed = partial(resolver, tuple(sys.argv[1:]))
+            OmegaConf.register_new_resolver(resolver.__name__, typed, replace=True)
         with interruption.handled():
             hydra_main()
     except InstantiationException:
@@ -309,8 +360,8 @@ def main() -> None:
         _stop(line)
     except KeyboardInterrupt:
         _stop("interrupted", status=INTERRUPTED)
-    if failed_jobs:
-        _stop(f"jobs {', '.join(map(str, failed_jobs))} of the sweep failed", status=1)
+    if sweep_table.unfinished:
+        _stop(f"not finished: {', '.join(sweep_table.unfinished)}", status=1)
 
 
 def _line(error: Exception) -> str | None:

@@ -20,7 +20,9 @@ import train
 from conftest import ROOT
 from fedpara.data import DataSet, Examples, Normalize
 from fedpara.data.mnist_small import mnist_small
-from fedpara.files import write_atomically
+from fedpara.federation import FederationCallback
+from fedpara.files import reserve, write_atomically
+from fedpara.runs import Run
 from test_data import write_cifar
 from test_wandb import read
 
@@ -36,7 +38,7 @@ def shell(monkeypatch, tmp_path, capfd):
     def run(*arguments, program=train):
         GlobalHydra.instance().clear()
         logging.getLogger().handlers.clear()
-        train.failed_jobs.clear()
+        train.sweep_table.unfinished.clear()
         monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *arguments])
         status = 0
         try:
@@ -116,32 +118,71 @@ def test_the_same_seed_gives_the_same_rows(shell, tmp_path):
     assert first == second
 
 
-def test_a_sweep_runs_every_job_and_ends_in_a_table(shell, tmp_path):
-    status, _, out = shell("-m", *SMALL, "factorization=dense,low_rank,fedpara", "federation.num_rounds=1")
-    assert status == 0
-    jobs = sorted(path for path in newest(tmp_path, "multiruns").iterdir() if path.is_dir())
-    assert [json.loads((job / "summary.json").read_text())["state"] for job in jobs] == ["finished"] * 3
-    for expected in ("factorization", "dense", "low_rank", "fedpara", "accuracy", "finished"):
-        assert expected in out
-    sizes = [json.loads((job / "summary.json").read_text())["parameters"] for job in jobs]
-    assert sizes[0]["shared"] == sizes[0]["dense"] > sizes[2]["shared"]
+class Accident(FederationCallback):
+    """After the first round seed 1 is killed, as by a machine short of memory, and seed 2 fails."""
+
+    def on_round_end(self, federation, record):
+        if record.round == 1 and federation.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if record.round == 1 and federation.seed == 2:
+            raise FloatingPointError("made to fail")
 
 
-def test_a_sweep_goes_on_after_jobs_that_fail_and_says_which(shell, tmp_path):
-    short = [*SMALL, "federation.num_rounds=1", "factorization=dense"]
-    status, error, out = shell("-m", *short, "model.optimizer.lr=0.1,-1,1e30")
+def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_path, monkeypatch):
+    """Parallel jobs, each a process of its own: the machine's import of torch is most of this test's time."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}")
+    command = ["-m", *SMALL, "+callbacks.z._target_=test_cli.Accident", "seed=1,2"]
+    status, error, out = shell(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert status == 1
-    assert error == "error: jobs 1, 2 of the sweep failed\n"
-    assert out.count("failed") == 2
+    assert error.splitlines()[-1] == "error: not finished: seed=1, seed=2"
+    assert "seed=1: killed by SIGKILL" in out
+    assert "seed=2: made to fail" in out
+    assert states(out) == {"1": "interrupted", "2": "failed"}
     folder = newest(tmp_path, "multiruns")
-    assert "Invalid learning rate" in (folder / "1" / "train.log").read_text()
-    assert "returned NaN" in (folder / "2" / "train.log").read_text()
-    assert json.loads((folder / "0" / "summary.json").read_text())["state"] == "finished"
+    assert "FloatingPointError: made to fail" in (folder / "seed=2" / "train.log").read_text()
+    assert "seed=2: failed (exit status 1)" in (folder / "seed=2" / "train.log").read_text()
 
-    assert shell(f"resume={folder / '0'}", "federation.num_rounds=2")[0] == 0  # a sweep's job alone
-    assert [row["round"] for row in rows(folder / "0")] == ["1", "2"]
-    status, error, _ = shell("-m", f"resume={folder / '0'}", "seed=1,2")
-    assert (status, error) == (2, f"error: resume={folder / '0'}: goes on with one run; leave out -m\n")
+    status, error, out = shell(*command)  # the launcher is not part of what is swept
+    assert (status, error) == (0, "")
+    assert "seed=1: goes on after 1 rounds" in out
+    assert states(out) == {"1": "finished", "2": "finished"}
+    assert all([row["round"] for row in rows(folder / f"seed={seed}")] == ["1", "2"] for seed in (1, 2))
+
+    before = (folder / "seed=1" / "summary.json").stat().st_mtime_ns
+    status, _, out = shell(*command)
+    assert out.count("finished before, skipped") == 2
+    assert (folder / "seed=1" / "summary.json").stat().st_mtime_ns == before
+    status, error, _ = shell(*command[:-1], "seed=1,2", f"hydra.sweep.dir={folder}", "data.batch_size=8")
+    assert status == 2
+    line = f"error: resume={folder / 'seed=1'}: the run cannot go on with another data.batch_size (16 then, 8 now)"
+    assert error.splitlines()[-1] == f"{line}; give the sweep another folder, hydra.sweep.dir=..."
+
+    assert shell(f"resume={folder / 'seed=1'}", "federation.num_rounds=3")[0] == 0  # a sweep's job alone
+    assert [row["round"] for row in rows(folder / "seed=1")] == ["1", "2", "3"]
+    status, error, _ = shell("-m", f"resume={folder / 'seed=1'}", "seed=1,2")
+    assert (status, error) == (2, f"error: resume={folder / 'seed=1'}: goes on with one run; leave out -m\n")
+
+
+def states(out):
+    """First and last column of the sweep's table."""
+    cells = [line.strip("│").split("│") for line in out.splitlines() if line.startswith("│")]
+    return {line[0].strip(): line[-1].strip() for line in cells}
+
+
+def test_a_run_that_is_at_work_is_left_alone(shell, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with reserve(folder):
+        assert Run(folder).state == "running"
+        status, error, _ = shell(*SMALL, f"hydra.run.dir={folder}")
+    assert (status, error) == (2, f"error: {folder}: another process is training in this run folder\n")
+
+
+def test_a_run_that_fails_before_its_first_round_says_so_in_its_folder(shell, tmp_path):
+    assert shell(*SMALL, "seed=-1")[0] == 2
+    run = Run(newest(tmp_path))
+    assert (run.state, run.summary["error"]) == ("failed", "seed=-1: must be a whole number, 0 or more")
+    assert "ConfigurationError: seed=-1" in (run.folder / "train.log").read_text()
 
 
 BAD = [

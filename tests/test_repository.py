@@ -12,8 +12,9 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "sampling": set(), "files": set(), "interruption": set(), "configuration": set(), "sweep_table": set(),
-    "sharing": {"state"}, "storage": {"state", "files"},
+    "sampling": set(), "files": set(), "interruption": set(), "configuration": set(), "runs": {"files"},
+    "sweep": {"runs"}, "export": {"nn", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
+    "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
     "models": set(),
     "communication": {"state"},

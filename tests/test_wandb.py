@@ -32,7 +32,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def run(folder, lr=0.1, **options):
-    logger = FederationWandbLogger(project="test", save_dir=str(folder), id=f"run-{lr}", name="n")
+    logger = FederationWandbLogger(project="test", save_dir=str(folder), id=f"run-{lr}", name="n", target=0.01)
     logger.log_hyperparams({"federation": {"num_rounds": 3}, "factorization": {"gamma": 0.25}})
     federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger])], **options)
     try:
@@ -58,6 +58,8 @@ def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
     rows = [record["history"] for record in records if record["type"] == "history"]
     assert len(rows) == 6  # a row and a histogram a round
     assert "histogram" in str(summary["summary"]["personal/acc"])
+    logged = summary["summary"]
+    assert logged["gb_to_target"] == pytest.approx(logged["comm/total_gb"] / 3)  # met in the first of three rounds
     assert {"test/acc", "train/loss", "comm/total_gb", "time/round_s"} <= set(summary["summary"])
     assert summary["config"]["factorization"]["gamma"] == 0.25
     axes = {m["metric"].get("name") or m["metric"]["glob_name"]: m["metric"] for m in records if m["type"] == "metric"}

@@ -162,17 +162,19 @@ class Federation:
             trained_accuracy=tuple(tally.trained_accuracy),
         )
 
+    def model(self, client: int | None = None) -> State:
+        """The global model, with the common start of what is personal; or a client's own."""
+        kept = self._initial if client is None else self.personal.get(client, self._initial)
+        return self._model(self.server["model"], kept)
+
     def evaluate(self) -> dict[str, float]:
         """`test/acc` and `test/loss` of the global model, with the common start of what is personal."""
-        metrics = self.executor.evaluate(self._model(self.server["model"], self._initial))
+        metrics = self.executor.evaluate(self.model())
         return {f"test/{name}": value for name, value in metrics.items()}
 
     def evaluate_personal(self) -> tuple[float, ...]:
         """Accuracy of every client's model, from 0 to 1, on the client's own test distribution."""
-        models = (
-            self._model(self.server["model"], self.personal.get(c, self._initial)) for c in range(self.num_clients)
-        )
-        return tuple(self.executor.evaluate(model, client)["acc"] for client, model in enumerate(models))
+        return tuple(self.executor.evaluate(self.model(c), c)["acc"] for c in range(self.num_clients))
 
     def _tasks(self, chosen: Iterable[int], received: Parts, attempt: int = 0) -> Iterator[ClientTask]:
         """Each client starts from what it received and what it kept."""

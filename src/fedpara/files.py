@@ -52,6 +52,19 @@ def reserve(folder: Path) -> TextIO:
     return stream
 
 
+def is_reserved(folder: Path) -> bool:
+    """Whether a process is at work in a run folder; one that is gone, however it went, is not."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        reserve(folder).close()
+    except ValueError:
+        return True
+    except OSError:  # a folder that may only be read
+        return False
+    return False
+
+
 def _synchronise(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -49,8 +49,8 @@ class RoundRecord:
             "round": self.round,
             **({} if math.isnan(self.train_loss) else {"train/loss": self.train_loss}),
             **self.metrics,
-            **_spread("personal/acc", self.personal_accuracy),
-            **_spread("personal/trained_acc", self.trained_accuracy),
+            **spread("personal/acc", self.personal_accuracy),
+            **spread("personal/trained_acc", self.trained_accuracy),
             "comm/up_bytes": self.up_bytes,
             "comm/down_bytes": self.down_bytes,
             "comm/total_bytes": self.total_bytes,
@@ -71,8 +71,13 @@ class RoundRecord:
         return seconds | {"cost/total_mj": megajoules(self.total_bytes)}
 
 
-def _spread(name: str, accuracy: tuple[float, ...]) -> dict[str, float]:
+def spread(name: str, accuracy: tuple[float, ...]) -> dict[str, float]:
     """Mean over clients, and the tenth percentile: how the worst off fare."""
     if not accuracy:
         return {}
     return {f"{name}_mean": float(np.mean(accuracy)), f"{name}_p10": float(np.percentile(accuracy, 10))}
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, decimal: `20.3 GB`, `4.1 MB`."""
+    return f"{num_bytes / GIGABYTE:.2f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 1e6:.2f} MB"

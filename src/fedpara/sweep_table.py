@@ -1,55 +1,52 @@
 """A table of all jobs at the end of `python src/train.py -m ...`."""
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+
+from fedpara.record import size
+from fedpara.runs import Run, axes, find_runs
+
+unfinished: list[str] = []  # jobs of the sweep that this process ran, for its exit status
 
 
 class SweepTable(Callback):
     """Reads the run folders of a sweep and prints what varied and what came of it."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """One row a job, in the order of the jobs; a job without a summary failed before its first round."""
-        jobs = sorted(
-            (p for p in Path(config.hydra.sweep.dir).iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
-        )
-        overrides = [_overrides(job) for job in jobs]
-        axes = [
-            key for key in dict.fromkeys(k for o in overrides for k in o) if len({o.get(key) for o in overrides}) > 1
-        ]
-        table = Table(
-            *axes, "accuracy", "best", "sent", "vs dense", "minutes", "state", title=str(config.hydra.sweep.dir)
-        )
-        for job, values in zip(jobs, overrides, strict=True):
-            table.add_row(*(values.get(axis, "") for axis in axes), *_outcome(job))
-        Console(width=None if Console().is_terminal else 120).print(table)
+        """One row a job, whichever process ran it; beneath the table, why jobs failed."""
+        runs = find_runs(Path(config.hydra.sweep.dir))
+        console = Console(width=None if Console().is_terminal else 120)
+        console.print(table(runs, title=str(config.hydra.sweep.dir)))
+        unfinished[:] = [run.name for run in runs if run.state != "finished"]
+        for run in runs:
+            if "error" in run.summary:
+                console.print(f"{run.name}: {run.summary['error']}", markup=False, highlight=False)
 
 
-def _overrides(job: Path) -> dict[str, str]:
-    path = job / ".hydra" / "overrides.yaml"
-    saved: Any = OmegaConf.load(path) if path.is_file() else []
-    return {name: value for name, _, value in (str(override).partition("=") for override in saved)}
+def table(runs: list[Run], title: str) -> Table:
+    """What varies between runs, last and best accuracy, what was sent, wall time, state."""
+    varying = axes(runs)
+    made = Table(*(varying or ["run"]), "accuracy", "best", "sent", "vs dense", "seconds", "state", title=title)
+    for number, run in enumerate(runs):
+        names = [values[number] for values in varying.values()] or [run.name]
+        made.add_row(*names, *_outcome(run), run.state)
+    return made
 
 
-def _outcome(job: Path) -> list[str]:
-    path = job / "summary.json"
-    if not path.is_file():
-        return ["", "", "", "", "", "failed"]
-    summary = json.loads(path.read_text())
-    last, best, sizes = summary["metrics"]["last"], summary["metrics"]["best"], summary["parameters"]
-    if not last:
-        return ["", "", "", "", "", summary["state"]]
-    with (job / "metrics.csv").open() as stream:
-        seconds = sum(float(row["time/round_s"]) for row in csv.DictReader(stream))
+def _outcome(run: Run) -> list[str]:
+    if not run.rows:
+        return [""] * 5
+    sizes, sent = run.summary["parameters"], run.rows[-1]["comm/total_bytes"]
     return [
-        f"{last.get('test/acc', float('nan')):.2%}", f"{best.get('test/acc', float('nan')):.2%}",
-        f"{last['comm/total_bytes'] / 1e6:.2f} MB", f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}",
-        f"{seconds / 60:.1f}",
-        summary["state"],
+        _percent(run.last("test/acc")), _percent(run.best("test/acc")), size(sent),
+        f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}", f"{run.seconds:.1f}",
     ]  # fmt: skip
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy:.2%}"

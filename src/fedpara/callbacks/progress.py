@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fedpara.execution.base import LocalResult
 from fedpara.federation import Federation, FederationCallback, Outcome
-from fedpara.record import GIGABYTE, RoundRecord
+from fedpara.record import RoundRecord, size
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,3 @@ class _TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"left {self.display.time_left(int(task.completed), int(task.total or 0))}", style="magenta")
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people, decimal: `20.3 GB`, `4.1 MB`."""
-    return f"{num_bytes / GIGABYTE:.2f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 1e6:.2f} MB"

@@ -25,6 +25,10 @@ COLUMNS = (
     *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
 )  # fmt: skip
 
+NOTHING: dict[str, Any] = {  # of a run that failed before its first round
+    "state": "failed", "rounds": 0, "parameters": {}, "bytes_per_round": {}, "metrics": {"last": {}, "best": {}},
+}  # fmt: skip
+
 
 class RunFolder(FederationCallback):
     """One row a round in metrics.csv, flushed to disk; summary.json, rewritten atomically after each round.
@@ -84,6 +88,14 @@ class RunFolder(FederationCallback):
             **self._origin,
         }
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2).encode())
+
+
+def summarise_failure(folder: Path, error: str) -> None:
+    """Put why a run failed into its summary; a run that ended otherwise, and was refused to go on, keeps its own."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else NOTHING
+    if summary["state"] == "failed":
+        write_atomically(path, json.dumps(summary | {"error": error}, indent=2).encode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

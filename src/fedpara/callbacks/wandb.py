@@ -21,9 +21,19 @@ class FederationWandbLogger(WandbLogger):
         project, group, name, tags, notes, entity: as `wandb.init`.
         save_dir: the folder that holds `wandb/`, one for all runs of a project.
         resumed: whether the run `id` goes on; otherwise W&B starts it anew.
+        target: test accuracy, 0 to 1, at whose first sight the GB so far go into the summary as `gb_to_target`; None:
+            no such figure.
+
+    Raises:
+        ValueError: `target` is no share.
     """
 
-    def __init__(self, project: str, save_dir: str, resumed: Any = None, **init: Any) -> None:
+    def __init__(
+        self, project: str, save_dir: str, resumed: Any = None, target: float | None = None, **init: Any
+    ) -> None:
+        if target is not None and not 0 < target <= 1:
+            raise ValueError(f"target={target}: must be a number above 0, at most 1")
+        self.target = target
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
         for name in ("test/*", "train/*", "personal/*", "comm/*", "clients/*", "time/*", "cost/*"):
@@ -38,6 +48,9 @@ class FederationWandbLogger(WandbLogger):
         if "test/acc" in row:
             row["acc_over_gb"] = row["test/acc"]
         self.experiment.log(row)
+        reached = self.target is not None and row.get("test/acc", 0.0) >= self.target
+        if reached and self.experiment.summary.get("gb_to_target") is None:
+            self.experiment.summary["gb_to_target"] = row["comm/total_gb"]
 
     def log_histogram(self, name: str, values: Sequence[float], number: int) -> None:
         """Log a whole vector of round `number`, as a histogram."""

@@ -84,6 +84,8 @@ class SerialExecutor:
         except (RuntimeError, IndexError) as error:
             given = f"inputs of {self.datamodule.name}, {tuple(one.shape[1:])}"
             raise ValueError(f"{type(network).__name__} cannot take {given}: {error}") from error
+        finally:
+            network.train()  # Lightning trains in the mode that it finds
         if shape != (1, self.datamodule.num_classes):
             raise ValueError(f"{type(network).__name__} gives {shape[1:]}, not a logit for each of the classes")
 
@@ -101,7 +103,6 @@ class SerialExecutor:
     def _fit(self, task: ClientTask) -> LocalResult:
         start = time.perf_counter()
         load_state(self.module.network, task.state)
-        self.module.train()  # Lightning trains in the mode it finds
         self.module.learning_rate_factor = task.learning_rate_factor
         torch.manual_seed(task.seed)
         record = LocalRecord()

@@ -63,6 +63,10 @@ class Factorization(nn.Module):
         """W from the factors."""
         raise NotImplementedError
 
+    def branch_stds(self, target: float) -> list[float]:
+        """Standard deviations of independent branches that give W about the standard deviation `target`."""
+        return [target ** (1 / len(self.branches))] * len(self.branches)
+
     def forward(self) -> Tensor:
         """W in the factors' precision, also under autocast: bf16 would cost 0.4 % of each weight."""
         with torch.autocast(getattr(self, f"x{self.branches[0]}").device.type, enabled=False):
@@ -120,3 +124,7 @@ class PersonalHadamard(Factorization):
     def compose(self) -> Tensor:
         """W = W1 * (W2 + 1), elementwise."""
         return self.product("1") * (self.product("2") + 1)
+
+    def branch_stds(self, target: float) -> list[float]:
+        """W2 of unit size: its gradient is W1 times W's, so that a smaller one would hardly learn beside W1."""
+        return [target / 2**0.5, 1.0]

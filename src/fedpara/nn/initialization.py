@@ -78,8 +78,9 @@ def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> Non
         for branch in factorization.branches
     ]
     with torch.no_grad():
-        for branch, factors in zip(factorization.branches, branches, strict=True):
-            _scale(factors, target ** (1 / len(branches)) / float(factorization.product(branch).std()))
+        stds = factorization.branch_stds(target)
+        for branch, factors, std in zip(factorization.branches, branches, stds, strict=True):
+            _scale(factors, std / float(factorization.product(branch).std()))
         for _ in range(30):
             ratio = target / float(factorization().std())
             if abs(ratio - 1) < 1e-4:

@@ -1,0 +1,38 @@
+"""The project's W&B workspace: `python src/dashboard.py` prints it; with `entity=<yours>` it is saved to W&B."""
+
+import sys
+
+USAGE = "python src/dashboard.py [entity=<yours>] [project=fedpara] [name=FedPara]"
+
+
+def main() -> None:
+    """Print the JSON of the workspace, or save it to W&B and print its address."""
+    arguments = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+    try:
+        if unknown := arguments.keys() - {"entity", "project", "name"}:
+            raise ValueError(f"{min(unknown)}: no such key; {USAGE}")
+        from fedpara.dashboard import workspace
+
+        made = workspace(
+            arguments.get("entity", ""), arguments.get("project", "fedpara"), arguments.get("name", "FedPara")
+        )
+    except ModuleNotFoundError as error:
+        _stop(f"{error.name}: not installed; pip install -e '.[dashboard]'")
+    except ValueError as error:
+        _stop(str(error))
+    if not made.entity:
+        print(made._to_model().model_dump_json(by_alias=True, indent=2))
+        return
+    try:
+        print(made.save().url)
+    except Exception as error:  # of W&B: no account, no network, no such entity
+        _stop(f"entity={made.entity}: W&B refused ({' '.join(str(error).split())[:300]})")
+
+
+def _stop(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

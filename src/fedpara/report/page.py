@@ -1,0 +1,214 @@
+"""The report as files: one HTML page that needs nothing beside it, its pictures, and a CSV row a run."""
+
+import base64
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fedpara.cost import SPEEDS_MBPS
+from fedpara.record import size
+from fedpara.report.figures import draw
+from fedpara.report.paper import Comparison, compare
+from fedpara.report.settings import Estimate, Setting, common_target, settings
+from fedpara.runs import Run, axes
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+NONE = "-"
+
+
+def write_report(
+    runs: Sequence[Run], folder: Path, title: str, target: float | None = None, metric: str = "test/acc"
+) -> list[Path]:
+    """Write report.html, report.csv and a PNG for each figure into `folder`; returns their paths.
+
+    Args:
+        target: metric from 0 to 1 to which costs are counted; None: the largest that every setting reached.
+        metric: a column of metrics.csv from 0 to 1, such as `personal/acc_mean`.
+
+    Raises:
+        ValueError: no run has measured `metric`.
+    """
+    found = settings(runs, metric)
+    if not any(setting.counted for setting in found):
+        raise ValueError(f"metric={metric}: no run has measured it")
+    found.sort(key=lambda setting: -setting.last.mean if setting.last else 1.0)
+    target = common_target(found) if target is None else target
+    folder.mkdir(parents=True, exist_ok=True)
+    in_order = sorted(found, key=lambda setting: setting.ratio or 0.0)
+    pictures = {name: _png(figure) for name, figure in draw(in_order, target).items()}
+    written = {f"{name}.png": content for name, content in pictures.items()}
+    written["report.html"] = _page(runs, found, pictures, title, target).encode()
+    written["report.csv"] = _csv(_run_table(runs)).encode()
+    for name, content in written.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in written]
+
+
+def _page(
+    runs: Sequence[Run], found: list[Setting], pictures: dict[str, bytes], title: str, target: float | None
+) -> str:
+    states = Counter(run.state for run in runs)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("page.html").render(
+        title=title,
+        states=", ".join(f"{count} {state}" for state, count in sorted(states.items())),
+        answer=_answer(found, target),
+        metric=found[0].metric,
+        target=_percent(target),
+        figures={name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()},
+        settings=_setting_table(found, target),
+        comparisons=_comparison_table(compare(found)),
+        runs=_run_table(runs),
+        origin=_origin(runs),
+        table=_html,
+    )
+
+
+def _answer(found: list[Setting], target: float | None) -> str:
+    """What the runs were made to find out, in a sentence or two: `found` is in the order of its accuracy."""
+    best = found[0]
+    assert best.last is not None
+    assert best.gigabytes is not None
+    sentence = f"Best: {best.label}, {_estimate(best.last)} % for {size(1e9 * best.gigabytes.mean)}."
+    near = [s.label for s in found[1:] if s.last and _overlap(s.last, best.last)]
+    if near:
+        sentence += f" Within 95 % intervals of it: {'; '.join(near[:4])}{' and others' if len(near) > 4 else ''}."
+    costs = [(sum(c.num_bytes for c in cost) / len(cost), s) for s in found if target and (cost := s.cost(target, 10))]
+    if len(costs) > 1:
+        ranked = sorted(costs, key=lambda pair: pair[0])
+        (least, cheapest), (most, dearest) = ranked[0], ranked[-1]
+        sentence += (
+            f" To {_percent(target)}, {cheapest.label} sends the least, {size(least)}, "
+            f"and {dearest.label} the most, {size(most)} ({most / least:.1f} times as much)."
+        )
+    return sentence
+
+
+def _overlap(low: Estimate, high: Estimate) -> bool:
+    """Whether the intervals of two means meet; not known, hence False, for a single seed."""
+    return low.mean + low.half_width >= high.mean - high.half_width
+
+
+def _setting_table(found: list[Setting], target: float | None) -> Table:
+    heads = [*found[0].values, "seeds", "parameters", "of dense, %", "last, %", "best, %", "GB"]
+    if target is not None:
+        heads += [f"MB to {_percent(target)}", "rounds", *(f"min at {speed} Mbps" for speed in SPEEDS_MBPS), "MJ"]
+    heads = ["setting" if head == "" else head for head in heads]
+    return _measured(heads, [_setting_row(setting, target) for setting in found])
+
+
+def _measured(heads: list[str], rows: list[list[str]]) -> Table:
+    """A table without the columns that no row fills."""
+    kept = [n for n in range(len(heads)) if any(row[n] not in ("", NONE) for row in rows)]
+    return [heads[n] for n in kept], [[row[n] for n in kept] for row in rows]
+
+
+def _setting_row(setting: Setting, target: float | None) -> list[str]:
+    seeds = f"{len(setting.counted)}" + (f" of {len(setting.runs)}" if len(setting.counted) < len(setting.runs) else "")
+    ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
+    shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
+    row = [*setting.values.values(), seeds, shared, ratio, _estimate(setting.last), _estimate(setting.best)]
+    row.append(NONE if setting.gigabytes is None else f"{setting.gigabytes.mean:.3f}")
+    if target is None:
+        return row
+    costs = {speed: setting.cost(target, speed) for speed in SPEEDS_MBPS}
+    reached = costs[SPEEDS_MBPS[0]]
+    row += [_mean([c.num_bytes / 1e6 for c in reached], ",.1f"), _mean([c.rounds for c in reached], ".0f")]
+    row += [_mean([c.seconds / 60 for c in cost], ",.1f") for cost in costs.values()]
+    return [*row, _mean([c.megajoules for c in reached], ".2g")]
+
+
+def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    heads = ["source", "row", "runs", "quantity", "paper", "here", "seeds", "difference", "note"]
+    rows = [
+        [
+            c.source, c.row, c.setting, c.quantity, f"{c.printed:g}", _estimate(c.measured, 2),
+            str(c.measured.num_seeds) if c.measured else NONE,
+            NONE if c.difference is None else f"{c.difference:+.2f}", c.note,
+        ]
+        for c in comparisons
+    ]  # fmt: skip
+    return heads, rows
+
+
+def _run_table(runs: Sequence[Run]) -> Table:
+    varying = axes(runs)
+    heads = [
+        "run", *varying, "state", "rounds", "test/acc last, %", "test/acc best, %", "personal/acc_mean last, %", "GB",
+        "seconds", "error",
+    ]  # fmt: skip
+    rows = []
+    for number, run in enumerate(runs):
+        shares = (run.last("test/acc"), run.best("test/acc"), run.last("personal/acc_mean"))
+        sent = f"{run.rows[-1]['comm/total_bytes'] / 1e9:.4f}" if run.rows else NONE
+        rows.append([
+            run.name, *(values[number] for values in varying.values()), run.state, str(len(run.rows)),
+            *(NONE if share is None else f"{100 * share:.2f}" for share in shares),
+            sent, f"{run.seconds:.1f}", run.summary.get("error", ""),
+        ])  # fmt: skip
+    return _measured(heads, rows)
+
+
+def _origin(runs: Sequence[Run]) -> str:
+    commits = sorted({run.summary.get("git_commit") or "unknown" for run in runs if run.summary})
+    versions = sorted({run.summary.get("versions", {}).get("torch", "?") for run in runs if run.summary})
+    return f"Commit {', '.join(commits[:5])}; torch {', '.join(versions)}. Paper: FedPara, ICLR 2022, arXiv 2108.06098."
+
+
+def _html(table: Table) -> Markup:
+    """A table; a column whose first filled cell is no number reads from the left. States have their colour."""
+    heads, rows = table
+    first = [next((row[n] for row in rows if row[n] not in ("", NONE)), "") for n in range(len(heads))]
+    text = [not re.match(r"[-+]?[\d.]", cell) for cell in first]
+    parts = ['<div class="scroll"><table><thead><tr>']
+    parts += [f"<th{_text(is_text)}>{escape(head)}" for head, is_text in zip(heads, text, strict=True)]
+    parts.append("</thead><tbody>")
+    for row in rows:
+        parts.append("<tr>")
+        for cell, is_text in zip(row, text, strict=True):
+            state = f" {cell}" if cell in ("failed", "interrupted", "running") else ""
+            parts.append(f"<td{_text(is_text, state)}>{escape(cell)}")
+    parts.append("</tbody></table></div>")
+    return Markup("".join(parts))
+
+
+def _text(is_text: bool, state: str = "") -> str:
+    return f' class="text{state}"' if is_text else ""
+
+
+def _csv(table: Table) -> str:
+    stream = io.StringIO()
+    csv.writer(stream).writerows([table[0], *table[1]])
+    return stream.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def _estimate(value: Estimate | None, digits: int = 1) -> str:
+    if value is None:
+        return NONE
+    width = f" ± {value.half_width:.{digits}f}" if value.half_width > 0 else ""
+    return f"{value.mean:.{digits}f}{width}"
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    mean = sum(values) / len(values) if values else float("nan")
+    return format(mean, form) if mean == mean else NONE
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:g} %"

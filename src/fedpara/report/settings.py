@@ -1,0 +1,137 @@
+"""Runs that differ in their seed alone, as one setting: means over seeds and their 95 % intervals."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import stdtrit
+
+from fedpara.cost import SPEEDS_MBPS, CostToTarget, cost_to_target
+from fedpara.record import GIGABYTE
+from fedpara.runs import Run, axes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds; `half_width` of its 95 % confidence interval (Student's t), NaN for one seed."""
+
+    mean: float
+    half_width: float
+    num_seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate":
+        """Of at least one value."""
+        count = len(values)
+        spread = np.std(values, ddof=1) / math.sqrt(count) if count > 1 else math.nan
+        return cls(float(np.mean(values)), float(stdtrit(max(1, count - 1), 0.975) * spread), count)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was run once a seed.
+
+    Attributes:
+        values: what sets it apart from the others, by axis.
+        runs: one a seed, in any state.
+        metric: what is reported of them, from 0 to 1.
+    """
+
+    values: dict[str, str]
+    runs: list[Run]
+    metric: str = "test/acc"
+
+    @property
+    def label(self) -> str:
+        """`gamma=0.1, algorithm=scaffold`."""
+        return ", ".join(f"{name}={value}" if name else value for name, value in self.values.items()) or "all runs"
+
+    @cached_property
+    def counted(self) -> list[Run]:
+        """The runs that means are over: the finished ones; where there are none, all that have a tested round."""
+        tested = [run for run in self.runs if run.last(self.metric) is not None]
+        return [run for run in tested if run.state == "finished"] or tested
+
+    def curve(self, run: Run) -> np.ndarray:
+        """The tested rounds of a run: (n, 3) array of round, GB sent so far, metric in percent."""
+        tested = [row for row in run.rows if self.metric in row]
+        return np.array([[r["round"], r["comm/total_bytes"] / GIGABYTE, 100 * r[self.metric]] for r in tested])
+
+    @cached_property
+    def mean_curve(self) -> np.ndarray:
+        """The mean of the counted runs over the rounds that all have: (n, 3), empty where nothing was tested."""
+        curves = [self.curve(run) for run in self.counted]
+        length = min(map(len, curves), default=0)
+        return np.mean([curve[:length] for curve in curves], axis=0) if length else np.empty((0, 3))
+
+    def estimate(self, value: Callable[[Run], float | None]) -> Estimate | None:
+        """A figure of each counted run, over seeds; None where no run has it."""
+        values = [found for run in self.counted if (found := value(run)) is not None]
+        return Estimate.of(values) if values else None
+
+    @property
+    def last(self) -> Estimate | None:
+        """The metric when last tested, in percent."""
+        return self.estimate(lambda run: _percent(run.last(self.metric)))
+
+    @property
+    def best(self) -> Estimate | None:
+        """The metric at its best, in percent."""
+        return self.estimate(lambda run: _percent(run.best(self.metric)))
+
+    @property
+    def gigabytes(self) -> Estimate | None:
+        """Sent in all, both ways, all clients."""
+        return self.estimate(lambda run: run.rows[-1]["comm/total_bytes"] / GIGABYTE)
+
+    @property
+    def num_shared(self) -> int | None:
+        """Parameters that travel each way."""
+        return next((run.summary["parameters"]["shared"] for run in self.runs if run.summary.get("parameters")), None)
+
+    @property
+    def ratio(self) -> float | None:
+        """The share of the dense model's parameters that travels."""
+        sizes = next((run.summary["parameters"] for run in self.runs if run.summary.get("parameters")), None)
+        return sizes["shared"] / sizes["dense"] if sizes else None
+
+    def cost(self, target: float, speed_mbps: float) -> list[CostToTarget]:
+        """What it took each counted run to reach `target` (0 to 1); without the runs that never did."""
+        found = [_cost(run, self.metric, target, speed_mbps) for run in self.counted]
+        return [cost for cost in found if cost is not None]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _cost(run: Run, metric: str, target: float, speed_mbps: float) -> CostToTarget | None:
+    unknown = {f"cost/round_s_{speed}mbps": math.nan for speed in SPEEDS_MBPS}  # runs of before the columns existed
+    rows = [unknown | row | ({"test/acc": row[metric]} if metric in row else {}) for row in run.rows]
+    return cost_to_target(rows, target, speed_mbps)
+
+
+def settings(runs: Sequence[Run], metric: str = "test/acc") -> list[Setting]:
+    """Runs grouped by everything that varies but the seed.
+
+    Runs without a record of what was typed go by their folder's name, a number at its end being the seed: `dense-0`.
+    """
+    varying = {name: values for name, values in axes(runs).items() if name != "seed"}
+    groups: dict[tuple[tuple[str, str], ...], tuple[dict[str, str], list[Run]]] = {}
+    for number, run in enumerate(runs):
+        values = {name: column[number] for name, column in varying.items()} if run.overrides else {"": _stem(run.name)}
+        groups.setdefault(tuple(values.items()), (values, []))[1].append(run)
+    return [Setting(values, members, metric) for values, members in groups.values()]
+
+
+def _stem(name: str) -> str:
+    stem, _, seed = name.rpartition("-")
+    return stem if stem and seed.isdigit() else name
+
+
+def common_target(found: Sequence[Setting]) -> float | None:
+    """The largest whole percent that every setting's mean curve reached, from 0 to 1; None where nothing was tested."""
+    peaks = [setting.mean_curve[:, 2].max() for setting in found if len(setting.mean_curve)]
+    return math.floor(min(peaks)) / 100 if peaks else None

@@ -1,0 +1,108 @@
+"""The jobs of a sweep: a folder that the same command finds again, a process of its own for every job.
+
+Hydra runs all jobs of a sweep in one process: one that is killed ends the others, and what one leaves behind (a W&B
+run, a CUDA context, the seed of a library) is the next one's start.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from fedpara.runs import Run, short_names
+
+log = logging.getLogger(__name__)
+LONGEST_NAME = 100
+
+
+def sweep_name(typed: Sequence[str]) -> str:
+    """`<experiment>-<hash of what was typed>`: the same for the same command, whatever the order of its words."""
+    overrides = _parse(typed)
+    constant = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
+    words = sorted(str(override.input_line) for override in overrides)
+    experiment = str(constant.get("experiment", "sweep")).replace("/", "-")
+    return f"{experiment}-{_digest(json.dumps(words))}"
+
+
+def job_name(typed: Sequence[str], overrides: Sequence[str]) -> str:
+    """A job's name of what varies: `gamma=0.1_seed=0`; `job` where nothing does.
+
+    Args:
+        typed: the command line of the sweep.
+        overrides: the job's own, of which those that were typed without alternatives are left out.
+    """
+    constant = {override.get_key_element() for override in _parse(typed) if not override.is_sweep_override()}
+    values = {key: value for key, _, value in (o.partition("=") for o in overrides) if key not in constant}
+    names = short_names(values)
+    name = "_".join(f"{names[key]}={value}" for key, value in values.items()) or "job"
+    safe = re.sub(r"[^\w.=+-]+", "-", name)
+    return safe if safe == name and len(name) <= LONGEST_NAME else f"{safe[:LONGEST_NAME]}-{_digest(name)}"
+
+
+def _parse(typed: Sequence[str]) -> list[Override]:
+    """The overrides of a command line, without flags and without Hydra's own, which change no result."""
+    return OverridesParser.create().parse_overrides([o for o in typed if "=" in o and not o.startswith(("-", "hydra"))])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool) -> None:
+    """Run one job to its end, from its checkpoint where it has one; says how it ended, and raises nothing for it.
+
+    Args:
+        program: what a person would start, `src/train.py`.
+        overrides: the job's own.
+        folder: its run folder.
+        number: of the job in the sweep; jobs take the devices in turn.
+        quiet: whether its progress goes to its own train.log alone, as where several jobs share a terminal.
+    """
+    arguments = [o for o in overrides if not o.startswith("resume=")] + [f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+    if (folder / "checkpoint.safetensors").is_file():
+        arguments.append(f"resume={folder}")
+        log.info("%s: goes on after %d rounds", folder.name, len(Run(folder).rows))
+    device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
+    command = [sys.executable, str(program), *arguments]
+    output = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen(command, env=os.environ | device, stdout=output) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # a terminal's Ctrl-C has reached the job too; a scheduler's stop has not
+            _stop(process)
+            raise
+    if status < 0:
+        log.error("%s: killed by %s", folder.name, signal.Signals(-status).name)
+    elif status:
+        log.error("%s: %s (exit status %d)", folder.name, Run(folder).state, status)
+    elif quiet:
+        log.info("%s: finished", folder.name)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+
+
+def visible_devices() -> list[str]:
+    """The NVIDIA devices that this process may use, without the seconds that importing torch takes."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device for device in chosen.split(",") if device]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30).stdout
+    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]

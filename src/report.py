@@ -1,0 +1,51 @@
+"""A page, pictures and a CSV from run folders: `python src/report.py logs/train/multiruns/<sweep>`."""
+
+import sys
+from pathlib import Path
+
+from fedpara.report import write_report
+from fedpara.runs import find_runs
+
+USAGE = "python src/report.py <folder> [<folder> ...] [target=0.8] [metric=test/acc] [output=<folder>] [title=<text>]"
+KEYS = {"target", "metric", "output", "title"}
+
+
+def report(arguments: list[str]) -> list[Path]:
+    """Write the report of all runs in the given folders; returns the files.
+
+    Raises:
+        ValueError: a wrong argument, or folders without runs; one line.
+    """
+    options = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in KEYS)
+    roots = [Path(argument) for argument in arguments if argument.partition("=")[0] not in KEYS]
+    if not roots:
+        raise ValueError(f"folder: missing; {USAGE}")
+    output = Path(options.get("output", roots[0] / "report"))
+    title = options.get("title", ", ".join(map(str, roots)))
+    return write_report(find_runs(*roots), output, title, _target(options), options.get("metric", "test/acc"))
+
+
+def _target(options: dict[str, str]) -> float | None:
+    if "target" not in options:
+        return None
+    try:
+        target = float(options["target"])
+    except ValueError:
+        target = -1.0
+    if not 0 < target <= 1:
+        raise ValueError(f"target={options['target']}: must be a number above 0, at most 1")
+    return target
+
+
+def main() -> None:
+    """Print the paths of what was written."""
+    try:
+        for path in report(sys.argv[1:]):
+            print(path)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Where runs stand: `python src/status.py logs/`."""
+
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedpara.record import size
+from fedpara.runs import Run, find_runs
+
+COLOURS = {"running": "blue", "finished": "green", "failed": "red", "interrupted": "yellow"}
+
+
+def status(roots: list[Path]) -> Table:
+    """One row a run, the one that wrote last at the end; a run whose process died reads "interrupted".
+
+    Raises:
+        ValueError: no run is in a root.
+    """
+    table = Table("run", "state", "rounds", "accuracy", "sent", "last round", "time left")
+    for run in sorted(find_runs(*roots), key=_last_written):
+        table.add_row(_name(run, roots), f"[{COLOURS[run.state]}]{run.state}", *_progress(run))
+    return table
+
+
+def _name(run: Run, roots: list[Path]) -> str:
+    root = next(root for root in roots if run.folder.is_relative_to(root))
+    return run.name if run.folder == root else str(run.folder.relative_to(root))
+
+
+def _last_written(run: Run) -> float:
+    path = run.folder / "metrics.csv"
+    return (path if path.is_file() else run.folder).stat().st_mtime
+
+
+def _progress(run: Run) -> list[str]:
+    """Rounds done and asked for, accuracy, what was sent, how long ago the last round ended, time left at its pace."""
+    asked = run.config.get("federation.num_rounds")
+    rounds = f"{len(run.rows)}/{asked}" if asked else str(len(run.rows))
+    if not run.rows:
+        return [rounds, "", "", "", run.summary.get("error", "")]
+    accuracy = run.last("test/acc")
+    shown = "" if accuracy is None else f"{accuracy:.2%}"
+    left = _duration(run.rounds_left * run.seconds / len(run.rows)) if run.state == "running" else ""
+    ago = f"{_duration(time.time() - _last_written(run))} ago"
+    return [rounds, shown, size(run.rows[-1]["comm/total_bytes"]), ago, left or run.summary.get("error", "")]
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def main() -> None:
+    """Print the table."""
+    roots = [Path(argument) for argument in sys.argv[1:]] or [Path(__file__).resolve().parents[1] / "logs"]
+    try:
+        table = status(roots)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    Console(width=None if Console().is_terminal else 150).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A run folder's model again: its logged metrics to the last digit, and exports that need none of this package."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+
+import eval as evaluation
+from fedpara.state import load_state
+from test_cli import SMALL, newest, rows, shell  # noqa: F401 (a fixture)
+
+PERSONAL = [*SMALL, "factorization=pfedpara", "sharing=pfedpara", "partition=shards", "partition.classes_per_client=3"]
+PLAIN = """
+import json, sys
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+assert "fedpara" not in sys.modules
+features, channels = nn.Sequential(), 1
+for stage, width in enumerate((4, 8, 8, 8), 1):
+    features.add_module(f"conv{stage}_1", nn.Conv2d(channels, width, 3, padding=1))
+    features.add_module(f"norm{stage}_1", nn.GroupNorm(2, width))
+    features.add_module(f"relu{stage}_1", nn.ReLU())
+    features.add_module(f"pool{stage}", nn.MaxPool2d(2))
+    channels = width
+features.add_module("mean", nn.AdaptiveAvgPool2d(1))
+features.add_module("flat", nn.Flatten())
+network = nn.Sequential()
+network.add_module("features", features)
+network.add_module("classifier", nn.Sequential(nn.Linear(8, 10)))
+network.load_state_dict(load_file(sys.argv[1]))
+with torch.no_grad():
+    torch.save(network.eval()(torch.load(sys.argv[2])), sys.argv[3])
+assert "fedpara" not in sys.modules
+"""
+
+
+@pytest.fixture
+def run(shell, tmp_path):  # noqa: F811
+    assert shell(*PERSONAL)[0] == 0
+    return newest(tmp_path)
+
+
+def printed(out):
+    return dict(line.split(": ") for line in out.splitlines() if ": " in line)
+
+
+def test_logged_metrics_to_the_last_digit_of_global_and_personal_models(shell, run):  # noqa: F811
+    status, _, out = shell(f"run={run}", program=evaluation)
+    assert status == 0
+    again, logged = printed(out), rows(run)[-1]
+    for name in ("test/acc", "test/loss", "personal/acc_mean", "personal/acc_p10"):
+        assert float(again[name]) == float(logged[name])
+    for client in range(4):
+        _, _, out = shell(f"run={run}", f"client={client}", program=evaluation)
+        assert printed(out)[f"personal/acc/{client}"] == again[f"personal/acc/{client}"]
+    assert len({again[f"personal/acc/{client}"] for client in range(4)}) > 1
+
+
+@pytest.mark.parametrize("client", [None, 1])
+def test_exports_give_the_logits_of_the_run(shell, run, tmp_path, client):  # noqa: F811
+    """Plain torch in a process that never sees this package; ONNX at a batch size that it was not traced with."""
+    chosen = [] if client is None else [f"client={client}"]
+    for form in ("dense", "onnx"):
+        status, error, _ = shell(f"run={run}", f"export={form}", *chosen, program=evaluation)
+        assert status == 0, error
+    name = "model" if client is None else f"model-client{client}"
+    experiment, federation = evaluation.load(run, [])
+    inputs, _ = next(iter(experiment.datamodule.test_dataloader()))
+    network = experiment.executor.module.network
+    load_state(network, federation.model(client))
+    with torch.no_grad():
+        expected = network.eval()(inputs)
+
+    torch.save(inputs, tmp_path / "inputs.pt")
+    command = [sys.executable, "-c", PLAIN, run / f"{name}.safetensors", tmp_path / "inputs.pt", tmp_path / "logits.pt"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=1e-6)  # memory format
+    with safe_open(run / f"{name}.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["input_shape"]) == [1, 28, 28]
+        assert json.loads(file.metadata()["metrics"])["round"] == 2
+
+    session = onnxruntime.InferenceSession(run / f"{name}.onnx")
+    (logits,) = session.run(None, {"inputs": inputs.numpy()})
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
+    assert expected.abs().max() > 1e-3
+
+
+def test_wrong_arguments_are_one_line(shell, run):  # noqa: F811
+    wrong = {
+        "export=torch": "export=torch: must be dense or onnx",
+        "client=4": "client=4: must be 0 to 3",
+        "client=x": "client=x: must be 0 to 3",
+    }
+    for argument, line in wrong.items():
+        assert shell(f"run={run}", argument, program=evaluation)[:2] == (2, f"error: {line}\n")
