@@ -128,6 +128,7 @@ class Accident(FederationCallback):
             raise FloatingPointError("made to fail")
 
 
+@pytest.mark.slow  # four runs, each a process of its own
 def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_path, monkeypatch):
     """Parallel jobs, each a process of its own: the machine's import of torch is most of this test's time."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}")
@@ -364,10 +365,14 @@ def compose(*overrides):
 
 @pytest.mark.parametrize(
     ("experiment", "factorization"),
-    [(e, f) for e in EXPERIMENTS for f in (None, "dense", "low_rank") if f is None or "/" not in e],
+    [(e, f) for e in EXPERIMENTS for f in (None, "dense", "low_rank") if "/" not in e]
+    + [(f"paper/{name}", None) for name in ("table3", "table10_pufferfish", "table11", "fig5", "fig8")],
 )
 def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factorization):
-    """At its own settings but for size; data on disk are replaced by random ones of the same shape."""
+    """At its own settings but for size; data on disk are replaced by random ones of the same shape.
+
+    The paper's others are like these, and are built by test_experiments.py.
+    """
     choices = compose(f"experiment={experiment}").hydra.runtime.choices
     small = ["data.max_train=60", "data.max_test=30", "data.batch_size=16", "federation.num_clients=4"]
     small += ["federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "logger=none"]

@@ -1,5 +1,6 @@
 """Runs that are stopped: by signals, in good order; by SIGKILL, without a trace in the result."""
 
+import json
 import os
 import random
 import signal
@@ -126,3 +127,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, name):
     whole, seconds = kills.undisturbed(tmp_path, name)
     _, _, differing = kills.trial(tmp_path, name, random.Random(1), whole, seconds)
     assert not differing
+
+
+def test_a_round_that_is_interrupted_while_it_is_tested_has_not_been(tmp_path):
+    federation = make_federation(callbacks=[RunFolder(tmp_path, {})], num_rounds=3)
+    evaluate, tested = federation.executor.evaluate, []
+
+    def pressed(*arguments):
+        tested.append(arguments)
+        if len(tested) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    federation.executor.evaluate = pressed
+    with pytest.raises(KeyboardInterrupt):
+        federation.fit()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert federation.round == summary["rounds"] == len(read_rows(tmp_path / "metrics.csv")) == 1

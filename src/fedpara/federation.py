@@ -144,9 +144,9 @@ class Federation:
             log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
         down_bytes = delivery.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
-        self.round += 1
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal() if due and self.tests_personal else ()
+        self.round += 1  # last: a round that is interrupted while it is tested has not been
         return RoundRecord(
             round=self.round,
             train_loss=tally.loss_sum / tally.num_examples if tally.num_examples else float("nan"),

@@ -78,7 +78,7 @@ class RunFolder(FederationCallback):
         last = self.rows[-1] if self.rows else {}
         summary = {
             "state": outcome,
-            "rounds": federation.round,
+            "rounds": last.get("round", federation.round),  # those with a row: an interruption may come just before it
             "parameters": self.parameters,
             "bytes_per_round": {"up": last.get("comm/up_bytes"), "down": last.get("comm/down_bytes")},
             "metrics": {
