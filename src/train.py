@@ -25,7 +25,7 @@ from fedpara import sweep, sweep_table
 from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, require_nodes
 from fedpara.files import reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
-from fedpara.runs import Run
+from fedpara.runs import Run, leaves, read_rows
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
@@ -131,7 +131,7 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
 
 def train(cfg: DictConfig) -> float | None:
     """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
-    from fedpara.callbacks import LoggerForwarding, RunFolder, read_rows, restore
+    from fedpara.callbacks import LoggerForwarding, RunFolder, restore
 
     require_nodes(cfg, GROUPS)
     folder = Path(cfg.paths.output_dir)
@@ -213,20 +213,13 @@ def _short(path: Path) -> Path:
 def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to go on in `folder` under a configuration that would change the result."""
     saved = OmegaConf.load(folder / "config.yaml")
-    before, now = _leaves(saved), _leaves(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
     differing = [
         k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
     ]
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
         raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, DictConfig):
-        return {prefix: node}
-    names: list[Any] = list(node)
-    return {k: v for name in names for k, v in _leaves(node[name], f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def run_name(folder: str) -> str:

@@ -4,16 +4,17 @@ import json
 import os
 import random
 import signal
+import threading
 
 import pytest
 
 import kills
 from conftest import make_federation
 from fedpara.callbacks import Checkpoint, RunFolder, restore
-from fedpara.callbacks.run_folder import read_rows
 from fedpara.federation import FederationCallback
-from fedpara.files import reserve
+from fedpara.files import is_reserved, reserve
 from fedpara.interruption import INTERRUPTED, interruption
+from fedpara.runs import read_rows
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -144,3 +145,13 @@ def test_a_round_that_is_interrupted_while_it_is_tested_has_not_been(tmp_path):
         federation.fit()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert federation.round == summary["rounds"] == len(read_rows(tmp_path / "metrics.csv")) == 1
+
+
+def test_who_looks_at_a_run_folder_does_not_stop_a_run_that_starts(tmp_path):
+    looking = reserve(tmp_path)
+    threading.Timer(0.2, looking.close).start()
+    with reserve(tmp_path):
+        assert is_reserved(tmp_path)
+        with pytest.raises(ValueError, match="another process is training in this run folder"):
+            reserve(tmp_path, patience_s=0.1)
+    assert not is_reserved(tmp_path)

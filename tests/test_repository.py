@@ -24,7 +24,7 @@ LAYERS = {
     "federation": {
         "state", "record", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
     },
-    "callbacks": {"state", "record", "cost", "storage", "files", "federation", "execution"},
+    "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
 }  # fmt: skip
 
 

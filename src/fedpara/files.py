@@ -1,6 +1,7 @@
 """Writing so that a killed process leaves the old file or the new one, never half of either."""
 
 import os
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -34,22 +35,29 @@ def make_durable(*paths: Path) -> None:
         _synchronise(path)
 
 
-def reserve(folder: Path) -> TextIO:
+def reserve(folder: Path, patience_s: float = 2.0) -> TextIO:
     """Keep other processes from training in a run folder until the returned file is closed or the process is gone.
+
+    Args:
+        patience_s: seconds to try for, since who asks `is_reserved` has the folder for a moment.
 
     Raises:
         ValueError: another process has it.
     """
     import fcntl  # not on Windows
 
-    stream = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{folder}: another process is training in this run folder") from error
-    except OSError:  # a file system without locks
-        pass
-    return stream
+    stream, end = (folder / ".lock").open("w"), time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= end:
+                raise ValueError(f"{folder}: another process is training in this run folder") from error
+            time.sleep(0.05)
+            continue
+        except OSError:  # a file system without locks
+            pass
+        return stream
 
 
 def is_reserved(folder: Path) -> bool:
@@ -57,7 +65,7 @@ def is_reserved(folder: Path) -> bool:
     if not (folder / ".lock").is_file():
         return False
     try:
-        reserve(folder).close()
+        reserve(folder, patience_s=0).close()
     except ValueError:
         return True
     except OSError:  # a folder that may only be read

@@ -1,6 +1,7 @@
 """Run folders as their readers see them: the sweep's table, status, reports and notebooks."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,18 +47,13 @@ class Run:
     @cached_property
     def rows(self) -> list[dict[str, float]]:
         """metrics.csv, a row a round, without the columns that are empty; a last line cut short by a crash is left."""
-        path = self.folder / "metrics.csv"
-        if not path.is_file():
-            return []
-        with path.open(newline="") as stream:
-            complete = [row for row in csv.DictReader(stream) if None not in row.values()]
-        return [{name: float(value) for name, value in row.items() if value} for row in complete]
+        return read_rows(self.folder / "metrics.csv")
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration by dotted key; empty where config.yaml is missing."""
         path = self.folder / "config.yaml"
-        return dict(_leaves(yaml.load(path.read_text(), _LOADER))) if path.is_file() else {}
+        return dict(leaves(yaml.load(path.read_text(), _LOADER))) if path.is_file() else {}
 
     @cached_property
     def overrides(self) -> dict[str, str]:
@@ -90,12 +86,29 @@ class Run:
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is compiled in
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """A configuration of nested dictionaries by dotted key."""
     if not isinstance(node, dict):
         yield prefix, node
         return
     for name, value in node.items():
-        yield from _leaves(value, f"{prefix}.{name}".lstrip("."))
+        yield from leaves(value, f"{prefix}.{name}".lstrip("."))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.csv, without their empty columns; none where there is no file.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    if not path.is_file():
+        return []
+    try:
+        whole, _, _ = path.read_bytes().decode().rpartition("\n")  # a loss of power may leave half a row
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(whole))]
+        return [{**row, "round": int(row["round"])} for row in rows]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of rounds, or damaged ({error})") from error
 
 
 def find_runs(*roots: Path) -> list[Run]:

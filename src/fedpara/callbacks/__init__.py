@@ -4,6 +4,6 @@ from fedpara.callbacks.checkpoint import Checkpoint, restore
 from fedpara.callbacks.logging import LoggerForwarding
 from fedpara.callbacks.partition_picture import PartitionPicture
 from fedpara.callbacks.progress import ProgressDisplay
-from fedpara.callbacks.run_folder import RunFolder, read_rows
+from fedpara.callbacks.run_folder import RunFolder
 
-__all__ = ["Checkpoint", "LoggerForwarding", "PartitionPicture", "ProgressDisplay", "RunFolder", "read_rows", "restore"]
+__all__ = ["Checkpoint", "LoggerForwarding", "PartitionPicture", "ProgressDisplay", "RunFolder", "restore"]

@@ -15,6 +15,7 @@ from fedpara.execution.base import FAILURE_KINDS
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.files import write_atomically
 from fedpara.record import RoundRecord
+from fedpara.runs import read_rows
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
 COLUMNS = (
@@ -96,22 +97,6 @@ def summarise_failure(folder: Path, error: str) -> None:
     summary = json.loads(path.read_text()) if path.is_file() else NOTHING
     if summary["state"] == "failed":
         write_atomically(path, json.dumps(summary | {"error": error}, indent=2).encode())
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.csv, without their empty columns; none where there is no file.
-
-    Raises:
-        ValueError: the file is no such table.
-    """
-    if not path.is_file():
-        return []
-    try:
-        whole, _, _ = path.read_bytes().decode().rpartition("\n")  # a loss of power may leave half a row
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(whole))]
-        return [{**row, "round": int(row["round"])} for row in rows]
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a table of rounds, or damaged ({error})") from error
 
 
 def _exact(row: dict[str, Any]) -> dict[str, Any]:
