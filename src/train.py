@@ -30,6 +30,7 @@ from fedpara.runs import Run, leaves, read_rows
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
 
+    from fedpara.callbacks import LoggerForwarding
     from fedpara.data import FederatedDataModule
     from fedpara.execution import SerialExecutor
     from fedpara.federation import Federation
@@ -130,8 +131,25 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
-    from fedpara.callbacks import LoggerForwarding, RunFolder, restore
+    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise.
+
+    Loggers come first: what fails before the first round is a failed run there too.
+    """
+    from fedpara.callbacks import LoggerForwarding
+
+    with blame(cfg, ""):
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    with blame(cfg, "logger"):
+        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
+    with LoggerForwarding(loggers) as forwarding:
+        with blame(cfg, "logger"):
+            for logger in loggers:
+                logger.log_hyperparams(resolved)
+        return _train(cfg, forwarding)
+
+
+def _train(cfg: DictConfig, forwarding: "LoggerForwarding") -> float | None:
+    from fedpara.callbacks import RunFolder, restore
 
     require_nodes(cfg, GROUPS)
     folder = Path(cfg.paths.output_dir)
@@ -155,13 +173,8 @@ def train(cfg: DictConfig) -> float | None:
     with blame(cfg, "paths.output_dir"):
         write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-    with blame(cfg, "logger"):
-        resolved = OmegaConf.to_container(cfg, resolve=True)
-        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
-        for logger in loggers:
-            logger.log_hyperparams(resolved)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
-    federation.callbacks += [record, *callbacks, LoggerForwarding(loggers)]
+    federation.callbacks += [record, *callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:

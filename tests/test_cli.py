@@ -179,11 +179,32 @@ def test_a_run_that_is_at_work_is_left_alone(shell, tmp_path):
     assert (status, error) == (2, f"error: {folder}: another process is training in this run folder\n")
 
 
-def test_a_run_that_fails_before_its_first_round_says_so_in_its_folder(shell, tmp_path):
-    assert shell(*SMALL, "seed=-1")[0] == 2
-    run = Run(newest(tmp_path))
-    assert (run.state, run.summary["error"]) == ("failed", "seed=-1: must be a whole number, 0 or more")
-    assert "ConfigurationError: seed=-1" in (run.folder / "train.log").read_text()
+@pytest.mark.parametrize(("override", "line"), [("seed=-1", "seed=-1: must"), ("data=cifar10", "{}/data/cifar-10-b")])
+def test_a_job_that_fails_before_its_first_round_says_so_in_its_folder_and_in_wandb(
+    shell, tmp_path, monkeypatch, override, line
+):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "sweep" / override
+    folder.mkdir(parents=True)
+    (folder.parent / "multirun.yaml").touch()
+    assert shell(*SMALL, "logger=wandb", override, f"hydra.run.dir='{folder}'")[0] == 2
+    run, line = Run(folder), line.format(tmp_path)
+    assert run.state == "failed"
+    assert run.summary["error"].startswith(line)
+    assert f"ConfigurationError: {line}" in (folder / "train.log").read_text()
+    assert {path.name for path in folder.iterdir()} == {".hydra", ".lock", "summary.json", "train.log"}
+    records, summary = read(tmp_path / "logs", f"sweep-{override.replace('=', '-')}")
+    assert records[-1]["exit"]["exit_code"] == 1
+    (made,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (made["display_name"], made["run_group"]) == (override, "sweep")
+    assert summary["config"]["federation"]["num_rounds"] == 2
+
+
+def test_without_a_configuration_there_is_no_run_in_wandb(shell, tmp_path):
+    for override in ("link=none", "seed=${nowhere}", "+seed=1"):
+        assert shell(*SMALL, "logger=wandb", override)[0] == 2
+    assert not list(tmp_path.glob("logs/wandb"))
 
 
 BAD = [

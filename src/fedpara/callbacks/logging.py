@@ -13,7 +13,7 @@ class LoggerForwarding(FederationCallback):
     """One `log_metrics(step=round)` a round to each logger, and how the run ended."""
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
-        self.loggers = loggers
+        self.loggers: Sequence[Logger] = loggers
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Log the round."""
@@ -23,6 +23,18 @@ class LoggerForwarding(FederationCallback):
                 logger.log_histogram("personal/acc", record.personal_accuracy, record.round)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
-        """Close the loggers, in Lightning's words for how it ended."""
+        """Close the loggers."""
+        self._close(outcome)
+
+    def __enter__(self) -> "LoggerForwarding":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Close the loggers of a run that ended before its first round; those of any other are closed by then."""
+        self._close("interrupted" if kind is KeyboardInterrupt else "failed")
+
+    def _close(self, outcome: Outcome) -> None:
+        """In Lightning's words for how it ended."""
         for logger in self.loggers:
             logger.finalize({"finished": "success", "failed": "failed", "interrupted": "aborted"}[outcome])
+        self.loggers = []
