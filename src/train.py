@@ -141,7 +141,7 @@ def train(cfg: DictConfig) -> float | None:
         resolved = OmegaConf.to_container(cfg, resolve=True)
     with blame(cfg, "logger"):
         loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
-    with LoggerForwarding(loggers) as forwarding:
+    with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
         with blame(cfg, "logger"):
             for logger in loggers:
                 logger.log_hyperparams(resolved)

@@ -346,9 +346,9 @@ class FakeLogger:
 
 
 @pytest.mark.parametrize(("lr", "status"), [(0.1, "success"), (1e30, "failed")])
-def test_loggers_get_a_row_a_round_and_a_true_end(lr, status):
+def test_loggers_get_a_row_a_round_and_a_true_end(tmp_path, lr, status):
     logger = FakeLogger()
-    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger])])
+    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger], tmp_path)])
     try:
         federation.fit()
     except FloatingPointError:

@@ -1,19 +1,34 @@
 """Lightning loggers (W&B, TensorBoard, MLflow, ...) as witnesses of a federation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pytorch_lightning.loggers import Logger
 
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.record import RoundRecord
+from fedpara.runs import read_rows
 
 
 class LoggerForwarding(FederationCallback):
-    """One `log_metrics(step=round)` a round to each logger, and how the run ended."""
+    """One `log_metrics(step=round)` a round to each logger, and how the run ended.
 
-    def __init__(self, loggers: Sequence[Logger]) -> None:
+    Args:
+        loggers: started; closed here.
+        folder: the run folder, whose metrics.csv has the rounds that a resumed run has behind it.
+    """
+
+    def __init__(self, loggers: Sequence[Logger], folder: Path) -> None:
         self.loggers: Sequence[Logger] = loggers
+        self.folder = folder
+
+    def on_fit_start(self, federation: Federation) -> None:
+        """Log what W&B lacks of the rounds before: a process that is killed takes W&B's buffer with it."""
+        for logger in self.loggers:
+            if isinstance(logger, FederationWandbLogger):
+                for row in read_rows(self.folder / "metrics.csv"):
+                    logger.log_metrics(row)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Log the round."""
