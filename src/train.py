@@ -305,7 +305,8 @@ def _run_job(cfg: DictConfig) -> float:
         log.info("%s: finished before, skipped", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
-        sweep.run_job(Path(PROGRAM), list(hydra_cfg.overrides.task), folder, hydra_cfg.job.num, quiet=parallel)
+        overrides = [*sweep.inherited(hydra_cfg), *hydra_cfg.overrides.task]
+        sweep.run_job(Path(PROGRAM), overrides, folder, hydra_cfg.job.num, quiet=parallel)
     accuracy = Run(folder).last("test/acc")
     return float("nan") if accuracy is None else accuracy
 
@@ -334,7 +335,7 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
 def _composition_error(error: Exception) -> str:
     """One line; for an unknown key, with the keys of the configuration composed without it."""
     allowed = None
-    with_key = [a for a in sys.argv[1:] if "=" in a and f"'{a.partition('=')[0]}'" not in str(error)]
+    with_key = [a for a in sys.argv[1:] if re.match(r"[^-].*=", a) and f"'{a.partition('=')[0]}'" not in str(error)]
     try:
         with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
             allowed = hydra.compose("train", with_key)
