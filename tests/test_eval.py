@@ -83,10 +83,15 @@ def test_exports_give_the_logits_of_the_run(shell, run, tmp_path, client):  # no
     subprocess.run(command, check=True, cwd=tmp_path)
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=1e-6)  # memory format
     with safe_open(run / f"{name}.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["input_shape"]) == [1, 28, 28]
-        assert json.loads(file.metadata()["metrics"])["round"] == 2
+        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert (metadata["data"], metadata["num_classes"], metadata["input_shape"]) == ("mnist_small", 10, [1, 28, 28])
+    assert metadata["metrics"]["round"] == 2
+    pixels = experiment.datamodule.examples[1].inputs[: len(inputs)].float() / 255
+    mean, std = (torch.tensor(metadata[name])[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close((pixels - mean) / std, inputs)
 
     session = onnxruntime.InferenceSession(run / f"{name}.onnx")
+    assert {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()} == metadata
     (logits,) = session.run(None, {"inputs": inputs.numpy()})
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
     assert expected.abs().max() > 1e-3
