@@ -9,8 +9,13 @@ import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
 
 import eval as evaluation
+from fedpara.export import export_dense
+from fedpara.models import CharLSTM
+from fedpara.nn import FedPara, factorize
 from fedpara.state import load_state
 from test_cli import SMALL, newest, rows, shell  # noqa: F401 (a fixture)
 
@@ -95,6 +100,22 @@ def test_exports_give_the_logits_of_the_run(shell, run, tmp_path, client):  # no
     (logits,) = session.run(None, {"inputs": inputs.numpy()})
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
     assert expected.abs().max() > 1e-3
+
+
+def test_a_recurrent_network_is_exported_for_torchs_own_layers(tmp_path):
+    network = factorize(CharLSTM(20, hidden=12), FedPara(gamma=0.3), exclude=["output"])
+    texts = torch.randint(20, (5, 9))
+    with torch.no_grad():
+        expected = network(texts)
+    export_dense(network, tmp_path / "model.safetensors", {})
+    plain = nn.ModuleDict({"embedding": nn.Embedding(20, 8), "output": nn.Linear(12, 20)})
+    plain["layers"] = nn.ModuleList([nn.LSTM(8, 12), nn.LSTM(12, 12)])
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        states = plain["embedding"](texts).transpose(0, 1)
+        for layer in plain["layers"]:
+            states, _ = layer(states)
+        torch.testing.assert_close(plain["output"](states[-1]), expected, rtol=0, atol=1e-6)
 
 
 def test_wrong_arguments_are_one_line(shell, run):  # noqa: F811

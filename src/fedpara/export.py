@@ -15,16 +15,22 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedpara.files import write_atomically
+from fedpara.models import LSTMLayer
 from fedpara.nn import merge
 
 
 def export_dense(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Merge `network` in place and write its weights as safetensors, under the names that the dense network has.
 
+    An `LSTMLayer` is written as the `nn.LSTM` of its name, its outputs' states alone: `network` runs no more.
+
     Args:
         metadata: what a reader should know of the model, beside the weights.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in merge(network).state_dict().items()}
+    for name, layer in list(merge(network).named_modules()):
+        if isinstance(layer, LSTMLayer):
+            network.set_submodule(name, layer.plain())
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomically(path, save(state, metadata))
 
 
