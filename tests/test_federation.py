@@ -359,6 +359,19 @@ def test_loggers_get_a_row_a_round_and_a_true_end(tmp_path, lr, status):
     assert logger.status == status
 
 
+@pytest.mark.parametrize(
+    ("error", "state", "status"),
+    [(ValueError, None, "failed"), (KeyboardInterrupt, None, "aborted"), (ValueError, "finished", "success")],
+)
+def test_loggers_of_a_run_that_ends_before_its_first_round_say_what_its_folder_says(tmp_path, error, state, status):
+    if state:
+        (tmp_path / "summary.json").write_text(json.dumps({"state": state}))
+    logger = FakeLogger()
+    with pytest.raises(error), LoggerForwarding([logger], tmp_path):
+        raise error
+    assert logger.status == status
+
+
 def test_task_seeds_are_functions_of_seed_round_and_client():
     federation = make_federation(seed=3)
     tasks = list(federation._tasks([1, 4], federation.server))

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import Logger
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.record import RoundRecord
-from fedpara.runs import read_rows
+from fedpara.runs import Run, read_rows
 
 
 class LoggerForwarding(FederationCallback):
@@ -45,8 +45,12 @@ class LoggerForwarding(FederationCallback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """Close the loggers of a run that ended before its first round; those of any other are closed by then."""
-        self._close("interrupted" if kind is KeyboardInterrupt else "failed")
+        """Close the loggers of a run that ended before its first round; those of any other are closed by then.
+
+        One that could not go on stays what it was, as in its folder.
+        """
+        before = Run(self.folder).summary.get("state")
+        self._close(before or ("interrupted" if kind is KeyboardInterrupt else "failed"))
 
     def _close(self, outcome: Outcome) -> None:
         """In Lightning's words for how it ended."""

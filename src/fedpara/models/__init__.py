@@ -6,4 +6,4 @@ from fedpara.models.module import ClassificationModule
 from fedpara.models.resnet import ResNet
 from fedpara.models.vgg import VGG
 
-__all__ = ["MLP", "VGG", "CharLSTM", "LSTMLayer", "ClassificationModule", "ResNet"]
+__all__ = ["MLP", "VGG", "CharLSTM", "ClassificationModule", "LSTMLayer", "ResNet"]
