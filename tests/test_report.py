@@ -16,14 +16,14 @@ import status as status_program
 from conftest import ROOT
 from fedpara.files import reserve
 from fedpara.record import three_digits
-from fedpara.report import common_target, compare, settings, write_report
+from fedpara.report import common_target, compare, draw, settings, write_report
 from fedpara.runs import Run, axes, find_runs
 
 KEPT = ROOT / "results" / "cifar10_two_cores"
 CLIENT_BYTES = 250_000
 
 
-def write_run(folder, accuracies, overrides=(), state="finished", config=None):
+def write_run(folder, accuracies, overrides=(), state="finished", config=None, parameters=250):
     """A run folder of 4 clients a round that each move 250 kB; an accuracy of None is a round that was not tested."""
     folder.mkdir(parents=True)
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
@@ -37,7 +37,7 @@ def write_run(folder, accuracies, overrides=(), state="finished", config=None):
             shown = "" if accuracy is None else accuracy
             seconds = [8 * CLIENT_BYTES / (speed * 1e6) for speed in (2, 10, 50)]
             writer.writerow([number, shown, 4 * CLIENT_BYTES * number, 2.5, *seconds])
-    sizes = {"dense": 1000, "factorized": 250, "shared": 250, "personal": 0}
+    sizes = {"dense": 1000, "factorized": parameters, "shared": parameters, "personal": 0}
     (folder / "summary.json").write_text(json.dumps({"state": state, "rounds": len(accuracies), "parameters": sizes}))
     return Run(folder)
 
@@ -107,6 +107,13 @@ def test_the_page_stands_alone_and_says_the_answer_first(sweep, tmp_path):
 def test_the_answer_says_where_seeds_are_missing(sweep, tmp_path):
     write_report([run for run in find_runs(sweep) if "0.10" in run.name], tmp_path, "t")
     assert "Best: all runs, 40.0 % for 4.00 MB (of 1 of its 2 seeds)." in (tmp_path / "report.html").read_text()
+
+
+def test_an_interval_wider_than_all_shares_does_not_squeeze_the_figure(sweep, tmp_path):
+    write_run(tmp_path / "dense", [0.5], ["factorization.gamma=1"], parameters=1000)
+    figure = draw(settings(find_runs(sweep)), None)["size"]
+    assert figure.axes[0].get_ylim()[0] >= -2
+    assert figure.axes[0].get_ylim()[1] <= 102
 
 
 def test_numbers_have_three_digits_and_no_exponent():

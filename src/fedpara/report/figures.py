@@ -95,6 +95,8 @@ def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
     axis.set_xlabel("parameters that travel, share of the dense model (%)")
     axis.set_ylabel(f"{_name(shown[0].metric)}, last (%)")
     axis.margins(0.12)
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -2), min(high, 102))  # of two seeds the interval is soon wider than all shares
     if few:
         axis.legend(loc="best")
     return figure
