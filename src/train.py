@@ -329,7 +329,9 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
     now = [f"resume='{path}'" if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
     kept = [override for override in saved if override.partition("=")[0] not in typed]
-    return kept + now + ([] if "hydra.mode" in typed else ["hydra.mode=RUN"])  # of a sweep's job the job alone
+    kept += [] if "hydra.mode" in typed else ["hydra.mode=RUN"]  # of a sweep's job the job alone
+    first = next(n for n, a in enumerate(now) if re.match(r"[^-].*=", a))  # Hydra takes no flag between overrides
+    return [*now[:first], *kept, *now[first:]]
 
 
 def _composition_error(error: Exception) -> str:

@@ -95,7 +95,8 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     status, error, _ = shell(f"resume={folder}", "seed=7")
     assert status == 2
     assert error == f"error: resume={folder}: the run cannot go on with another seed (0 then, 7 now)\n"
-    assert shell(f"resume={folder}", "federation.num_rounds=4")[0] == 0  # the refusal has spoilt nothing
+    status, error, _ = shell("--config-dir", str(tmp_path), f"resume={folder}", "federation.num_rounds=4")
+    assert status == 0, error  # the refusal has spoilt nothing
 
 
 def test_a_run_killed_before_its_first_round_starts_anew(shell, tmp_path):
