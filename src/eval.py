@@ -73,18 +73,22 @@ def evaluate(federation: "Federation", client: int | None = None) -> dict[str, f
 
 
 def export(form: str, experiment: Experiment, state: "State", metrics: dict[str, float], path: Path) -> None:
-    """Write a model as merged weights ("dense") or as a graph ("onnx")."""
+    """Write a model as merged weights ("dense") or as a graph ("onnx"), with what its user must know, as JSON."""
+    from fedpara.data import Normalize
     from fedpara.export import export_dense, export_onnx
     from fedpara.state import load_state
 
     network, data = experiment.executor.module.network, experiment.datamodule
     load_state(network, state)
     inputs, _ = next(iter(data.test_dataloader()))
+    known: dict[str, Any] = {"data": data.name, "num_classes": data.num_classes, "input_shape": list(inputs.shape[1:])}
+    if isinstance(data.prepare, Normalize):
+        known |= {"mean": data.prepare.mean, "std": data.prepare.std}
+    metadata = {name: json.dumps(value) for name, value in {**known, "metrics": metrics}.items()}
     if form == "onnx":
-        export_onnx(network, inputs[:2], path)
+        export_onnx(network, inputs[:2], path, metadata)
     else:
-        known = {"data": data.name, "input_shape": list(inputs.shape[1:]), "metrics": metrics}
-        export_dense(network, path, {name: json.dumps(value) for name, value in known.items()})
+        export_dense(network, path, metadata)
 
 
 def _find_data(cfg: Any, given: bool) -> None:

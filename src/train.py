@@ -30,6 +30,7 @@ from fedpara.runs import Run, leaves, read_rows
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
 
+    from fedpara.callbacks import LoggerForwarding
     from fedpara.data import FederatedDataModule
     from fedpara.execution import SerialExecutor
     from fedpara.federation import Federation
@@ -130,8 +131,25 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
-    from fedpara.callbacks import LoggerForwarding, RunFolder, restore
+    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise.
+
+    Loggers come first: what fails before the first round is a failed run there too.
+    """
+    from fedpara.callbacks import LoggerForwarding
+
+    with blame(cfg, ""):
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    with blame(cfg, "logger"):
+        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
+    with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
+        with blame(cfg, "logger"):
+            for logger in loggers:
+                logger.log_hyperparams(resolved)
+        return _train(cfg, forwarding)
+
+
+def _train(cfg: DictConfig, forwarding: "LoggerForwarding") -> float | None:
+    from fedpara.callbacks import RunFolder, restore
 
     require_nodes(cfg, GROUPS)
     folder = Path(cfg.paths.output_dir)
@@ -155,13 +173,8 @@ def train(cfg: DictConfig) -> float | None:
     with blame(cfg, "paths.output_dir"):
         write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-    with blame(cfg, "logger"):
-        resolved = OmegaConf.to_container(cfg, resolve=True)
-        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
-        for logger in loggers:
-            logger.log_hyperparams(resolved)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
-    federation.callbacks += [record, *callbacks, LoggerForwarding(loggers)]
+    federation.callbacks += [record, *callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
@@ -292,7 +305,8 @@ def _run_job(cfg: DictConfig) -> float:
         log.info("%s: finished before, skipped", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
-        sweep.run_job(Path(PROGRAM), list(hydra_cfg.overrides.task), folder, hydra_cfg.job.num, quiet=parallel)
+        overrides = [*sweep.inherited(hydra_cfg), *hydra_cfg.overrides.task]
+        sweep.run_job(Path(PROGRAM), overrides, folder, hydra_cfg.job.num, quiet=parallel)
     accuracy = Run(folder).last("test/acc")
     return float("nan") if accuracy is None else accuracy
 
@@ -315,13 +329,15 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
     now = [f"resume='{path}'" if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
     kept = [override for override in saved if override.partition("=")[0] not in typed]
-    return kept + now + ([] if "hydra.mode" in typed else ["hydra.mode=RUN"])  # of a sweep's job the job alone
+    kept += [] if "hydra.mode" in typed else ["hydra.mode=RUN"]  # of a sweep's job the job alone
+    first = next(n for n, a in enumerate(now) if re.match(r"[^-].*=", a))  # Hydra takes no flag between overrides
+    return [*now[:first], *kept, *now[first:]]
 
 
 def _composition_error(error: Exception) -> str:
     """One line; for an unknown key, with the keys of the configuration composed without it."""
     allowed = None
-    with_key = [a for a in sys.argv[1:] if "=" in a and f"'{a.partition('=')[0]}'" not in str(error)]
+    with_key = [a for a in sys.argv[1:] if re.match(r"[^-].*=", a) and f"'{a.partition('=')[0]}'" not in str(error)]
     try:
         with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
             allowed = hydra.compose("train", with_key)

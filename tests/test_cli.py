@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 import eval as evaluation
 import train
 from conftest import ROOT
+from fedpara import sweep
 from fedpara.data import DataSet, Examples, Normalize
 from fedpara.data.mnist_small import mnist_small
 from fedpara.federation import FederationCallback
@@ -92,7 +95,8 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     status, error, _ = shell(f"resume={folder}", "seed=7")
     assert status == 2
     assert error == f"error: resume={folder}: the run cannot go on with another seed (0 then, 7 now)\n"
-    assert shell(f"resume={folder}", "federation.num_rounds=4")[0] == 0  # the refusal has spoilt nothing
+    status, error, _ = shell("--config-dir", str(tmp_path), f"resume={folder}", "federation.num_rounds=4")
+    assert status == 0, error  # the refusal has spoilt nothing
 
 
 def test_a_run_killed_before_its_first_round_starts_anew(shell, tmp_path):
@@ -128,12 +132,45 @@ class Accident(FederationCallback):
             raise FloatingPointError("made to fail")
 
 
-@pytest.mark.slow  # four runs, each a process of its own
-def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_path, monkeypatch):
-    """Parallel jobs, each a process of its own: the machine's import of torch is most of this test's time."""
+class Forked:
+    """In place of `subprocess.Popen`: a job forked from this process, which has the imports behind it."""
+
+    def __init__(self, command, env, stdout):
+        self.number = os.fork()
+        if self.number == 0:
+            status = 1
+            try:
+                GlobalHydra.instance().clear()
+                logging.getLogger().handlers.clear()
+                sys.argv = command[1:]
+                train.main()
+                status = 0
+            except SystemExit as end:
+                status = end.code
+            finally:
+                os._exit(status)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def wait(self):
+        return os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1])
+
+
+PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+@pytest.mark.parametrize("launcher", [[], pytest.param(PARALLEL, marks=pytest.mark.slow)], ids=["forked", "joblib"])
+def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_path, monkeypatch, launcher):
+    """In parallel each job is a process of its own, as it is for a person: imports of torch are most of that time."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}")
+    if not launcher:
+        monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))
     command = ["-m", *SMALL, "+callbacks.z._target_=test_cli.Accident", "seed=1,2"]
-    status, error, out = shell(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    status, error, out = shell(*command, *launcher)
     assert status == 1
     assert error.splitlines()[-1] == "error: not finished: seed=1, seed=2"
     assert "seed=1: killed by SIGKILL" in out
@@ -153,15 +190,54 @@ def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_p
     status, _, out = shell(*command)
     assert out.count("finished before, skipped") == 2
     assert (folder / "seed=1" / "summary.json").stat().st_mtime_ns == before
-    status, error, _ = shell(*command[:-1], "seed=1,2", f"hydra.sweep.dir={folder}", "data.batch_size=8")
+
+
+@pytest.mark.slow  # a process of its own
+def test_a_job_of_a_sweep_goes_on_alone_and_not_under_another_configuration(shell, tmp_path):
+    assert shell("-m", *SMALL, "seed=1")[0] == 0
+    folder = newest(tmp_path, "multiruns") / "job"
+    status, error, _ = shell("-m", *SMALL, "seed=1", f"hydra.sweep.dir={folder.parent}", "data.batch_size=8")
     assert status == 2
-    line = f"error: resume={folder / 'seed=1'}: the run cannot go on with another data.batch_size (16 then, 8 now)"
+    line = f"error: resume={folder}: the run cannot go on with another data.batch_size (16 then, 8 now)"
     assert error.splitlines()[-1] == f"{line}; give the sweep another folder, hydra.sweep.dir=..."
 
-    assert shell(f"resume={folder / 'seed=1'}", "federation.num_rounds=3")[0] == 0  # a sweep's job alone
-    assert [row["round"] for row in rows(folder / "seed=1")] == ["1", "2", "3"]
-    status, error, _ = shell("-m", f"resume={folder / 'seed=1'}", "seed=1,2")
-    assert (status, error) == (2, f"error: resume={folder / 'seed=1'}: goes on with one run; leave out -m\n")
+    assert shell(f"resume={folder}", "federation.num_rounds=3")[0] == 0
+    assert [row["round"] for row in rows(folder)] == ["1", "2", "3"]
+    status, error, _ = shell("-m", f"resume={folder}", "seed=1,2")
+    assert (status, error) == (2, f"error: resume={folder}: goes on with one run; leave out -m\n")
+
+
+STAND_IN = """
+import json, os, pathlib, sys
+(folder,) = [a.partition("=")[2].strip("'") for a in sys.argv if a.startswith("hydra.run.dir=")]
+seen = {"arguments": sys.argv[1:], "device": os.environ["CUDA_VISIBLE_DEVICES"]}
+pathlib.Path(folder, "seen.json").write_text(json.dumps(seen))
+"""
+
+
+def test_what_is_typed_for_hydra_reaches_every_job_and_gpus_go_in_turn(shell, tmp_path, monkeypatch):
+    """Without a GPU: an `nvidia-smi` that lists two."""
+    for path, text in {
+        "bin/nvidia-smi": "#!/bin/sh\necho GPU 0: one\necho GPU 1: other",
+        "job.py": STAND_IN,
+        "own/main.yaml": "defaults: [train, _self_]\nseed: 5",
+        "own/link/mine.yaml": "defaults: [fp32]",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(train, "PROGRAM", str(tmp_path / "job.py"))
+    flags = ["--config-dir=own", "--config-name=main", "hydra.verbose=[train]", "+hydra.job.env_set.A=b"]
+    assert shell("-m", *flags, "link=mine", "factorization.gamma=0.1,0.2,0.3")[0] == 1
+    jobs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("logs/train/multiruns/*/*/seen.json"))]
+    assert [job["device"] for job in jobs] == ["0", "1", "0"]
+    status, error, out = shell(*jobs[1]["arguments"], "--cfg", "all")
+    assert status == 0, error
+    composed = OmegaConf.create(out)
+    assert (composed.seed, composed.factorization.gamma, composed.hydra.mode) == (5, 0.2, "RUN")
+    assert (composed.hydra.verbose, composed.hydra.job.env_set) == (["train"], {"A": "b"})
 
 
 def states(out):
@@ -179,11 +255,32 @@ def test_a_run_that_is_at_work_is_left_alone(shell, tmp_path):
     assert (status, error) == (2, f"error: {folder}: another process is training in this run folder\n")
 
 
-def test_a_run_that_fails_before_its_first_round_says_so_in_its_folder(shell, tmp_path):
-    assert shell(*SMALL, "seed=-1")[0] == 2
-    run = Run(newest(tmp_path))
-    assert (run.state, run.summary["error"]) == ("failed", "seed=-1: must be a whole number, 0 or more")
-    assert "ConfigurationError: seed=-1" in (run.folder / "train.log").read_text()
+@pytest.mark.parametrize(("override", "line"), [("seed=-1", "seed=-1: must"), ("data=cifar10", "{}/data/cifar-10-b")])
+def test_a_job_that_fails_before_its_first_round_says_so_in_its_folder_and_in_wandb(
+    shell, tmp_path, monkeypatch, override, line
+):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "sweep" / override
+    folder.mkdir(parents=True)
+    (folder.parent / "multirun.yaml").touch()
+    assert shell(*SMALL, "logger=wandb", override, f"hydra.run.dir='{folder}'")[0] == 2
+    run, line = Run(folder), line.format(tmp_path)
+    assert run.state == "failed"
+    assert run.summary["error"].startswith(line)
+    assert f"ConfigurationError: {line}" in (folder / "train.log").read_text()
+    assert {path.name for path in folder.iterdir()} == {".hydra", ".lock", "summary.json", "train.log"}
+    records, summary = read(tmp_path / "logs", f"sweep-{override.replace('=', '-')}")
+    assert records[-1]["exit"]["exit_code"] == 1
+    (made,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (made["display_name"], made["run_group"]) == (override, "sweep")
+    assert summary["config"]["federation"]["num_rounds"] == 2
+
+
+def test_without_a_configuration_there_is_no_run_in_wandb(shell, tmp_path):
+    for override in ("link=none", "seed=${nowhere}", "+seed=1"):
+        assert shell(*SMALL, "logger=wandb", override)[0] == 2
+    assert not list(tmp_path.glob("logs/wandb"))
 
 
 BAD = [

@@ -37,6 +37,7 @@ class FederatedDataModule(LightningDataModule):
 
     Attributes:
         parts: after `setup`, of each client its indices into the training examples.
+        prepare: after `setup`, what makes of stored inputs those that the network takes.
         examples: after `setup`, the training and the test examples, on the CPU.
     """
 
@@ -74,7 +75,7 @@ class FederatedDataModule(LightningDataModule):
             ValueError: too few examples for the clients, or files that are not what they should be.
         """
         data = self.read()
-        self.name = data.name
+        self.name, self.prepare = data.name, data.prepare
         self._check_shape(data)
         train, test = _capped(data.train, self.max_train), _capped(data.test, self.max_test)
         self.parts = [

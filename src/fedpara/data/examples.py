@@ -65,6 +65,7 @@ class Normalize:
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.mean, self.std = mean, std
         self._shift = 255 * torch.tensor(mean)[:, None, None]
         self._scale = 255 * torch.tensor(std)[:, None, None]
 
