@@ -53,7 +53,7 @@ class FederatedDataModule(LightningDataModule):
         max_train: Positive | None = None,
         max_test: Positive | None = None,
         local_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
-        transform: Any = None,
+        transform: Callable[..., Tensor] | None = None,
         num_workers: NonNegative = 0,
         seed: NonNegative = 0,
     ) -> None:
@@ -75,7 +75,7 @@ class FederatedDataModule(LightningDataModule):
         """
         data = self.read()
         self.name = data.name
-        self._check_shape(data)
+        self._check(data)
         train, test = _capped(data.train, self.max_train), _capped(data.test, self.max_test)
         self.parts = [
             self._kept(client, part) for client, part in enumerate(self.partition(train, self.num_clients, self.seed))
@@ -89,7 +89,13 @@ class FederatedDataModule(LightningDataModule):
         size = max(1, round(self.local_fraction * len(part)))
         return part if size == len(part) else part[torch.randperm(len(part), generator=generator)[:size]].sort().values
 
-    def _check_shape(self, data: DataSet) -> None:
+    def _check(self, data: DataSet) -> None:
+        for name, part in (("training", data.train), ("test", data.test)):
+            if not len(part) or len(part.inputs) != len(part):
+                raise ValueError(f"{data.name}: {len(part.inputs)} {name} examples and {len(part)} labels of them")
+            whole = part.labels.dtype == torch.int64 and part.labels.dim() == 1
+            if not whole or part.labels.min() < 0 or part.labels.max() >= data.num_classes:
+                raise ValueError(f"{data.name}: {name} labels must be whole numbers from 0 to {data.num_classes - 1}")
         found = {"num_classes": data.num_classes}
         found |= {"in_channels": data.train.inputs.shape[1]} if self.in_channels is not None else {}
         for name, value in found.items():
