@@ -139,6 +139,7 @@ def train(cfg: DictConfig) -> float | None:
 
     require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks"), *_present(cfg, "logger")])
     folder = Path(cfg.paths.output_dir)
+    _require_nothing_lost(cfg, folder)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
@@ -194,6 +195,13 @@ def _require_learning_rate(optimizer: DictConfig) -> None:
         raise ValueError(f"lr={optimizer.lr!r}: must be a number, 0 or more")
 
 
+def _require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
+    """Refuse to start anew where there is a run to go on with."""
+    if not cfg.resume and (folder / "checkpoint.safetensors").is_file() and (rows := Run(folder).rows):
+        way_out = f"go on with it by resume={folder}, or take another folder"
+        raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(rows)} rounds; {way_out}")
+
+
 def _seed(cfg: DictConfig) -> int:
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed}: must be a whole number, 0 or more")
@@ -242,6 +250,7 @@ def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     ]
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
+        shown = ", ".join([shown, *differing[3:]])
         raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
 
 

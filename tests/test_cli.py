@@ -93,6 +93,15 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     status, error, _ = shell(f"resume={folder}", "seed=7")
     assert status == 2
     assert error == f"error: resume={folder}: the run cannot go on with another seed (0 then, 7 now)\n"
+    status, error, _ = shell(f"resume={folder}", "algorithm=fedadam")
+    assert error.startswith(f"error: resume={folder}: the run cannot go on with another algorithm._target_ ('fedpara.")
+    assert error.endswith(", algorithm.server_lr, algorithm.tau\n")
+    status, error, _ = shell(*SMALL, f"hydra.run.dir={folder}")
+    assert (status, error) == (
+        2,
+        f"error: paths.output_dir={folder}: holds a run of 3 rounds; go on with it by resume={folder}, "
+        "or take another folder\n",
+    )
     assert shell(f"resume={folder}", "federation.num_rounds=4")[0] == 0  # the refusal has spoilt nothing
 
 
