@@ -163,12 +163,17 @@ def test_who_looks_at_a_run_folder_does_not_stop_a_run_that_starts(tmp_path):
 
 
 CHOICES = [  # with test_federation.py's, every algorithm, link and split
-    "algorithm=fedprox link=fedpaq faults=flaky federation.retries=1",
-    "algorithm=fedyogi link=bf16 sharing=fedper",
-    "algorithm=fedadagrad link=fp16 sharing=pfedpara factorization=pfedpara",
-    "algorithm=fedavgm link=fp16_up sharing=fedbn",
     "algorithm=scaffold link=fedpaq sharing=pfedpara factorization=pfedpara faults.dropout=0.4 faults.nan=0.3",
-    "algorithm=feddyn link=fedpaq link.up_codec.bits=2 sharing=local",
+    "algorithm=fedyogi link=bf16 sharing=fedbn faults=flaky federation.retries=1",
+    *(
+        pytest.param(choices, marks=pytest.mark.slow)
+        for choices in (
+            "algorithm=fedprox link=fedpaq",
+            "algorithm=fedadagrad link=fp16 sharing=pfedpara factorization=pfedpara",
+            "algorithm=fedavgm link=fp16_up sharing=fedper",
+            "algorithm=feddyn link=fedpaq link.up_codec.bits=2 sharing=local",
+        )
+    ),
 ]
 
 
