@@ -5,6 +5,7 @@
 Nothing may run code, escape with a stack trace's error, or write outside the folder of the file.
 """
 
+import atexit
 import collections
 import gzip
 import io
@@ -129,6 +130,7 @@ def write_run(folder):
     """A finished run, made once and copied."""
     if not (made := Path(tempfile.gettempdir()) / f"corrupt-files-{os.getpid()}").is_dir():
         made.mkdir()
+        atexit.register(shutil.rmtree, made, ignore_errors=True)
         federation(callbacks=[RunFolder(made, {}), Checkpoint(made)]).fit()
         (made / "config.yaml").write_text("seed: 0\nfederation:\n  num_rounds: 2\n")
         (made / "overrides.yaml").write_text("- seed=0\n- federation.num_rounds=2\n")
