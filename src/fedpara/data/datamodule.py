@@ -53,14 +53,14 @@ class FederatedDataModule(LightningDataModule):
         max_train: Positive | None = None,
         max_test: Positive | None = None,
         local_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
-        transform: Callable[..., Tensor] | None = None,
+        transform: Transform | None = None,
         num_workers: NonNegative = 0,
         seed: NonNegative = 0,
     ) -> None:
         super().__init__()
         self.read: Callable[[], DataSet] = dataset
         self.partition = partition
-        self.transform: Transform | None = transform
+        self.transform = transform
         self.num_classes, self.in_channels = num_classes, in_channels
         self.num_clients, self.batch_size, self.eval_batch_size = num_clients, batch_size, eval_batch_size
         self.max_train, self.max_test, self.local_fraction = max_train, max_test, local_fraction
