@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import re
 import sys
@@ -18,12 +19,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpara import sweep, sweep_table
-from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, require_nodes
-from fedpara.files import reserve, write_atomically
+from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, read_yaml, require_nodes
+from fedpara.files import UnusableFile, reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.runs import Run, leaves, read_rows
 
@@ -72,21 +73,24 @@ def build_experiment(cfg: DictConfig) -> Experiment:
 
     with blame(cfg, ""):
         torch.manual_seed(_seed(cfg))
+    with blame(cfg, "partition"):
+        partition = instantiate(cfg.partition)
+    with blame(cfg, "data"):
+        datamodule = instantiate(cfg.data, partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
+    with blame(cfg, "model"):
+        _require_patterns(cfg.model)
     with blame(cfg, "model.network"):
         network = instantiate(cfg.model.network)
     dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
         options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
-        factorize(network, instantiate(options), list(cfg.model.keep_dense), cfg.factorization.num_dense)
+        factorize(network, instantiate(options), list(cfg.model.keep_dense), num_dense=cfg.factorization.num_dense)
     factorized = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "model.optimizer"):
+        _require_learning_rate(cfg.model.optimizer)
         optimizer = instantiate(cfg.model.optimizer)
         optimizer(network.parameters())  # its own checks of its values, before anything costs time
     module = ClassificationModule(network, optimizer, cfg.data.num_classes)
-    with blame(cfg, "partition"):
-        partition = instantiate(cfg.partition)
-    with blame(cfg, "data"):
-        datamodule = instantiate(cfg.data, partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
     with blame(cfg, "trainer"):
         trainer = instantiate(cfg.trainer)
         executor = instantiate(
@@ -139,8 +143,9 @@ def train(cfg: DictConfig) -> float | None:
 
     with blame(cfg, ""):
         resolved = OmegaConf.to_container(cfg, resolve=True)
+    require_nodes(cfg, _present(cfg, "logger"))
     with blame(cfg, "logger"):
-        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
+        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger is not None]
     with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
         with blame(cfg, "logger"):
             for logger in loggers:
@@ -151,11 +156,12 @@ def train(cfg: DictConfig) -> float | None:
 def _train(cfg: DictConfig, forwarding: "LoggerForwarding") -> float | None:
     from fedpara.callbacks import RunFolder, restore
 
-    require_nodes(cfg, GROUPS)
+    require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
+    _require_nothing_lost(cfg, folder)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     federation = build_federation(cfg, experiment)
     with blame(cfg, "faults"):
         federation.executor = instantiate(cfg.faults, executor=federation.executor)
@@ -182,6 +188,32 @@ def _train(cfg: DictConfig, forwarding: "LoggerForwarding") -> float | None:
         raise
     _conclude(record, federation, folder)
     return record.rows[-1].get("test/acc") if record.rows else None
+
+
+def _present(cfg: DictConfig, group: str) -> list[str]:
+    """The keys of a group that has any number of them; null takes one out."""
+    return [f"{group}.{name}" for name, value in (cfg[group] or {}).items() if value is not None]
+
+
+def _require_patterns(model: DictConfig) -> None:
+    given: Any = OmegaConf.to_container(model)
+    for name in ("keep_dense", "head"):
+        value = given.get(name)
+        if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+            raise ValueError(f"{name}={value!r}: must be a list of patterns of names")
+
+
+def _require_learning_rate(optimizer: DictConfig) -> None:
+    """The one value that everybody sets: torch takes NaN for it, and of a word it only says that it is no number."""
+    if "lr" in optimizer and not (isinstance(optimizer.lr, int | float) and 0 <= optimizer.lr < math.inf):
+        raise ValueError(f"lr={optimizer.lr!r}: must be a number, 0 or more")
+
+
+def _require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
+    """Refuse to start anew where there is a run to go on with."""
+    if not cfg.resume and (folder / "checkpoint.safetensors").is_file() and (rows := Run(folder).rows):
+        way_out = f"go on with it by resume={folder}, or take another folder"
+        raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(rows)} rounds; {way_out}")
 
 
 def _seed(cfg: DictConfig) -> int:
@@ -225,13 +257,14 @@ def _short(path: Path) -> Path:
 
 def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to go on in `folder` under a configuration that would change the result."""
-    saved = OmegaConf.load(folder / "config.yaml")
+    saved = read_yaml(folder / "config.yaml", f"resume={folder}")
     before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
     differing = [
         k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
     ]
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
+        shown = ", ".join([shown, *differing[3:]])
         raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
 
 
@@ -325,7 +358,9 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
             raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigurationError(f"resume={folder}: goes on with one run; leave out -m")
-    saved: Any = OmegaConf.load(path / "overrides.yaml")
+    saved = read_yaml(path / "overrides.yaml", f"resume={folder}")
+    if not isinstance(saved, ListConfig) or not all(isinstance(override, str) for override in saved):
+        raise ConfigurationError(f"resume={folder}: its overrides.yaml must be a list of what was typed")
     now = [f"resume='{path}'" if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
     kept = [override for override in saved if override.partition("=")[0] not in typed]
@@ -346,6 +381,15 @@ def _composition_error(error: Exception) -> str:
     return composition_line(error, allowed)
 
 
+def _choice_line() -> str | None:
+    """One line for a group of which what was typed is no choice; Hydra does not say which."""
+    for group, _, choice in (argument.partition("=") for argument in sys.argv[1:]):
+        choices = sorted(path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml"))
+        if choices and choice not in choices:
+            return f"{group}={choice}: must be one of {', '.join(choices)}"
+    return None
+
+
 def main() -> None:
     """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
     try:
@@ -362,7 +406,7 @@ def main() -> None:
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # Hydra's, for algorithm=3
             raise
-        _stop(f"{one_line(error)}; python src/train.py --help lists groups and choices")
+        _stop(_choice_line() or one_line(error))
     except (ConfigurationError, OSError) as error:
         if (line := _line(error)) is None:
             raise
@@ -375,7 +419,7 @@ def main() -> None:
 
 def _line(error: Exception) -> str | None:
     """What to show for an error that the person can mend; None for a fault of ours, which wants its stack trace."""
-    if isinstance(error, ConfigurationError | FloatingPointError):
+    if isinstance(error, ConfigurationError | FloatingPointError | UnusableFile):
         return one_line(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"

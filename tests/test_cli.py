@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,8 +96,38 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     status, error, _ = shell(f"resume={folder}", "seed=7")
     assert status == 2
     assert error == f"error: resume={folder}: the run cannot go on with another seed (0 then, 7 now)\n"
+    status, error, _ = shell(f"resume={folder}", "algorithm=fedadam")
+    assert error.startswith(f"error: resume={folder}: the run cannot go on with another algorithm._target_ ('fedpara.")
+    assert error.endswith(", algorithm.server_lr, algorithm.tau\n")
+    status, error, _ = shell(*SMALL, f"hydra.run.dir={folder}")
+    assert (status, error) == (
+        2,
+        f"error: paths.output_dir={folder}: holds a run of 3 rounds; go on with it by resume={folder}, "
+        "or take another folder\n",
+    )
     status, error, _ = shell("--config-dir", str(tmp_path), f"resume={folder}", "federation.num_rounds=4")
     assert status == 0, error  # the refusal has spoilt nothing
+
+
+def test_a_damaged_run_folder_is_one_line(shell, tmp_path):
+    folder = tmp_path / "run"
+    assert shell(*SMALL, "algorithm=scaffold", "federation.clients_per_round=4", f"hydra.run.dir={folder}")[0] == 0
+    for name, line in {
+        "clients/memories/*": f"{folder}/clients/memories/.*: cannot be used, it is damaged",
+        "checkpoint.safetensors": f"{folder}/checkpoint.safetensors: cannot be used, it is damaged",
+        "metrics.csv": f"{folder}/metrics.csv: not a table of rounds, or damaged",
+        "config.yaml": f"resume={folder}: its config.yaml cannot be read",
+        "overrides.yaml": f"resume={folder}: its overrides.yaml cannot be read",
+    }.items():
+        whole = {path: path.read_bytes() for path in folder.glob(name)}
+        for path, content in whole.items():
+            path.write_bytes(b"\xff" + content[1:-9] + b"\n")
+        status, error, _ = shell(f"resume={folder}", "federation.num_rounds=3")
+        assert (status, error.count("\n")) == (2, 1), error
+        assert re.match(f"error: {line}", error), error
+        for path, content in whole.items():
+            path.write_bytes(content)
+    assert shell(f"resume={folder}", "federation.num_rounds=3")[0] == 0
 
 
 def test_a_run_killed_before_its_first_round_starts_anew(shell, tmp_path):
@@ -299,7 +330,20 @@ BAD = [
     ("factorization.initialization=zero", "factorization.initialization='zero': Input should be 'variance', "),
     ("model.keep_dense=[clasifier]", "factorization: pattern='clasifier': matches no layer"),
     ("model.network.groups=3", "model.network.groups=3: must divide every width"),
-    ("model.optimizer.lr=-1", "model.optimizer: Invalid learning rate: -1"),
+    ("model.optimizer.lr=-1", "model.optimizer.lr=-1: must be a number, 0 or more"),
+    ("model.optimizer.lr=nan", "model.optimizer.lr=nan: must be a number, 0 or more"),
+    (
+        "+model.optimizer.momentum=x",
+        "model.optimizer: '<' not supported between instances of 'str' and 'float'; given ",
+    ),
+    ("model.head=2", "model.head=2: must be a list of patterns of names"),
+    ("factorization.num_dense=1.5", "factorization.num_dense=1.5: Input should be a valid integer"),
+    ("data.transform=flip", "data.transform='flip': Input should be an instance of Transform"),
+    ("executor.matmul_precision=low", "executor.matmul_precision='low': Input should be 'highest', 'high' or 'medium'"),
+    ("link.up_codec=8", "link.up_codec=8: Input should be an instance of Codec"),
+    ("callbacks.progress={a:1}", "callbacks.progress.a: no such key"),
+    ("data.dataset=[1]", "data.dataset=[1]: must be of the kind it is in configs/ (Cannot merge DictConfig with ListC"),
+    ("algorithm=fedadam algorithm.tau=1e30", "algorithm.tau=1e+30: Input should be less than or equal to 1"),
     ("federation.clients_per_round=5", "federation.clients_per_round=5: must be 1 to num_clients (4)"),
     ("federation.num_clients=100", "federation.num_clients=100: needs at least 100 training examples (1 a client)"),
     ("federation.num_rounds=0", "federation.num_rounds=0: Input should be greater than or equal to 1"),
@@ -339,11 +383,14 @@ BAD = [
     ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than there are layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
     ("data.local_fraction=0", "data.local_fraction=0: Input should be greater than 0"),
-    ("algorithm=-1", "Config group override must be a string or a list. Got int; python src/train.py --help lists gr"),
-    ("algorithm._target_=nowhere.Algorithm", "algorithm: Error loading 'nowhere.Algorithm': ModuleNotFoundError"),
+    ("algorithm=-1", "algorithm=-1: must be one of fedadagrad, fedadam, "),
+    ("algorithm._target_=nowhere.Algorithm", "algorithm._target_='nowhere.Algorithm': must name a class or function, "),
     ("data.dataset=-1", "data.dataset=-1: must be a group of keys, as in configs/data/"),
-    ("callbacks.checkpoint=-1", "callbacks: Cannot instantiate config of type int."),
-    ("callbacks.checkpoint.folder=nowhere", "paths.output_dir: [Errno 2] No such file or directory: 'nowhere/"),
+    ("callbacks.checkpoint=-1", "callbacks.checkpoint=-1: must be a group of keys, as in configs/callbacks/"),
+    (
+        "callbacks.checkpoint.folder=nowhere",
+        "callbacks.checkpoint.folder='nowhere': Path does not point to a directory",
+    ),
     ("callbacks.checkpoint.memory_gb=-1", "callbacks.checkpoint.memory_gb=-1: Input should be greater than or equal"),
     ("algorithm=scaffold model.optimizer._target_=torch.optim.Adam", "model.optimizer: Adam and SCAFFOLD, whose"),
     ("algorithm=scaffold +model.optimizer.momentum=0.9", "model.optimizer: SGD with momentum and SCAFFOLD, whose"),

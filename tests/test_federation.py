@@ -284,6 +284,16 @@ def test_an_upload_that_overflows_half_precision_never_reaches_the_server():
         federation.run_round()
 
 
+def test_a_server_step_that_overflows_is_not_kept():
+    federation = make_federation(algorithm=FedAdam(server_lr=1e38, beta1=0, tau=1e-30))
+    before = {name: value.clone() for name, value in join(federation.server).items()}
+    with pytest.raises(
+        FloatingPointError, match=r"the server's step gave NaN .* round 1.* smaller algorithm.server_lr"
+    ):
+        federation.fit()
+    assert same(join(federation.server), before)
+
+
 def test_ctrl_c_while_testing_is_an_interruption():
     watch = Watch()
     federation = make_federation(callbacks=[watch])

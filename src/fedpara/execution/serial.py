@@ -68,6 +68,8 @@ class SerialExecutor:
         max_epochs = options.get("max_epochs")
         if not isinstance(max_epochs, int) or max_epochs < 1:
             raise ValueError(f"max_epochs={max_epochs!r}: must be a whole number of local epochs, 1 or more")
+        if options.get("accelerator") in ("gpu", "cuda") and not torch.accelerator.is_available():
+            raise ValueError(f"accelerator={options['accelerator']}: there is no GPU; take trainer=cpu")
         probe = self._trainer()
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
