@@ -39,7 +39,7 @@ PROGRAM = str(Path(__file__).resolve())
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
 RESUMABLE = (
     "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
-    "data.eval_batch_size", "data.num_workers",
+    "data.eval_batch_size", "data.num_workers", "executor.workers",
 )  # fmt: skip
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
 GROUPS = (
@@ -167,6 +167,8 @@ def train(cfg: DictConfig) -> float | None:
     except KeyboardInterrupt:
         log.info("interrupted after %d rounds; go on: python src/train.py resume=%s", federation.round, _short(folder))
         raise
+    finally:
+        federation.executor.close()
     _conclude(record, federation, folder)
     return record.rows[-1].get("test/acc") if record.rows else None
 

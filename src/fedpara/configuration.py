@@ -86,7 +86,7 @@ def _with_group(cfg: DictConfig, group: str, message: str) -> str:
 
 def _owners(group: str) -> list[str]:
     """Where a constructor's argument may have come from: its own group, the top (seed), groups that pass it on."""
-    return [group, "", "factorization", "federation", "data", "partition"]
+    return [group, "", "executor", "factorization", "federation", "data", "partition"]
 
 
 def _key(cfg: DictConfig, group: str, location: list[str]) -> str:

@@ -2,6 +2,15 @@
 
 from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.execution.faults import FaultInjection
+from fedpara.execution.processes import ProcessesExecutor
 from fedpara.execution.serial import SerialExecutor
 
-__all__ = ["ClientFailure", "ClientTask", "Executor", "FaultInjection", "LocalResult", "SerialExecutor"]
+__all__ = [
+    "ClientFailure",
+    "ClientTask",
+    "Executor",
+    "FaultInjection",
+    "LocalResult",
+    "ProcessesExecutor",
+    "SerialExecutor",
+]

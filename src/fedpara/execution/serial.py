@@ -135,6 +135,9 @@ class SerialExecutor:
             (metrics,) = self._trainer().test(self.module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
+    def close(self) -> None:
+        """Nothing runs beside this process."""
+
     def _trainer(self, **extra: Any) -> Trainer:
         return self.make_trainer(
             logger=False,
