@@ -49,9 +49,13 @@ def make_federation(
     dropout=0.0,
     algorithm=None,
     partition=None,
+    executor=SerialExecutor,
     **options,
 ):
-    """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit."""
+    """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
+
+    `executor` is called with module, data and trainer.
+    """
     torch.manual_seed(seed)
     network = MLP([16, 8, 3])
     if dropout:
@@ -63,7 +67,7 @@ def make_federation(
     )
     data.setup()
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
-    executor = SerialExecutor(module, data, trainer)
+    executor = executor(module, data, trainer)
     split = Split(list(network.state_dict()), personal)
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])

@@ -1,6 +1,5 @@
 """Clients of a round in parallel, in worker processes on this machine that keep their model."""
 
-import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,6 @@ from fedpara.execution.serial import SerialExecutor
 from fedpara.execution.workers import Outcome, Workers, size
 from fedpara.models.module import ClassificationModule
 
-log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -144,7 +142,7 @@ class ProcessesExecutor:
             except BrokenProcessPool:
                 job.losses += 1
                 if job.losses > 1:
-                    died = RuntimeError("the worker process died, twice")
+                    died = RuntimeError("its worker process died, and so did the next")
                     job.outcomes = [ClientFailure(task.client, "crashed", died) for task in job.tasks]
 
 

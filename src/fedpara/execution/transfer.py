@@ -94,10 +94,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild(kind: type[nn.Module], attributes: dict[str, Any]) -> nn.Module:
-    """A module with parametrizations, as torch's own `deepcopy` of one makes it."""
+    """A module with parametrizations, in the steps in which torch itself makes one."""
     module = kind.__new__(kind)
     module.__dict__.update(attributes)
     parametrize._inject_new_class(module)
     for name in module.parametrizations:  # type: ignore[union-attr]
         parametrize._inject_property(module, name)
+    module.__setstate__(attributes)  # what its own class does besides: recurrent layers list their weights
     return module

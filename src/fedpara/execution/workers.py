@@ -1,5 +1,6 @@
 """Processes with an executor each, that train what they are handed, and the memory they share with this one."""
 
+import logging
 import os
 import pickle
 import signal
@@ -26,6 +27,7 @@ from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
 from fedpara.execution.transfer import ALIGNMENT, Place, Room, dump, load, look
 from fedpara.models.module import ClassificationModule
 
+log = logging.getLogger(__name__)
 Outcome = LocalResult | ClientFailure
 MESSAGE_BYTES = 2**16  # for a result without its tensors
 
@@ -105,8 +107,9 @@ class Workers:
         slot = self._free.pop()
         try:
             future = self._send(tasks, slot)
-        except BrokenProcessPool:  # before its others have ended, for they may still write
-            self.close()
+        except BrokenProcessPool:
+            log.warning("a worker process died (was memory short?); what was in training is trained again")
+            self.close()  # waits for the others' end: they may still write
             self._start()
             future = self._send(tasks, slot)
         self._slots[future] = slot
