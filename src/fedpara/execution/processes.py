@@ -20,6 +20,7 @@ from fedpara.execution.workers import Outcome, Workers, size
 from fedpara.models.module import ClassificationModule
 
 Positive = Annotated[int, Field(ge=1)]
+WINDOW = 8  # chunks a worker that may be in memory, waiting, in training or done
 
 
 class ProcessesExecutor:
@@ -93,7 +94,7 @@ class ProcessesExecutor:
         try:
             torch.set_num_threads(self.threads)  # here too: every core is taken, and idle threads would wait for one
             while True:
-                while more and len(jobs) <= 4 * self.workers:
+                while more and len(jobs) <= WINDOW * self.workers:
                     chunk = list(islice(source, self.chunk))
                     more = bool(chunk)
                     jobs.extend([_Job(chunk)] if chunk else [])
@@ -102,7 +103,7 @@ class ProcessesExecutor:
                 if pool is None:
                     pool = self._started()
                     pool.broadcast(jobs[0].tasks[0])
-                self._hand_out(pool, jobs, more)
+                self._hand_out(pool, jobs)
                 self._collect(pool, jobs)
                 if jobs[0].outcomes is not None:
                     yield from jobs.popleft().outcomes or ()
@@ -117,12 +118,11 @@ class ProcessesExecutor:
             self._pool = self._make_pool()
         return self._pool
 
-    def _hand_out(self, pool: Workers, jobs: "deque[_Job]", more: bool) -> None:
-        """Keep the workers busy; once the last tasks are in sight the longest go first, so that they end together."""
+    def _hand_out(self, pool: Workers, jobs: "deque[_Job]") -> None:
+        """Keep the workers busy; of what is in sight the longest go first, so that all end together."""
         lost = [job for job in jobs if job.losses and job.outcomes is None]
         waiting = [job for job in lost or jobs if job.future is None and job.outcomes is None]
-        if not more:
-            waiting.sort(key=self._num_examples, reverse=True)
+        waiting.sort(key=self._num_examples, reverse=True)
         room = (1 if lost else pool.capacity) - sum(job.future is not None for job in jobs)
         for job in waiting[: max(0, room)]:
             job.future = pool.submit(job.tasks)
