@@ -41,7 +41,7 @@ PROGRAM = str(Path(__file__).resolve())
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
 RESUMABLE = (
     "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
-    "data.eval_batch_size", "data.num_workers",
+    "data.eval_batch_size", "data.num_workers", "executor.workers",
 )  # fmt: skip
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
 GROUPS = (
@@ -141,6 +141,7 @@ def train(cfg: DictConfig) -> float | None:
     """
     from fedpara.callbacks import LoggerForwarding
 
+    _require_nothing_lost(cfg, Path(cfg.paths.output_dir))
     with blame(cfg, ""):
         resolved = OmegaConf.to_container(cfg, resolve=True)
     require_nodes(cfg, _present(cfg, "logger"))
@@ -158,7 +159,6 @@ def _train(cfg: DictConfig, forwarding: "LoggerForwarding") -> float | None:
 
     require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
-    _require_nothing_lost(cfg, folder)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
@@ -186,6 +186,8 @@ def _train(cfg: DictConfig, forwarding: "LoggerForwarding") -> float | None:
     except KeyboardInterrupt:
         log.info("interrupted after %d rounds; go on: python src/train.py resume=%s", federation.round, _short(folder))
         raise
+    finally:
+        federation.executor.close()
     _conclude(record, federation, folder)
     return record.rows[-1].get("test/acc") if record.rows else None
 

@@ -27,6 +27,7 @@ BASE = [
 CHOICES = [
     [], ["algorithm=fedadam"], ["algorithm=feddyn"], ["algorithm=fedavgm"], ["algorithm=scaffold"], ["link=fedpaq"],
     ["algorithm=fedprox"], ["partition=dirichlet"], ["partition=shards"], ["model=vgg_small"], ["logger=csv"],
+    ["executor=processes"],
 ]  # fmt: skip
 LEFT_OUT = {"paths.root_dir", "paths.log_dir", "paths.output_dir", "resume"}  # strings without a wrong value here
 

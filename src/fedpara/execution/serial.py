@@ -170,6 +170,9 @@ class SerialExecutor:
             (metrics,) = trainer.test(self.module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
+    def close(self) -> None:
+        """Nothing runs beside this process."""
+
     @contextmanager
     def _kept_trainer(self, purpose: str, max_epochs: int | None = None) -> Iterator[Trainer]:
         """One Trainer for all clients, with new loops for each; after an error another one."""
