@@ -186,14 +186,14 @@ def by_hand(executor):
     return [result.state for result in executor.here.run(tasks(executor))]
 
 
-def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_two_fails_alone(told):
+def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_three_fails_alone(told):
     executor, folder = told
     expected = by_hand(executor)
     (folder / "2").write_text("die")
     (folder / "4").write_text("die once")
     outcomes = list(executor.run(tasks(executor)))
     assert not (folder / "4").exists()
-    assert outcomes.pop(2).reason == "crashed (RuntimeError: its worker process died, and so did the next)"
+    assert outcomes.pop(2).reason == "crashed (RuntimeError: its worker process died, three times)"
     del expected[2]
     assert all(same(outcome.state, state) for outcome, state in zip(outcomes, expected, strict=True))
 

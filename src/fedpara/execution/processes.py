@@ -28,7 +28,7 @@ class ProcessesExecutor:
 
     A result is the inner executor's in a process with as many threads, bit for bit, whichever worker trained it.
     Workers start with the first tasks, have the examples in shared memory, and end with this process, however it ends.
-    When one dies, what was in training is trained again, one by one: a second death fails its own clients alone.
+    When one dies, what was in training is trained again, one by one: two deaths more fail their own clients alone.
 
     Args:
         module, datamodule, trainer, jacobian_correction: as the inner executor takes them.
@@ -141,8 +141,8 @@ class ProcessesExecutor:
                 job.outcomes = pool.outcomes(future)
             except BrokenProcessPool:
                 job.losses += 1
-                if job.losses > 1:
-                    died = RuntimeError("its worker process died, and so did the next")
+                if job.losses > 2:  # the first may have been another's doing, from then on it was alone
+                    died = RuntimeError("its worker process died, three times")
                     job.outcomes = [ClientFailure(task.client, "crashed", died) for task in job.tasks]
 
 
