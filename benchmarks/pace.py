@@ -25,9 +25,9 @@ class Pace:
             self.connection.send({name: tensor.detach().cpu().numpy() for name, tensor in model().items()})
         return word == "train"
 
-    def round_done(self, num_steps: int) -> None:
-        """Tell that the round is over, with the number of optimizer steps in it."""
-        self.connection.send(num_steps)
+    def round_done(self, num_steps: int, **about: Any) -> None:
+        """Tell that the round is over, with the number of optimizer steps in it and what else was learned."""
+        self.connection.send({"num_steps": num_steps, **about})
 
 
 def _versions() -> Any:

@@ -10,11 +10,13 @@ all compute the same is proven before, in float64: after two rounds their global
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from multiprocessing import Pipe
 from pathlib import Path
@@ -43,7 +45,9 @@ OURS: dict[str, list[str]] = {  # more words of src/train.py's command line
     "processes": ["executor=processes"],
     "vectorized": ["executor=vectorized"],
     "auto": ["executor=auto"],
-    "serial_checkpoint": ["callbacks.checkpoint.every=1"],  # with what every other variant leaves out
+    "serial_checkpoint": [  # with what every other variant leaves out
+        "callbacks.checkpoint={_target_: fedpara.callbacks.Checkpoint, folder: '${paths.output_dir}'}"
+    ],
 }
 PEERS: dict[str, list[str]] = {  # environment, script in benchmarks/peers, its arguments
     "flower": ["flower", "flower_simulation.py", "1"],  # an actor a processor
@@ -81,7 +85,6 @@ class Variant:
             )  # fmt: skip
         theirs.close()
         self.about: dict[str, Any] = self._receive()
-        self.num_steps: int = 0
 
     def _receive(self) -> Any:
         try:
@@ -98,7 +101,7 @@ class Variant:
         load = ForeignLoad(self.process.pid)
         start = time.perf_counter()
         self.connection.send("train")
-        self.num_steps = self._receive()
+        self.about |= self._receive()
         return time.perf_counter() - start, load.cores()
 
     def model(self) -> dict[str, np.ndarray]:
@@ -112,7 +115,8 @@ class Variant:
             self.connection.send("end")
             self.process.wait(60)
         except (BrokenPipeError, subprocess.TimeoutExpired):
-            self.process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # its workers too
 
 
 def _command(name: str, net: str, folder: Path) -> list[str]:
@@ -164,13 +168,18 @@ def measure(net: str, names: list[str], num_rounds: int, folder: Path, threads: 
                 continue
             started = time.perf_counter() - variant.start
             results[name] = variant.about | {
-                "first_round_s": first, "to_first_round_s": started, "num_steps": variant.num_steps, "rounds": [],
+                "first_round_s": first, "to_first_round_s": started, "rounds": [],
             }  # fmt: skip
             print(f"{net} {name}: ready", file=sys.stderr)
         floor = variants[FLOOR]
         for number in range(num_rounds):
-            for name, variant in variants.items():
-                pair = [variant.round()] if variant is floor else [floor.round(), variant.round()]
+            for name, variant in list(variants.items()):
+                try:
+                    pair = [variant.round()] if variant is floor else [floor.round(), variant.round()]
+                except RuntimeError as error:
+                    results[name]["error"] = str(error)
+                    variants.pop(name).end()
+                    continue
                 results[name]["rounds"].append(pair)
             print(f"{net}: {number + 1} of {num_rounds} rounds", file=sys.stderr)
     finally:

@@ -54,7 +54,7 @@ def test_the_command_that_is_timed_trains_the_floors_model(small, monkeypatch, t
     train.main()
     about, first, second, model = (driver.recv() for _ in range(4))
     assert about["versions"]["torch"] == torch.__version__
-    assert first == second == small.num_steps
+    assert first == second == {"num_steps": small.num_steps}
     assert rounds.difference(model, trained(small), "small") < 1e-12
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
 

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -24,5 +25,7 @@ def train(message: Message, context: Context) -> Message:
     workload, network = _prepared(config["workload"])
     network.load_state_dict(message.content["arrays"].to_torch_state_dict())
     num_steps = train_client(network, workload, config["client"], config["round"])
-    metrics = MetricRecord({"num-examples": workload.num_examples, "num-steps": num_steps})
+    metrics = MetricRecord(
+        {"num-examples": workload.num_examples, "num-steps": num_steps, "threads": torch.get_num_threads()}
+    )
     return Message(RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics}), reply_to=message)

@@ -31,7 +31,7 @@ class PacedFedAvg(FedAvg):
     ) -> list[Message]:
         """A message to a node for every client of the cohort; which client it is for is said in the message."""
         if server_round > 1:
-            self.pace.round_done(self.num_steps)
+            self.pace.round_done(self.num_steps, threads=f"{self.threads} an actor")
         if not self.pace.next_round(arrays.to_torch_state_dict):
             raise Finished
         cohort = self.workload.cohort(server_round - 1)
@@ -53,7 +53,8 @@ class PacedFedAvg(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Flower's own, with the steps counted."""
         replies = list(replies)
-        self.num_steps = sum(int(reply.content["metrics"]["num-steps"]) for reply in replies)
+        metrics = [reply.content["metrics"] for reply in replies]
+        self.num_steps, self.threads = sum(int(one["num-steps"]) for one in metrics), metrics[0]["threads"]
         return super().aggregate_train(server_round, replies)
 
 
