@@ -17,7 +17,7 @@ from fedpara.data import IID, DataSet, Examples, FederatedDataModule, Normalize
 from fedpara.execution import SerialExecutor
 from fedpara.federation import Federation
 from fedpara.models import MLP, ClassificationModule
-from fedpara.nn import FedPara, factorize
+from fedpara.nn import FedPara, PFedPara, factorize
 from fedpara.sharing import Split
 
 hypothesis.settings.register_profile("repository", deadline=None)  # a busy machine is not a failure
@@ -49,21 +49,25 @@ def make_federation(
     dropout=0.0,
     algorithm=None,
     partition=None,
+    executor=SerialExecutor,
     **options,
 ):
-    """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit."""
+    """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
+
+    `executor` is called with module, data and trainer.
+    """
     torch.manual_seed(seed)
     network = MLP([16, 8, 3])
     if dropout:
         network.layers.insert(2, torch.nn.Dropout(dropout))
-    factorize(network, recipe or FedPara(gamma=0.5))
+    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=0.5))
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
     data = FederatedDataModule(
         tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
     )
     data.setup()
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
-    executor = SerialExecutor(module, data, trainer)
+    executor = executor(module, data, trainer)
     split = Split(list(network.state_dict()), personal)
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])

@@ -252,7 +252,11 @@ BAD = [
     ("algorithm=scaffold +model.optimizer.momentum=0.9", "model.optimizer: SGD with momentum and SCAFFOLD, whose"),
     (
         "sharing=pfedpara",
-        "sharing: features.conv1_1.parametrizations.weight.0 would be split, x2, y2, t2 personal; take facto",
+        "sharing.personal='*.parametrizations.*.0.[xyt]2': matches no parameter or buffer of the mode",
+    ),
+    (
+        "sharing.personal=[*.y,*.t]",
+        "sharing: features.conv1_1.parametrizations.weight.0 would be split, y, t personal; take factorization=pf",
     ),
     ("sharing=pfedpara factorization=dense", "sharing.personal='*.parametrizations.*.0.[xyt]2': matches no param"),
     ("trainer.precision=16-mixed trainer=cpu", "trainer.precision=16-mixed: needs a GPU; on a CPU take bf16-mixed or"),

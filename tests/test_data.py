@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import SHARED_DATA, tiny_images
-from fedpara.data import IID, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards, crop_and_flip
+from fedpara.data import IID, CropAndFlip, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards
 from fedpara.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100
 from fedpara.data.cinic10 import CLASSES, cinic10
 from fedpara.data.examples import Batches, EpochBatches
@@ -109,7 +109,8 @@ def test_crop_and_flip_moves_each_image_as_a_whole():
     """Every output is one of the 81 crops of the padded image or of its mirror image; images differ in their choice."""
     images = torch.arange(1, 1 + 2 * 3 * 8 * 8).view(2, 3, 8, 8).to(torch.uint8)
     same = images[:1].expand(40, -1, -1, -1)
-    out = crop_and_flip(same, torch.Generator().manual_seed(0))
+    transform = CropAndFlip()
+    out = transform(same, transform.draw(40, torch.Generator().manual_seed(0)))
     padded = torch.nn.functional.pad(same[0], [4] * 4)
     crops = [padded[:, i : i + 8, j : j + 8] for i in range(9) for j in range(9)]
     allowed = {c.numpy().tobytes() for c in crops} | {c.flip(2).contiguous().numpy().tobytes() for c in crops}
@@ -132,7 +133,7 @@ def test_batches_do_not_depend_on_workers():
     def batches(num_workers):
         data = FederatedDataModule(
             tiny_images, IID(), num_clients=2, num_classes=3, in_channels=1, batch_size=8, num_workers=num_workers,
-            transform=partial(crop_and_flip, padding=1),
+            transform=CropAndFlip(padding=1),
         )  # fmt: skip
         data.setup()
         return list(data.client_dataloader(1, seed=3))

@@ -21,10 +21,10 @@ from fedpara.nn import (
 
 def written_out(f, jacobian, eta):
     """W' = ((X1 - eta J_X1)(Y1 - eta J_Y1)^T) * (...), J_X1 = (J_W * W2) Y1, J_Y1 = (J_W * W2)^T X1, likewise 2."""
-    w1, w2 = f["x1"] @ f["y1"].T, f["x2"] @ f["y2"].T
+    w1, w2 = f["x"][0] @ f["y"][0].T, f["x"][1] @ f["y"][1].T
     j1, j2 = jacobian * w2, jacobian * w1
-    first = (f["x1"] - eta * j1 @ f["y1"]) @ (f["y1"] - eta * j1.T @ f["x1"]).T
-    second = (f["x2"] - eta * j2 @ f["y2"]) @ (f["y2"] - eta * j2.T @ f["x2"]).T
+    first = (f["x"][0] - eta * j1 @ f["y"][0]) @ (f["y"][0] - eta * j1.T @ f["x"][0]).T
+    second = (f["x"][1] - eta * j2 @ f["y"][1]) @ (f["y"][1] - eta * j2.T @ f["x"][1]).T
     return 0.5 * (first * second - (w1 * w2 - eta * jacobian)).square().sum()
 
 

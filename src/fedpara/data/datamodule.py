@@ -121,7 +121,8 @@ class FederatedDataModule(LightningDataModule):
 
     def _loader(self, batches: Batches, keys: EpochBatches) -> DataLoader[tuple[Tensor, Tensor]]:
         workers = min(self.num_workers, len(keys), os.cpu_count() or 1)
-        return DataLoader(cast(Dataset, batches), batch_size=None, sampler=keys, num_workers=workers)
+        own = torch.Generator()  # not the one that dropout draws from
+        return DataLoader(cast(Dataset, batches), batch_size=None, sampler=keys, num_workers=workers, generator=own)
 
 
 def _capped(examples: Examples, largest: int | None) -> Examples:

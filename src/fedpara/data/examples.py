@@ -1,14 +1,17 @@
 """Labelled examples in memory, and batches of them, made on the device the examples are on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Annotated, Protocol
 
 import torch
+from pydantic import Field, validate_call
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 Key = tuple[Tensor, int]
+Batch = tuple[Tensor, Tensor]
 Prepare = Callable[[Tensor], Tensor]
 
 
@@ -73,33 +76,49 @@ class Normalize:
 
 
 class Transform(Protocol):
-    """uint8 batch to uint8 batch, random only through the generator it is handed."""
+    """Augmentation: uint8 batch to uint8 batch. What is random is drawn beforehand, so that no batch waits for it."""
 
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
+    def draw(self, size: int, generator: torch.Generator) -> Tensor:
+        """(size, ...) on the CPU, a row for each example."""
+        ...
+
+    def __call__(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """(B, C, H, W) and what was drawn, on one device, to (B, C, H, W)."""
         ...
 
 
-def crop_and_flip(pixels: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Zero-pad by `padding`, crop back at random, flip half of the images left to right; each image on its own.
+class CropAndFlip:
+    """Zero-pad, crop back at random, flip half of the images left to right; each image on its own.
 
-    One gather over the whole batch (B, C, H, W), on the device of `pixels`.
+    Args:
+        padding: pixels on each side.
     """
-    size, channels, height, width = pixels.shape
-    device = pixels.device
-    padded = torch.nn.functional.pad(pixels, [padding] * 4)
-    shift = torch.randint(2 * padding + 1, (2, size, 1), generator=generator).to(device)
-    flip = torch.rand(size, 1, generator=generator).to(device) < 0.5
-    columns = torch.arange(width, device=device)
-    rows = shift[0] + torch.arange(height, device=device)
-    columns = shift[1] + torch.where(flip, width - 1 - columns, columns)
-    images = torch.arange(size, device=device)[:, None, None, None]
-    return padded[
-        images, torch.arange(channels, device=device)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+
+    @validate_call
+    def __init__(self, padding: Annotated[int, Field(ge=0)] = 4) -> None:
+        self.padding = padding
+
+    def draw(self, size: int, generator: torch.Generator) -> Tensor:
+        """(size, 3): rows and columns to move, and whether to flip."""
+        shift = torch.randint(2 * self.padding + 1, (2, size, 1), generator=generator)
+        flip = torch.rand(size, 1, generator=generator) < 0.5
+        return torch.cat([*shift, flip], dim=1)
+
+    def __call__(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """One gather over the whole batch."""
+        size, channels, height, width = pixels.shape
+        index = partial(torch.arange, device=pixels.device)
+        padded = torch.nn.functional.pad(pixels, [self.padding] * 4)
+        down, right, flip = drawn[:, :, None].unbind(1)
+        rows = down + index(height)
+        columns = right + torch.where(flip.bool(), width - 1 - index(width), index(width))
+        return padded[
+            index(size)[:, None, None, None], index(channels)[:, None, None], rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]  # fmt: skip
 
 
-class Batches(Dataset[tuple[Tensor, Tensor]]):
+class Batches(Dataset[Batch]):
     """Whole batches by key (indices, seed): a batch is a function of its key, whichever worker makes it.
 
     Args:
@@ -115,12 +134,30 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         """The same batches, made on `device`."""
         return Batches(self.examples.to(device), self.prepare, self.transform)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        indices, seed = key
-        inputs, labels = self.examples.inputs[indices], self.examples.labels[indices]
+    def __getitem__(self, key: Key) -> Batch:
+        (batch,) = self.epoch([key])
+        return batch
+
+    def epoch(self, keys: Iterable[Key]) -> Iterator[Batch]:
+        """The batches of several keys; indices and what is random go to the examples' device once, for all of them."""
+        keys = list(keys)
+        device, sizes = self.examples.labels.device, [len(indices) for indices, _ in keys]
+        indices = _moved([indices for indices, _ in keys], device)
+        drawn: Sequence[Tensor | None] = [None] * len(keys)
         if self.transform is not None:
-            inputs = self.transform(inputs, torch.Generator().manual_seed(seed))
-        return self.prepare(inputs), labels
+            draws = [self.transform.draw(len(i), torch.Generator().manual_seed(seed)) for i, seed in keys]
+            drawn = _moved(draws, device).split(sizes)
+        for chosen, random in zip(indices.split(sizes), drawn, strict=True):
+            inputs, labels = self.examples.inputs[chosen], self.examples.labels[chosen]
+            if self.transform is not None and random is not None:
+                inputs = self.transform(inputs, random)
+            yield self.prepare(inputs), labels
+
+
+def _moved(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """All of them as one tensor on `device`."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return whole if whole.device == device else whole.pin_memory().to(device, non_blocking=True)
 
 
 class EpochBatches(Sampler[Key]):

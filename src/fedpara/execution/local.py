@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedpara.algorithms.base import Correction
 from fedpara.nn import Factorization, Hadamard, factorizations, jacobian_correction
+from fedpara.state import State
 
 
 class LocalRecord(Callback):
@@ -33,39 +34,57 @@ class LocalRecord(Callback):
         return float(self._loss) / max(1, self.num_examples)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the fresh optimizer."""
+        """Follow the fresh optimizer; one that is captured tells by itself."""
+        if not getattr(pl_module, "capture", None):
+            optimizer = trainer.optimizers[0]
+            optimizer.register_step_post_hook(lambda *_: self.count(optimizer.param_groups[0]["lr"]))
 
-        def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            self.num_steps += 1
-            self.learning_rate_sum += optimizer.param_groups[0]["lr"]
+    def count(self, learning_rate: float) -> None:
+        """One step more."""
+        self.num_steps += 1
+        self.learning_rate_sum += learning_rate
 
-        trainer.optimizers[0].register_step_post_hook(count)
+    def add(self, loss: Tensor, size: int) -> None:
+        """The mean loss of a batch of `size` examples, on its device: no synchronisation a step."""
+        self.num_examples += size
+        self._loss = self._loss + loss.detach().float() * size
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch's loss, on its device: no synchronisation a step."""
-        size = len(batch[1])
-        self.num_examples += size
-        self._loss = self._loss + outputs["loss"].detach().float() * size
+        """Add a batch; a whole epoch has added its own."""
+        if outputs:
+            self.add(outputs["loss"], len(batch[1]))
 
 
 class GradientCorrection(Callback):
-    """Adds an algorithm's `Correction` to the gradients, which are unscaled by then and clipped after."""
+    """Adds an algorithm's `Correction` to the gradients, which are unscaled by then and clipped after.
 
-    def __init__(self, correction: Correction) -> None:
-        self.correction = correction
+    Attributes:
+        correction: of the client at hand; to be set before a fit.
+    """
+
+    def __init__(self) -> None:
+        self.correction = Correction()
+        self._anchor: State = {}
+        self._offset: State = {}
+
+    @property
+    def variant(self) -> tuple[float, frozenset[str], frozenset[str]]:
+        """What makes a step another one, the values of anchor and offset aside."""
+        return self.correction.proximal, frozenset(self.correction.anchor), frozenset(self.correction.offset)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the correction to the module's device, once."""
-        device = pl_module.device
-        self._anchor = {name: tensor.to(device) for name, tensor in self.correction.anchor.items()}
-        self._offset = {name: tensor.to(device) for name, tensor in self.correction.offset.items()}
+        """Bring the correction to the module's device, once, to where the last one was: a captured step looks there."""
+        self._anchor = _placed(self.correction.anchor, self._anchor, pl_module.device)
+        self._offset = _placed(self.correction.offset, self._offset, pl_module.device)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """grad += proximal * (w - anchor) + offset."""
+        if not (self.correction.proximal or self._offset):
+            return
         network = pl_module.network
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad():
@@ -76,6 +95,14 @@ class GradientCorrection(Callback):
                     parameter.grad.add_(parameter - self._anchor[name], alpha=self.correction.proximal)
                 if name in self._offset:
                     parameter.grad.add_(self._offset[name])
+
+
+def _placed(given: State, held: State, device: torch.device) -> State:
+    """A copy of `given` in the memory of `held` where there is some."""
+    return {
+        name: held[name].copy_(tensor) if name in held else tensor.to(device, copy=True)
+        for name, tensor in given.items()
+    }
 
 
 class JacobianCorrection(Callback):

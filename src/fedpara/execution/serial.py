@@ -1,4 +1,4 @@
-"""The reference executor: one client after the other, each a Lightning `Trainer.fit` of its own."""
+"""The reference executor: one client after the other, each a Lightning `Trainer.fit` with an optimizer of its own."""
 
 import logging
 import signal
@@ -6,27 +6,32 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field, validate_call
 from pytorch_lightning import Trainer
+from pytorch_lightning.loops.fit_loop import _FitLoop
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.nn.utils import parametrize
 
 from fedpara.data.datamodule import FederatedDataModule
+from fedpara.data.examples import Batches, EpochBatches
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
+from fedpara.execution.whole_epochs import Epochs, WholeEpochs, cuda_graph
 from fedpara.models.module import ClassificationModule
 from fedpara.state import State, load_state, read_state
 
 log = logging.getLogger(__name__)
 CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
+ONLY_BY_BATCH = {"gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "overfit_batches"}
 MakeTrainer = Callable[..., Trainer]
 
 
 class SerialExecutor:
-    """Trains each task with a fresh Trainer, hence a fresh optimizer, on one network that is loaded and read.
+    """Trains each task with a fresh optimizer and fresh loops of one Trainer, on one network that is loaded and read.
 
     Args:
         module: the LightningModule; its `learning_rate_factor` is set for every task.
@@ -34,10 +39,14 @@ class SerialExecutor:
         trainer: `functools.partial(Trainer, max_epochs=E, ...)`; called with what a client's fit needs besides
             (no loggers, checkpoints, bars).
         jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
+        whole_epochs: a local epoch is one batch of Lightning's, see `WholeEpochs` for what that leaves out; on a GPU
+            its steps are captured once and replayed.
+        matmul_precision: of float32 products, process-wide: `highest`, `high` (TF32 on a GPU) or `medium` (bfloat16
+            where the processor has units for it; on others oneDNN's float32 kernels, often the faster ones).
 
     Raises:
-        ValueError: `trainer` would train no epoch, or without end, on more than one device, or in a precision that the
-            device has not.
+        ValueError: `trainer` would train no epoch, or without end, on more than one device, in a precision that the
+            device has not, or with what whole epochs leave out.
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
@@ -47,6 +56,8 @@ class SerialExecutor:
         datamodule: FederatedDataModule,
         trainer: Any,
         jacobian_correction: Annotated[float, Field(ge=0)] = 0.0,
+        whole_epochs: bool = False,
+        matmul_precision: Literal["highest", "high", "medium"] = "highest",
     ) -> None:
         self.module, self.datamodule, self.jacobian_correction = module, datamodule, jacobian_correction
         self.make_trainer: MakeTrainer = trainer
@@ -63,6 +74,14 @@ class SerialExecutor:
         self.device = probe.strategy.root_device
         _require_hardware(str(options.get("precision", probe.precision)), self.device)
         self.max_epochs = max_epochs
+        torch.set_float32_matmul_precision(matmul_precision)
+        if self.device.type == "cuda":
+            module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as tensor cores take it
+        self._corrections: list[Any] = [GradientCorrection()]
+        if jacobian_correction:
+            self._corrections.insert(0, JacobianCorrection(jacobian_correction))
+        self._whole = self._whole_epochs(options) if whole_epochs else None
+        self._trainers: dict[str, Trainer] = {}
         self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
 
@@ -104,16 +123,8 @@ class SerialExecutor:
         start = time.perf_counter()
         load_state(self.module.network, task.state)
         self.module.learning_rate_factor = task.learning_rate_factor
-        torch.manual_seed(task.seed)
         record = LocalRecord()
-        callbacks: list[Any] = [record]
-        if self.jacobian_correction:
-            callbacks.append(JacobianCorrection(self.jacobian_correction))
-        if task.correction.proximal or task.correction.offset:
-            callbacks.append(GradientCorrection(task.correction))
-        loader = self.datamodule.client_dataloader(task.client, task.seed)
-        with _interruptible():
-            self._trainer(callbacks=callbacks).fit(self.module, loader)
+        self._train(task, record)
         num_examples = self.datamodule.num_examples(task.client)
         if record.num_steps == 0:
             log.warning("client %d applied no step: every one overflowed in half precision", task.client)
@@ -128,15 +139,43 @@ class SerialExecutor:
             time.perf_counter() - start,
         )
 
+    def _train(self, task: ClientTask, record: LocalRecord) -> None:
+        *_, gradient = self._corrections
+        gradient.correction = task.correction
+        loader = self.datamodule.client_dataloader(task.client, task.seed)
+        torch.manual_seed(task.seed)
+        with self._kept_trainer("fit") as trainer, _interruptible():
+            vars(trainer)["callbacks"] = [*self._given_callbacks, record, *self._corrections]
+            if self._whole is None:
+                trainer.fit(self.module, loader)
+            else:
+                self._whole.record, self._whole.variant = record, gradient.variant
+                trainer.fit(self._whole, Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler)))
+
+    def _whole_epochs(self, options: dict[str, Any]) -> WholeEpochs:
+        for name in ONLY_BY_BATCH & options.keys():
+            raise ValueError(f"{name}={options[name]!r}: must be absent, or executor.whole_epochs=false")
+        captured = self.device.type == "cuda" and str(options.get("precision", "")) != "16-mixed"
+        return WholeEpochs(self.module, cuda_graph if captured else None)
+
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
         load_state(self.module.network, state)
-        with parametrize.cached(), _interruptible():
-            (metrics,) = self._trainer().test(self.module, self.datamodule.test_dataloader(client), verbose=False)
+        with parametrize.cached(), self._kept_trainer("test") as trainer, _interruptible():
+            (metrics,) = trainer.test(self.module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
-    def _trainer(self, **extra: Any) -> Trainer:
-        return self.make_trainer(
+    @contextmanager
+    def _kept_trainer(self, purpose: str) -> Iterator[Trainer]:
+        """One Trainer for all clients, with new loops for each; after an error another one."""
+        trainer = self._trainers.pop(purpose, None) or self._trainer()
+        trainer.fit_loop = _FitLoop(trainer, max_epochs=self.max_epochs)
+        trainer.fit_loop.epoch_loop = _TrainingEpochLoop(trainer)
+        yield trainer
+        self._trainers[purpose] = trainer
+
+    def _trainer(self) -> Trainer:
+        trainer = self.make_trainer(
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -145,8 +184,11 @@ class SerialExecutor:
             limit_val_batches=0,
             use_distributed_sampler=False,
             plugins=[LightningEnvironment()],  # a Trainer a client must not read SLURM's number of tasks
-            **extra,
         )
+        self._given_callbacks: list[Any] = list(vars(trainer)["callbacks"])
+        # Lightning would move model and optimizer to the CPU after every client, and back before the next
+        trainer.strategy.teardown = lambda: None  # type: ignore[method-assign]
+        return trainer
 
 
 def _require_hardware(precision: str, device: torch.device) -> None:

@@ -10,24 +10,26 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from fedpara.nn.factorizations import Factorization
+from fedpara.nn.factorizations import Factorization, product
 
 Initialization = Callable[[Factorization, Tensor], None]
 
 
 def _fill(factorization: Factorization, variances: dict[str, float]) -> None:
-    """Draw each kind of factor ("x", "y", "t") from N(0, variance)."""
+    """Draw each kind of factor ("x", "y", "t") from N(0, variance), branch by branch."""
     with torch.no_grad():
-        for name, factor in factorization.named_parameters():
-            factor.normal_(0, sqrt(variances[name[0]]))
+        for branch in factorization.branches():
+            for kind, factor in branch.items():
+                factor.normal_(0, sqrt(variances[kind]))
 
 
 def _fans(factorization: Factorization) -> tuple[int, int, int, int]:
     """Rows of X, rows of Y, rank, and kernel positions of the core."""
-    branch = factorization.branches[0]
-    x, y = factorization.get_parameter(f"x{branch}"), factorization.get_parameter(f"y{branch}")
-    kernel = torch.Size(factorization.shape[2:]).numel() if factorization.tucker else 1
-    return x.shape[0], y.shape[0], x.shape[1], kernel
+    branch, kernel = factorization.branches()[0], 1
+    (rows, rank), columns = branch["x"].shape, len(branch["y"])
+    if "t" in branch:
+        kernel = branch["t"].shape[1] // rank
+    return rows, columns, rank, kernel
 
 
 def he(factorization: Factorization, weight: Tensor) -> None:
@@ -73,19 +75,16 @@ def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> Non
     target = float(weight.std())
     if not target > 0:
         raise ValueError(f"a dense weight of std {target} has no variance to keep: initialise the layer first")
-    branches = [
-        [factor for name, factor in factorization.named_parameters() if name[0] in scaled and name[1:] == branch]
-        for branch in factorization.branches
-    ]
     with torch.no_grad():
-        stds = factorization.branch_stds(target)
-        for branch, factors, std in zip(factorization.branches, branches, stds, strict=True):
-            _scale(factors, std / float(factorization.product(branch).std()))
+        branches = factorization.branches()
+        factors = [[factor for kind, factor in branch.items() if kind in scaled] for branch in branches]
+        for branch, own, std in zip(branches, factors, factorization.branch_stds(target), strict=True):
+            _scale(own, std / float(product(**branch).std()))
         for _ in range(30):
             ratio = target / float(factorization().std())
             if abs(ratio - 1) < 1e-4:
                 break
-            _scale([factor for factors in branches for factor in factors], ratio)
+            _scale([factor for own in factors for factor in own], ratio)
 
 
 def _scale(factors: Sequence[Tensor], ratio: float) -> None:

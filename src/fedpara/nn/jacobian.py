@@ -2,11 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from fedpara.nn.factorizations import Factorization
-
-Factors = dict[str, Tensor]
+from fedpara.nn.factorizations import Factorization, Factors
 
 
 def jacobian_penalty(factorization: Factorization, factors: Factors, jacobian: Tensor, learning_rate: float) -> Tensor:
@@ -23,10 +20,10 @@ def jacobian_penalty(factorization: Factorization, factors: Factors, jacobian: T
     Returns:
         A scalar, differentiable in `factors`.
     """
-    weight = functional_call(factorization, factors, ())
+    weight = factorization.refold(factorization.compose(factors))
     gradients = torch.autograd.grad(weight, list(factors.values()), jacobian, create_graph=True)
     after = {n: f - learning_rate * g for (n, f), g in zip(factors.items(), gradients, strict=True)}
-    stepped = functional_call(factorization, after, ())
+    stepped = factorization.refold(factorization.compose(after))
     return 0.5 * (stepped - (weight - learning_rate * jacobian)).square().sum()
 
 

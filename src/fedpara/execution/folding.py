@@ -1,0 +1,151 @@
+"""Many copies of a network as one: the clients' channels side by side, every layer computing them all at once.
+
+Activations keep their shape but for the channels: (B, K C, ...) for K clients, client by client. Convolutions become
+grouped, linear layers batched products, group norms have K times the groups; what has no parameters stays as it is.
+Every parameter gets a first dimension, the client, and so do FedPara's factors, which compose as they are.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedpara.nn import Factorization
+from fedpara.state import State
+
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+def _convolution(function: Callable[..., Tensor], layer: Any, inputs: Tensor) -> Tensor:
+    weight, bias = layer.weight, layer.bias
+    bias = None if bias is None else bias.flatten()
+    groups = len(weight) * layer.groups
+    return function(inputs, weight.flatten(0, 1), bias, layer.stride, layer.padding, layer.dilation, groups)
+
+
+def _linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    weight, bias = layer.weight, layer.bias
+    own = inputs.view(len(inputs), len(weight), -1).transpose(0, 1)
+    outputs = torch.bmm(own, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), own, weight.mT)
+    return outputs.transpose(0, 1).flatten(1)
+
+
+def _group_norm(layer: nn.GroupNorm, inputs: Tensor) -> Tensor:
+    return F.group_norm(
+        inputs, len(layer.weight) * layer.num_groups, layer.weight.flatten(), layer.bias.flatten(), layer.eps
+    )
+
+
+FOLDED: dict[type[nn.Module], Forward] = {
+    nn.Conv1d: partial(_convolution, F.conv1d),
+    nn.Conv2d: partial(_convolution, F.conv2d),
+    nn.Conv3d: partial(_convolution, F.conv3d),
+    nn.Linear: _linear,
+    nn.GroupNorm: _group_norm,
+}
+
+
+class Dropouts(nn.Module):
+    """Each client's own dropout: the masks that it would draw alone, from a generator of its own."""
+
+    def __init__(self, probability: float, clients: "Folded") -> None:
+        super().__init__()
+        self.probability = probability
+        self.draw = clients.draw  # not the module, which would be registered within itself
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Zero with the probability, scale the rest."""
+        if not (self.training and self.probability):
+            return inputs
+        return inputs * self.draw(inputs, 1 - self.probability)
+
+
+class Folded(nn.Module):
+    """K copies of `network`, with its names of parameters, each of a first dimension K.
+
+    Attributes:
+        sizes: of each client, the examples of its batch at hand; the rest of the batch is padding.
+        generators: of each client, what its dropout draws from.
+
+    Raises:
+        ValueError: a layer is not one that can be folded, or the network does more than its layers show.
+    """
+
+    def __init__(self, network: nn.Module, num_clients: int) -> None:
+        super().__init__()
+        self.num_clients = num_clients
+        self.sizes: Sequence[int] = ()
+        self.generators: Sequence[torch.Generator] = ()
+        self.network = copy.deepcopy(network)
+        for name, layer in list(self.network.named_modules()):
+            self._fold(name, layer)
+
+    def _fold(self, name: str, layer: nn.Module) -> None:
+        own = [key for key, value in layer._parameters.items() if value is not None]
+        forward = next((FOLDED[kind] for kind in FOLDED if isinstance(layer, kind)), None)
+        if isinstance(layer, nn.Dropout):
+            parent, _, last = name.rpartition(".")
+            setattr(self.network.get_submodule(parent), last, Dropouts(layer.p, self))
+        elif forward and getattr(layer, "padding_mode", "zeros") == "zeros" and getattr(layer, "affine", True):
+            layer.forward = partial(forward, layer)
+        elif layer._buffers or (
+            own and not isinstance(layer, Factorization | nn.utils.parametrize.ParametrizationList)
+        ):
+            raise ValueError(f"{name or 'the network'} is a {type(layer).__name__}")
+        for key in own:
+            parameter = layer._parameters[key]
+            assert parameter is not None
+            stacked = parameter.detach().new_empty(self.num_clients, *parameter.shape)
+            layer._parameters[key] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
+
+    def load(self, states: Sequence[State]) -> None:
+        """One state for each client."""
+        with torch.no_grad():
+            for name, tensor in self.network.state_dict().items():
+                for own, state in zip(tensor, states, strict=True):
+                    own.copy_(state[name])
+
+    def read(self, client: int) -> State:
+        """A copy of one client's state."""
+        return {name: tensor[client].clone() for name, tensor in self.network.state_dict().items()}
+
+    def draw(self, inputs: Tensor, probability: float) -> Tensor:
+        """The factors of a dropout, 0 or 1 / probability, drawn by each client for its own examples."""
+        batch, channels, *rest = inputs.shape
+        factors = inputs.new_zeros(batch, self.num_clients, channels // self.num_clients, *rest)
+        for client, (size, generator) in enumerate(zip(self.sizes, self.generators, strict=True)):
+            mask = inputs.new_empty(size, *factors.shape[2:]).bernoulli_(probability, generator=generator)
+            factors[:size, client] = mask / probability
+        return factors.view_as(inputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, K, ...) to the logits (B, K, classes)."""
+        return self.network(inputs.flatten(1, 2)).unflatten(1, (self.num_clients, -1))
+
+
+@torch.no_grad()
+def require_foldable(network: nn.Module, example: Tensor) -> None:
+    """See that three folded copies with different weights give what each gives alone.
+
+    Args:
+        example: a batch of one, as the network takes it.
+
+    Raises:
+        ValueError: they do not.
+    """
+    folded = Folded(network, 3).eval()
+    training = network.training
+    network.eval()
+    states = [{n: t + 0.1 * k * torch.randn_like(t) for n, t in network.state_dict().items()} for k in range(3)]
+    folded.load(states)
+    alone = [torch.func.functional_call(network, state, (example,)) for state in states]
+    network.train(training)
+    try:
+        together = folded(torch.stack([example] * 3, dim=1))
+        torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=1e-3, atol=1e-4)
+    except (RuntimeError, AssertionError, IndexError) as error:
+        raise ValueError(f"{type(network).__name__} does more than its layers show") from error

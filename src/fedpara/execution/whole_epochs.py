@@ -1,0 +1,138 @@
+"""A local epoch as one batch of Lightning's: its loops once an epoch instead of once a step, on a GPU no host at all.
+
+What a user's LightningModule keeps: `training_step`, `configure_optimizers`, `on_before_optimizer_step` of its
+callbacks, the Trainer's precision and device. What it loses: the hooks around single batches, gradient clipping and
+accumulation by the Trainer, schedulers that step within an epoch. `executor.whole_epochs=false` has them all.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from fedpara.data.examples import Batch, Batches, EpochBatches
+from fedpara.execution.local import LocalRecord
+
+Step = Callable[[], Tensor]
+Capture = Callable[[Step], Step]
+
+
+class Epochs:
+    """A loader of one item an epoch: the iterator over the epoch's batches. Lightning calls `sampler.set_epoch`."""
+
+    def __init__(self, batches: Batches, keys: EpochBatches) -> None:
+        self.batches, self.sampler = batches, keys
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        yield self.batches.epoch(self.sampler)
+
+
+class WholeEpochs(LightningModule):
+    """Trains `module` on all batches of an epoch in one `training_step`.
+
+    Args:
+        module: gives the loss of a batch and the optimizer; it must have `network`.
+        capture: makes of a step one that repeats it on the same memory, `cuda_graph`; None: every step is run as it is.
+            What a captured step reads, batch, model, learning rate and corrections, is copied to where it looks.
+
+    Attributes:
+        record: of the client at hand; to be set before a fit.
+        variant: whatever makes a client's step another one than the last client's; a step is captured for each.
+    """
+
+    def __init__(self, module: Any, capture: Capture | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.module, self.capture = module, capture
+        self.network = module.network
+        self.record = LocalRecord()
+        self.variant: Any = None
+        self._captured: dict[Any, tuple[Batch, Step]] = {}
+        self._kept: torch.optim.Optimizer | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """A fresh one; where steps are captured, the one that they hold, made as new."""
+        fresh: torch.optim.Optimizer = self.module.configure_optimizers()
+        if fresh.defaults.get("dampening"):
+            self.capture = None  # zeros are no fresh start then
+        if self.capture is None:
+            return fresh
+        if self._kept is None:
+            self._kept = fresh
+            self._rate = fresh.param_groups[0]["lr"]
+            for group in fresh.param_groups:
+                group["lr"] = torch.tensor(group["lr"], device=self.device)
+            return fresh
+        self._rate = fresh.param_groups[0]["lr"]
+        for kept, new in zip(self._kept.param_groups, fresh.param_groups, strict=True):
+            kept["lr"].fill_(new["lr"])
+        for tensor in self._moments():
+            tensor.zero_()
+        return self._kept
+
+    def _moments(self) -> Iterator[Tensor]:
+        """What the kept optimizer remembers; all zeros are a fresh start."""
+        assert self._kept is not None
+        for state in self._kept.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are made where they are needed."""
+        return batch
+
+    def training_step(self, epoch: Iterable[Batch], index: int) -> None:
+        """All steps of one epoch."""
+        for batch in epoch:
+            loss = self._step(batch) if self.capture is None else self._replay(batch, self.capture)
+            self.record.add(loss, len(batch[1]))
+
+    def _step(self, batch: Batch) -> Tensor:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss = self.module.training_step(batch, 0)
+        self.manual_backward(loss)
+        optimizer.step()
+        return loss.detach()
+
+    def _replay(self, batch: Batch, capture: Capture) -> Tensor:
+        key = self.variant, *(tensor.shape for tensor in batch)
+        if key not in self._captured:
+            held: Batch = batch[0].clone(), batch[1].clone()
+            state = [*self.network.state_dict().values(), *self._moments()]
+            before = [tensor.clone() for tensor in state]
+            self._captured[key] = held, capture(lambda: self._step(held))
+            known = {tensor.data_ptr() for tensor in state}
+            for moment in self._moments():
+                if moment.data_ptr() not in known:
+                    moment.zero_()
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)  # capturing takes steps to warm up
+        held, step = self._captured[key]
+        for here, there in zip(held, batch, strict=True):
+            here.copy_(there)
+        self.record.count(self._rate)
+        return step()
+
+
+def cuda_graph(step: Step, warm_up: int = 3) -> Step:
+    """Capture a step, after some to warm up, as PyTorch's notes on CUDA graphs ask; what is returned replays it."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(warm_up):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return loss
+
+    return replay
