@@ -41,7 +41,8 @@ SAME = 1e-4  # of the distance that the floor's parameters moved; two epochs swa
 
 OURS: dict[str, list[str]] = {  # more words of src/train.py's command line
     "serial": [],
-    "whole_epochs": ["+executor.whole_epochs=true"],
+    "whole_epochs": ["executor.whole_epochs=true"],
+    "whole_epochs_medium": ["executor.whole_epochs=true", "executor.matmul_precision=medium"],
     "processes": ["executor=processes"],
     "vectorized": ["executor=vectorized"],
     "auto": ["executor=auto"],

@@ -40,14 +40,15 @@ def trained(workload, num_rounds=2):
     return {name: tensor.numpy() for name, tensor in model.items()}
 
 
-def test_the_command_that_is_timed_trains_the_floors_model(small, monkeypatch, tmp_path):
+@pytest.mark.parametrize("variant", ["serial", "whole_epochs"])
+def test_the_command_that_is_timed_trains_the_floors_model(small, monkeypatch, tmp_path, variant):
     """src/train.py as benchmarks/rounds.py starts it, two rounds of it, through wire and run folder, in float64."""
     driver, child = Pipe()
     for word in ("train", "train", "model", "end"):
         driver.send(word)
     monkeypatch.setenv(pace.DESCRIPTOR, str(child.fileno()))
     monkeypatch.setattr(pace, "Connection", lambda descriptor: child)
-    arguments = [*ours.overrides("small"), *rounds.OURS["serial"], f"hydra.run.dir={tmp_path / 'run'}"]
+    arguments = [*ours.overrides("small"), *rounds.OURS[variant], f"hydra.run.dir={tmp_path / 'run'}"]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     GlobalHydra.instance().clear()
     logging.getLogger().handlers.clear()
