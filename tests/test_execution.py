@@ -178,6 +178,18 @@ def rehearsed(step):
     return step
 
 
+def test_whole_epochs_take_the_trainers_precision():
+    torch.manual_seed(0)
+    networks = [factorize(MLP([16, 8, 3]), FedPara(gamma=0.5)).double() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    plain, whole = (
+        executor(n, precision="64-true", whole_epochs=w) for n, w in zip(networks, (False, True), strict=True)
+    )
+    task = ClientTask(0, plain.initial_state(), 1.0, seed=0)
+    (one,), (other,) = plain.run([task]), whole.run([task])
+    assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+
+
 def test_whole_epochs_refuse_what_they_leave_out():
     with pytest.raises(ValueError, match=r"gradient_clip_val=1\.0: must be absent, or executor\.whole_epochs=false"):
         executor(gradient_clip_val=1.0, whole_epochs=True)

@@ -3,5 +3,14 @@
 from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.execution.faults import FaultInjection
 from fedpara.execution.serial import SerialExecutor
+from fedpara.execution.vectorized import VectorizedExecutor
 
-__all__ = ["ClientFailure", "ClientTask", "Executor", "FaultInjection", "LocalResult", "SerialExecutor"]
+__all__ = [
+    "ClientFailure",
+    "ClientTask",
+    "Executor",
+    "FaultInjection",
+    "LocalResult",
+    "SerialExecutor",
+    "VectorizedExecutor",
+]

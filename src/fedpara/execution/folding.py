@@ -129,7 +129,7 @@ class Folded(nn.Module):
 
 @torch.no_grad()
 def require_foldable(network: nn.Module, example: Tensor) -> None:
-    """See that three folded copies with different weights give what each gives alone.
+    """See that three folded copies, with weights and inputs of their own, give what each gives alone.
 
     Args:
         example: a batch of one, as the network takes it.
@@ -142,10 +142,11 @@ def require_foldable(network: nn.Module, example: Tensor) -> None:
     network.eval()
     states = [{n: t + 0.1 * k * torch.randn_like(t) for n, t in network.state_dict().items()} for k in range(3)]
     folded.load(states)
-    alone = [torch.func.functional_call(network, state, (example,)) for state in states]
+    examples = [example + 0.1 * k * torch.randn_like(example) for k in range(3)]
+    alone = [torch.func.functional_call(network, s, (e,)) for s, e in zip(states, examples, strict=True)]
     network.train(training)
     try:
-        together = folded(torch.stack([example] * 3, dim=1))
+        together = folded(torch.stack(examples, dim=1))
         torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=1e-3, atol=1e-4)
     except (RuntimeError, AssertionError, IndexError) as error:
         raise ValueError(f"{type(network).__name__} does more than its layers show") from error

@@ -98,11 +98,14 @@ class GradientCorrection(Callback):
 
 
 def _placed(given: State, held: State, device: torch.device) -> State:
-    """A copy of `given` in the memory of `held` where there is some."""
-    return {
-        name: held[name].copy_(tensor) if name in held else tensor.to(device, copy=True)
-        for name, tensor in given.items()
-    }
+    """A copy of `given`, in the memory of `held` where that has the shape."""
+
+    def place(tensor: Tensor, there: Tensor | None) -> Tensor:
+        if there is None or there.shape != tensor.shape:
+            return tensor.to(device, copy=True)
+        return there.copy_(tensor)
+
+    return {name: place(tensor, held.get(name)) for name, tensor in given.items()}
 
 
 class JacobianCorrection(Callback):

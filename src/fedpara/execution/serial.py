@@ -142,15 +142,18 @@ class SerialExecutor:
     def _train(self, task: ClientTask, record: LocalRecord) -> None:
         *_, gradient = self._corrections
         gradient.correction = task.correction
-        loader = self.datamodule.client_dataloader(task.client, task.seed)
         torch.manual_seed(task.seed)
-        with self._kept_trainer("fit") as trainer, _interruptible():
+        with self._kept_trainer("fit") as trainer, interruptible():
             vars(trainer)["callbacks"] = [*self._given_callbacks, record, *self._corrections]
             if self._whole is None:
-                trainer.fit(self.module, loader)
+                trainer.fit(self.module, self.datamodule.client_dataloader(task.client, task.seed))
             else:
                 self._whole.record, self._whole.variant = record, gradient.variant
-                trainer.fit(self._whole, Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler)))
+                trainer.fit(self._whole, self._epochs(task))
+
+    def _epochs(self, task: ClientTask) -> Epochs:
+        loader = self.datamodule.client_dataloader(task.client, task.seed)
+        return Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler))
 
     def _whole_epochs(self, options: dict[str, Any]) -> WholeEpochs:
         for name in ONLY_BY_BATCH & options.keys():
@@ -161,15 +164,15 @@ class SerialExecutor:
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
         load_state(self.module.network, state)
-        with parametrize.cached(), self._kept_trainer("test") as trainer, _interruptible():
+        with parametrize.cached(), self._kept_trainer("test") as trainer, interruptible():
             (metrics,) = trainer.test(self.module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
     @contextmanager
-    def _kept_trainer(self, purpose: str) -> Iterator[Trainer]:
+    def _kept_trainer(self, purpose: str, max_epochs: int | None = None) -> Iterator[Trainer]:
         """One Trainer for all clients, with new loops for each; after an error another one."""
         trainer = self._trainers.pop(purpose, None) or self._trainer()
-        trainer.fit_loop = _FitLoop(trainer, max_epochs=self.max_epochs)
+        trainer.fit_loop = _FitLoop(trainer, max_epochs=max_epochs or self.max_epochs)
         trainer.fit_loop.epoch_loop = _TrainingEpochLoop(trainer)
         yield trainer
         self._trainers[purpose] = trainer
@@ -200,7 +203,7 @@ def _require_hardware(precision: str, device: torch.device) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Lightning turns an interruption into `SystemExit`, and SIGINT off; turn both back."""
     handler = signal.getsignal(signal.SIGINT)
     try:

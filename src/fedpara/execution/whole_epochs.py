@@ -31,6 +31,12 @@ class Epochs:
     def __iter__(self) -> Iterator[Iterator[Batch]]:
         yield self.batches.epoch(self.sampler)
 
+    def all(self, number: int) -> Iterator[Batch]:
+        """The batches of that many epochs, one after the other."""
+        for epoch in range(number):
+            self.sampler.set_epoch(epoch)
+            yield from self.batches.epoch(self.sampler)
+
 
 class WholeEpochs(LightningModule):
     """Trains `module` on all batches of an epoch in one `training_step`.
@@ -88,6 +94,7 @@ class WholeEpochs(LightningModule):
     def training_step(self, epoch: Iterable[Batch], index: int) -> None:
         """All steps of one epoch."""
         for batch in epoch:
+            batch = self.trainer.precision_plugin.convert_input(batch)
             loss = self._step(batch) if self.capture is None else self._replay(batch, self.capture)
             self.record.add(loss, len(batch[1]))
 

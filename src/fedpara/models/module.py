@@ -1,6 +1,6 @@
 """The LightningModule of every classification network, trained by a client or tested by the server."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from pytorch_lightning import LightningModule
@@ -55,7 +55,11 @@ class ClassificationModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh optimizer at the round's learning rate."""
-        optimizer = self.make_optimizer(self.parameters())
+        return self.optimizer_of(self.parameters())
+
+    def optimizer_of(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """A fresh optimizer of other parameters, at the round's learning rate."""
+        optimizer = self.make_optimizer(parameters)
         for group in optimizer.param_groups:
             group["lr"] *= self.learning_rate_factor
         return optimizer

@@ -1,0 +1,237 @@
+"""Many clients in one batched computation: for networks so small that a step is mostly overhead."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, validate_call
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from fedpara.algorithms.base import Correction
+from fedpara.data.datamodule import FederatedDataModule
+from fedpara.data.examples import Batch
+from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
+from fedpara.execution.folding import Folded, require_foldable
+from fedpara.execution.serial import SerialExecutor, interruptible
+from fedpara.models.module import ClassificationModule
+from fedpara.state import State, num_elements
+
+ELEMENTWISE = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Adamax", "ASGD", "Rprop"}
+WAY_OUT = "take executor=serial or processes"
+
+
+class ManyClients(LightningModule):
+    """The local training of several clients as one batch of Lightning's, their losses summed: none touches another's.
+
+    Args:
+        module: whose network is folded, and whose optimizer is taken, over all clients' parameters.
+    """
+
+    def __init__(self, module: ClassificationModule, num_clients: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.module = [module]  # not as a part: its parameters are not trained
+        self.folded = Folded(module.network, num_clients)
+        self.network = self.folded.network
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """A fresh one, at the round's learning rate."""
+        return self.module[0].optimizer_of(self.network.parameters())
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are made where they are needed."""
+        return batch
+
+    def training_step(self, chunk: "Chunk", index: int) -> None:
+        """All steps of all epochs; a client that has done its own goes along on padding, its result taken before."""
+        optimizer: Any = self.optimizers()
+        for batch in chunk:
+            inputs, labels, share = self.trainer.precision_plugin.convert_input(batch)
+            self.folded.sizes, self.folded.generators = chunk.sizes, chunk.generators
+            optimizer.zero_grad()
+            logits = self.folded(inputs)
+            losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            losses = (losses.view_as(labels) * share).sum(0)
+            self.manual_backward(losses.sum())
+            optimizer.step()
+            chunk.add(losses.detach().float(), self.folded, optimizer.param_groups[0]["lr"])
+
+
+class Chunk:
+    """The batches of several clients side by side, and what comes of each.
+
+    Attributes:
+        sizes: examples of each client in the batch at hand; 0 once it has no more.
+        results: of the clients that are through, by position.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[ClientTask],
+        streams: Sequence[Iterator[Batch]],
+        lengths: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.tasks, self.streams, self.lengths = tasks, streams, lengths
+        self.generators = [torch.Generator(device).manual_seed(task.seed) for task in tasks]
+        self.sizes: list[int] = []
+        self.results: dict[int, tuple[State, int, float, Tensor]] = {}
+        self._steps, self._rates, self._losses = 0, 0.0, torch.zeros(len(tasks))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Inputs (B, K, ...), labels (B, K), and of each example its share in its client's mean loss, 0 for padding."""
+        for _ in range(max(self.lengths)):
+            yield self._side_by_side([next(stream, None) for stream in self.streams])
+
+    def _side_by_side(self, batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor, Tensor]:
+        self.sizes = [0 if batch is None else len(batch[1]) for batch in batches]
+        inputs, labels = next(batch for batch in batches if batch is not None)
+        shape = max(self.sizes), len(batches)
+        if all(size == shape[0] for size in self.sizes):
+            whole = [batch for batch in batches if batch is not None]
+            all_inputs, all_labels = (torch.stack(part, dim=1) for part in zip(*whole, strict=True))
+            return all_inputs, all_labels, all_inputs.new_full(shape, 1 / shape[0])
+        all_inputs = inputs.new_zeros(*shape, *inputs.shape[1:])
+        all_labels, share = labels.new_zeros(shape), inputs.new_zeros(shape)
+        for client, batch in enumerate(batches):
+            if batch is not None:
+                size = len(batch[1])
+                all_inputs[:size, client], all_labels[:size, client] = batch
+                share[:size, client] = 1 / size
+        return all_inputs, all_labels, share
+
+    def add(self, losses: Tensor, folded: Folded, rate: float) -> None:
+        """After a step: sum up, and take the results of those for whom it was the last."""
+        self._steps += 1
+        self._rates += rate
+        self._losses = self._losses.to(losses.device) + losses * torch.tensor(self.sizes, device=losses.device)
+        for client, length in enumerate(self.lengths):
+            if length == self._steps:
+                self.results[client] = folded.read(client), self._steps, self._rates, self._losses[client]
+
+
+class VectorizedExecutor(SerialExecutor):
+    """Trains as many clients at once as memory allows; the same results as one by one, up to rounding.
+
+    Args:
+        chunk_size: clients at once; None: as many as `memory_gb` holds, 64 at most.
+        memory_gb: for the chunk's parameters, gradients and activations, in 10^9 bytes.
+        others: as of `SerialExecutor`, which tests models and trains those of a chunk that raised.
+
+    Raises:
+        ValueError: the module, the optimizer or the trainer does something that goes beyond one client's own numbers.
+    """
+
+    @validate_call(config={"arbitrary_types_allowed": True})
+    def __init__(
+        self,
+        module: ClassificationModule,
+        datamodule: FederatedDataModule,
+        trainer: Any,
+        jacobian_correction: Annotated[float, Field(ge=0)] = 0.0,
+        chunk_size: Annotated[int, Field(ge=1)] | None = None,
+        memory_gb: Annotated[float, Field(gt=0)] = 2.0,
+        matmul_precision: Any = "highest",
+    ) -> None:
+        super().__init__(module, datamodule, trainer, jacobian_correction, True, matmul_precision)
+        self.chunk_size, self.memory_gb = chunk_size, memory_gb
+        self._many: dict[int, ManyClients] = {}
+        if type(module).training_step is not ClassificationModule.training_step:
+            raise ValueError(f"{type(module).__name__} has a training_step of its own: {WAY_OUT}")
+        optimizer = type(module.configure_optimizers()).__name__
+        if optimizer not in ELEMENTWISE:
+            raise ValueError(f"{optimizer} may mix clients, it is none of {', '.join(sorted(ELEMENTWISE))}: {WAY_OUT}")
+        if str(getattr(trainer, "keywords", {}).get("precision")) == "16-mixed":
+            raise ValueError(f"precision=16-mixed: one client's overflow would skip all clients' steps: {WAY_OUT}")
+
+    @torch.no_grad()
+    def try_one_example(self) -> None:
+        """As of the serial executor; and see that the network can be folded, and how many fit into memory."""
+        super().try_one_example()
+        inputs, _ = next(iter(self.datamodule.test_dataloader()))
+        example = inputs[:1].to(self.device)
+        try:
+            require_foldable(self.module.network, example)
+        except ValueError as error:
+            raise ValueError(f"executor=vectorized cannot fold it, {error}: {WAY_OUT}") from error
+        if self.chunk_size is None:
+            self.chunk_size = self._affordable(example)
+
+    def _affordable(self, example: Tensor) -> int:
+        """Clients for whom there is memory: weights thrice, activations twice, gradients included."""
+        seen = 0
+
+        def count(layer: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal seen
+            seen += output.numel() if isinstance(output, Tensor) else 0
+
+        handles = [layer.register_forward_hook(count) for layer in self.module.network.modules()]
+        self.module.network(example)
+        for handle in handles:
+            handle.remove()
+        values = 3 * num_elements(self.initial_state()) + 2 * seen * self.datamodule.batch_size
+        return max(1, min(64, int(self.memory_gb * 1e9 / (values * example.element_size()))))
+
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
+        """Chunk after chunk; where one raises, its clients are trained one by one, to fail alone."""
+        waiting = iter(tasks)
+        while chunk := list(islice(waiting, self.chunk_size or 8)):
+            try:
+                results = self._train_chunk(chunk)
+            except Exception:
+                yield from super().run(chunk)
+            else:
+                yield from results
+
+    def _train_chunk(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
+        start = time.perf_counter()
+        many = self._many.setdefault(len(tasks), ManyClients(self.module, len(tasks)))
+        many.to(self.device)
+        many.folded.load([task.state for task in tasks])
+        self.module.learning_rate_factor = tasks[0].learning_rate_factor
+        chunk = Chunk(tasks, *self._streams(tasks), self.device)
+        *_, gradient = self._corrections
+        gradient.correction = _stacked([task.correction for task in tasks])
+        with self._kept_trainer("fit", max_epochs=1) as trainer, interruptible():
+            vars(trainer)["callbacks"] = [*self._given_callbacks, *self._corrections]
+            trainer.fit(many, [chunk])
+        return [self._result(chunk, client, time.perf_counter() - start) for client in range(len(tasks))]
+
+    def _streams(self, tasks: Sequence[ClientTask]) -> tuple[list[Iterator[Batch]], list[int]]:
+        """Of each client the batches of all its epochs, and how many they are."""
+        streams, lengths = [], []
+        for task in tasks:
+            epochs = self._epochs(task)
+            streams.append(epochs.all(self.max_epochs))
+            lengths.append(len(epochs.sampler) * self.max_epochs)
+        return streams, lengths
+
+    def _result(self, chunk: Chunk, client: int, seconds: float) -> LocalResult:
+        state, num_steps, rates, loss = chunk.results[client]
+        task = chunk.tasks[client]
+        num_examples = self.datamodule.num_examples(task.client)
+        loss_mean = float(loss) / (num_examples * self.max_epochs)
+        return LocalResult(task.client, state, num_examples, num_steps, rates, loss_mean, seconds / len(chunk.tasks))
+
+
+def _stacked(corrections: Sequence[Correction]) -> Correction:
+    """One correction with a first dimension for the client; an offset that a client lacks is zero.
+
+    Raises:
+        ValueError: clients are pulled to anchors of different names, or with different strength.
+    """
+    first = corrections[0]
+    if any(c.proximal != first.proximal or c.anchor.keys() != first.anchor.keys() for c in corrections):
+        raise ValueError("clients of one chunk must be pulled alike")
+    offsets = {name: tensor for correction in corrections for name, tensor in correction.offset.items()}
+    return Correction(
+        first.proximal,
+        {name: torch.stack([c.anchor[name] for c in corrections]) for name in first.anchor},
+        {
+            name: torch.stack([c.offset.get(name, torch.zeros_like(like)) for c in corrections])
+            for name, like in offsets.items()
+        },
+    )

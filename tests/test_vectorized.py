@@ -1,0 +1,146 @@
+"""Many clients in one computation give what each gives alone."""
+
+from functools import partial
+
+import pytest
+import pytorch_lightning
+import torch
+from torch import nn
+
+from conftest import make_federation, tiny_images
+from fedpara.algorithms import FedAvg
+from fedpara.algorithms.feddyn import FedDyn
+from fedpara.algorithms.fedopt import FedAdam
+from fedpara.algorithms.fedprox import FedProx
+from fedpara.algorithms.scaffold import Scaffold
+from fedpara.data import IID, Dirichlet, FederatedDataModule
+from fedpara.execution import ClientFailure, ClientTask, SerialExecutor, VectorizedExecutor
+from fedpara.models import MLP, VGG, ClassificationModule, ResNet
+from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize
+
+ALGORITHMS = {"fedavg": FedAvg, "fedprox": partial(FedProx, mu=0.3), "scaffold": Scaffold, "feddyn": FedDyn}
+RECIPES = {
+    "dense": (Dense(), None),
+    "low-rank": (EqualSizeLowRank(gamma=0.5), None),
+    "fedpara": (FedPara(gamma=0.5), None),
+    "pfedpara": (PFedPara(gamma=0.5), ["*2"]),
+    "fedper": (FedPara(gamma=0.5), ["layers.3.*"]),
+    "local": (FedPara(gamma=0.5), ["*"]),
+}
+
+
+def final(executor, rounds=2, **options):
+    federation = make_federation(executor=executor, clients_per_round=4, num_rounds=rounds, **options)
+    return federation, [federation.run_round() for _ in range(rounds)]
+
+
+def assert_same(first, second, tolerance):
+    (one, records), (other, rows) = first, second
+    for part, state in one.server.items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(other.server[part][name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+    for client, state in one.personal.items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(other.personal[client][name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+    assert [r.train_loss for r in records] == pytest.approx([r.train_loss for r in rows], rel=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS.values(), FedAdam], ids=[*ALGORITHMS, "fedadam"])
+@pytest.mark.parametrize(("recipe", "personal"), RECIPES.values(), ids=RECIPES)
+def test_every_algorithm_factorisation_and_split_as_one_by_one(algorithm, recipe, personal):
+    options = {"recipe": recipe, "personal": personal, "lr_decay": 0.9, "partition": Dirichlet(0.5, 6)}
+    serial = final(SerialExecutor, algorithm=algorithm(), **options)
+    vectorized = final(partial(VectorizedExecutor, chunk_size=3), algorithm=algorithm(), **options)
+    assert_same(serial, vectorized, 1e-5)
+
+
+def convolutional(executor, double=True, network=None, optimizer=None, **options):
+    """A VGG with dropout, GroupNorm and two factorised stages on clients of unequal size."""
+    torch.manual_seed(0)
+    if network is None:
+        network = factorize(VGG([[4, 8], [8]], [6], 3, in_channels=1, dropout=0.4), FedPara(gamma=0.4))
+    network = network.double() if double else network
+    optimizer = optimizer or partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01)
+    module = ClassificationModule(network, optimizer, 3)
+    data = FederatedDataModule(
+        tiny_images, Dirichlet(0.4, 3), num_clients=5, num_classes=3, in_channels=1, batch_size=8
+    )
+    data.setup()
+    precision = "64-true" if double else "32-true"
+    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=2, precision=precision)
+    return executor(module, data, trainer, **options)
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_convolutions_dropout_momentum_and_unequal_clients(double, strength):
+    serial = convolutional(SerialExecutor, double, jacobian_correction=strength)
+    vectorized = convolutional(VectorizedExecutor, double, jacobian_correction=strength, chunk_size=5)
+    assert len({serial.datamodule.num_examples(client) for client in range(5)}) > 2
+    state = serial.initial_state()
+    tasks = [ClientTask(client, state, 0.5, seed=client + 7) for client in range(5)]
+    tolerance = 1e-12 if double else 1e-5
+    for one, other in zip(serial.run(tasks), vectorized.run(tasks), strict=True):
+        assert (one.client, one.num_examples, one.num_steps) == (other.client, other.num_examples, other.num_steps)
+        assert one.learning_rate_sum == pytest.approx(other.learning_rate_sum)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+        for name, tensor in one.state.items():
+            torch.testing.assert_close(other.state[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_chunks_are_as_many_as_memory_holds():
+    made = convolutional(VectorizedExecutor, double=False, memory_gb=0.0005)
+    made.try_one_example()
+    assert 1 <= made.chunk_size < 20
+    larger = convolutional(VectorizedExecutor, double=False)
+    larger.try_one_example()
+    assert larger.chunk_size == 64
+
+
+def test_a_client_that_raises_fails_alone():
+    made = convolutional(VectorizedExecutor, chunk_size=5)
+    state = made.initial_state()
+    broken = {name: tensor for name, tensor in state.items() if "bias" not in name}
+    outcomes = list(made.run([ClientTask(c, broken if c == 1 else state, 1.0, seed=c) for c in range(3)]))
+    assert [isinstance(outcome, ClientFailure) for outcome in outcomes] == [False, True, False]
+
+
+class Shuffled(nn.Module):
+    """Mixes channels outside of any layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 3)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1).flip(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (ResNet([4], [1], 3, in_channels=1), "norm1 is a BatchNorm2d: take executor=serial or processes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(1)), "Sequential does more than its layers show"),
+        (Shuffled(), "Shuffled does more than its layers show"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.LayerNorm(3)), "2 is a LayerNorm"),
+    ],
+    ids=["batch-norm", "softmax", "shuffled", "layer-norm"],
+)
+def test_networks_that_cannot_be_folded_say_so(network, reason):
+    with pytest.raises(ValueError, match=reason):
+        convolutional(VectorizedExecutor, double=False, network=network).try_one_example()
+
+
+def test_optimizers_and_losses_that_mix_clients_are_refused():
+    with pytest.raises(ValueError, match="LBFGS may mix clients, it is none of ASGD, Adadelta"):
+        convolutional(VectorizedExecutor, optimizer=partial(torch.optim.LBFGS, lr=0.1))
+
+    class Other(ClassificationModule):
+        def training_step(self, batch, batch_index):
+            return super().training_step(batch, batch_index) * 2
+
+    network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+    data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
+    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=2)
+    with pytest.raises(ValueError, match="Other has a training_step of its own: take executor=serial or processes"):
+        VectorizedExecutor(Other(network, partial(torch.optim.SGD, lr=0.1), 3), data, trainer)
