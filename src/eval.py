@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from fedpara.configuration import ConfigurationError, blame, one_line
-from train import Experiment, build_experiment, build_federation
+from fedpara.configuration import ConfigurationError, blame, one_line, read_yaml, require_nodes
+from train import GROUPS, Experiment, build_experiment, build_federation
 
 if TYPE_CHECKING:
     from fedpara.federation import Federation
@@ -37,10 +36,12 @@ def load(folder: Path, overrides: list[str]) -> tuple[Experiment, "Federation"]:
 
     if not (folder / "config.yaml").is_file():
         raise ConfigurationError(f"run={folder}: not a run folder, it holds no config.yaml")
+    saved = read_yaml(folder / "config.yaml", f"run={folder}")
     try:
-        cfg: Any = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), OmegaConf.from_dotlist(overrides))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigurationError(f"run={folder}: its config.yaml cannot be read ({one_line(error)})") from error
+        cfg: Any = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))
+        require_nodes(cfg, GROUPS)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"run={folder}: its config.yaml cannot be used ({one_line(error)})") from error
     _find_data(cfg, "paths.data_dir" in dict(override.split("=", 1) for override in overrides))
     experiment = build_experiment(cfg)
     federation = build_federation(cfg, experiment)
@@ -73,18 +74,22 @@ def evaluate(federation: "Federation", client: int | None = None) -> dict[str, f
 
 
 def export(form: str, experiment: Experiment, state: "State", metrics: dict[str, float], path: Path) -> None:
-    """Write a model as merged weights ("dense") or as a graph ("onnx")."""
+    """Write a model as merged weights ("dense") or as a graph ("onnx"), with what its user must know, as JSON."""
+    from fedpara.data import Normalize
     from fedpara.export import export_dense, export_onnx
     from fedpara.state import load_state
 
     network, data = experiment.executor.module.network, experiment.datamodule
     load_state(network, state)
     inputs, _ = next(iter(data.test_dataloader()))
+    known: dict[str, Any] = {"data": data.name, "num_classes": data.num_classes, "input_shape": list(inputs.shape[1:])}
+    if isinstance(data.prepare, Normalize):
+        known |= {"mean": data.prepare.mean, "std": data.prepare.std}
+    metadata = {name: json.dumps(value) for name, value in {**known, "metrics": metrics}.items()}
     if form == "onnx":
-        export_onnx(network, inputs[:2], path)
+        export_onnx(network, inputs[:2], path, metadata)
     else:
-        known = {"data": data.name, "input_shape": list(inputs.shape[1:]), "metrics": metrics}
-        export_dense(network, path, {name: json.dumps(value) for name, value in known.items()})
+        export_dense(network, path, metadata)
 
 
 def _find_data(cfg: Any, given: bool) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import re
 import sys
@@ -18,18 +19,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpara import sweep, sweep_table
-from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, require_nodes
-from fedpara.files import reserve, write_atomically
+from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, read_yaml, require_nodes
+from fedpara.files import UnusableFile, reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.runs import Run, leaves, read_rows
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
 
+    from fedpara.callbacks import LoggerForwarding
     from fedpara.data import FederatedDataModule
     from fedpara.execution import SerialExecutor
     from fedpara.federation import Federation
@@ -39,7 +41,7 @@ PROGRAM = str(Path(__file__).resolve())
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
 RESUMABLE = (
     "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
-    "data.eval_batch_size", "data.num_workers",
+    "data.eval_batch_size", "data.num_workers", "executor.workers",
 )  # fmt: skip
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
 GROUPS = (
@@ -71,21 +73,24 @@ def build_experiment(cfg: DictConfig) -> Experiment:
 
     with blame(cfg, ""):
         torch.manual_seed(_seed(cfg))
+    with blame(cfg, "partition"):
+        partition = instantiate(cfg.partition)
+    with blame(cfg, "data"):
+        datamodule = instantiate(cfg.data, partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
+    with blame(cfg, "model"):
+        _require_patterns(cfg.model)
     with blame(cfg, "model.network"):
         network = instantiate(cfg.model.network)
     dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
         options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
-        factorize(network, instantiate(options), list(cfg.model.keep_dense), cfg.factorization.num_dense)
+        factorize(network, instantiate(options), list(cfg.model.keep_dense), num_dense=cfg.factorization.num_dense)
     factorized = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "model.optimizer"):
+        _require_learning_rate(cfg.model.optimizer)
         optimizer = instantiate(cfg.model.optimizer)
         optimizer(network.parameters())  # its own checks of its values, before anything costs time
     module = ClassificationModule(network, optimizer, cfg.data.num_classes)
-    with blame(cfg, "partition"):
-        partition = instantiate(cfg.partition)
-    with blame(cfg, "data"):
-        datamodule = instantiate(cfg.data, partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
     with blame(cfg, "trainer"):
         trainer = instantiate(cfg.trainer)
         executor = instantiate(
@@ -130,14 +135,33 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise."""
-    from fedpara.callbacks import LoggerForwarding, RunFolder, restore
+    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise.
 
-    require_nodes(cfg, GROUPS)
+    Loggers come first: what fails before the first round is a failed run there too.
+    """
+    from fedpara.callbacks import LoggerForwarding
+
+    _require_nothing_lost(cfg, Path(cfg.paths.output_dir))
+    with blame(cfg, ""):
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    require_nodes(cfg, _present(cfg, "logger"))
+    with blame(cfg, "logger"):
+        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger is not None]
+    with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
+        with blame(cfg, "logger"):
+            for logger in loggers:
+                logger.log_hyperparams(resolved)
+        return _train(cfg, forwarding)
+
+
+def _train(cfg: DictConfig, forwarding: "LoggerForwarding") -> float | None:
+    from fedpara.callbacks import RunFolder, restore
+
+    require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(cfg)
     with blame(cfg, "callbacks"):
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     federation = build_federation(cfg, experiment)
     with blame(cfg, "faults"):
         federation.executor = instantiate(cfg.faults, executor=federation.executor)
@@ -155,20 +179,43 @@ def train(cfg: DictConfig) -> float | None:
     with blame(cfg, "paths.output_dir"):
         write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-    with blame(cfg, "logger"):
-        resolved = OmegaConf.to_container(cfg, resolve=True)
-        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger]
-        for logger in loggers:
-            logger.log_hyperparams(resolved)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
-    federation.callbacks += [record, *callbacks, LoggerForwarding(loggers)]
+    federation.callbacks += [record, *callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
         log.info("interrupted after %d rounds; go on: python src/train.py resume=%s", federation.round, _short(folder))
         raise
+    finally:
+        federation.executor.close()
     _conclude(record, federation, folder)
     return record.rows[-1].get("test/acc") if record.rows else None
+
+
+def _present(cfg: DictConfig, group: str) -> list[str]:
+    """The keys of a group that has any number of them; null takes one out."""
+    return [f"{group}.{name}" for name, value in (cfg[group] or {}).items() if value is not None]
+
+
+def _require_patterns(model: DictConfig) -> None:
+    given: Any = OmegaConf.to_container(model)
+    for name in ("keep_dense", "head"):
+        value = given.get(name)
+        if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+            raise ValueError(f"{name}={value!r}: must be a list of patterns of names")
+
+
+def _require_learning_rate(optimizer: DictConfig) -> None:
+    """The one value that everybody sets: torch takes NaN for it, and of a word it only says that it is no number."""
+    if "lr" in optimizer and not (isinstance(optimizer.lr, int | float) and 0 <= optimizer.lr < math.inf):
+        raise ValueError(f"lr={optimizer.lr!r}: must be a number, 0 or more")
+
+
+def _require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
+    """Refuse to start anew where there is a run to go on with."""
+    if not cfg.resume and (folder / "checkpoint.safetensors").is_file() and (rows := Run(folder).rows):
+        way_out = f"go on with it by resume={folder}, or take another folder"
+        raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(rows)} rounds; {way_out}")
 
 
 def _seed(cfg: DictConfig) -> int:
@@ -212,13 +259,14 @@ def _short(path: Path) -> Path:
 
 def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to go on in `folder` under a configuration that would change the result."""
-    saved = OmegaConf.load(folder / "config.yaml")
+    saved = read_yaml(folder / "config.yaml", f"resume={folder}")
     before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
     differing = [
         k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
     ]
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
+        shown = ", ".join([shown, *differing[3:]])
         raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
 
 
@@ -292,7 +340,8 @@ def _run_job(cfg: DictConfig) -> float:
         log.info("%s: finished before, skipped", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
-        sweep.run_job(Path(PROGRAM), list(hydra_cfg.overrides.task), folder, hydra_cfg.job.num, quiet=parallel)
+        overrides = [*sweep.inherited(hydra_cfg), *hydra_cfg.overrides.task]
+        sweep.run_job(Path(PROGRAM), overrides, folder, hydra_cfg.job.num, quiet=parallel)
     accuracy = Run(folder).last("test/acc")
     return float("nan") if accuracy is None else accuracy
 
@@ -311,23 +360,36 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
             raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigurationError(f"resume={folder}: goes on with one run; leave out -m")
-    saved: Any = OmegaConf.load(path / "overrides.yaml")
+    saved = read_yaml(path / "overrides.yaml", f"resume={folder}")
+    if not isinstance(saved, ListConfig) or not all(isinstance(override, str) for override in saved):
+        raise ConfigurationError(f"resume={folder}: its overrides.yaml must be a list of what was typed")
     now = [f"resume='{path}'" if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
     kept = [override for override in saved if override.partition("=")[0] not in typed]
-    return kept + now + ([] if "hydra.mode" in typed else ["hydra.mode=RUN"])  # of a sweep's job the job alone
+    kept += [] if "hydra.mode" in typed else ["hydra.mode=RUN"]  # of a sweep's job the job alone
+    first = next(n for n, a in enumerate(now) if re.match(r"[^-].*=", a))  # Hydra takes no flag between overrides
+    return [*now[:first], *kept, *now[first:]]
 
 
 def _composition_error(error: Exception) -> str:
     """One line; for an unknown key, with the keys of the configuration composed without it."""
     allowed = None
-    with_key = [a for a in sys.argv[1:] if "=" in a and f"'{a.partition('=')[0]}'" not in str(error)]
+    with_key = [a for a in sys.argv[1:] if re.match(r"[^-].*=", a) and f"'{a.partition('=')[0]}'" not in str(error)]
     try:
         with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
             allowed = hydra.compose("train", with_key)
     except (HydraException, OmegaConfBaseException):
         pass
     return composition_line(error, allowed)
+
+
+def _choice_line() -> str | None:
+    """One line for a group of which what was typed is no choice; Hydra does not say which."""
+    for group, _, choice in (argument.partition("=") for argument in sys.argv[1:]):
+        choices = sorted(path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml"))
+        if choices and choice not in choices:
+            return f"{group}={choice}: must be one of {', '.join(choices)}"
+    return None
 
 
 def main() -> None:
@@ -346,7 +408,7 @@ def main() -> None:
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # Hydra's, for algorithm=3
             raise
-        _stop(f"{one_line(error)}; python src/train.py --help lists groups and choices")
+        _stop(_choice_line() or one_line(error))
     except (ConfigurationError, OSError) as error:
         if (line := _line(error)) is None:
             raise
@@ -359,7 +421,7 @@ def main() -> None:
 
 def _line(error: Exception) -> str | None:
     """What to show for an error that the person can mend; None for a fault of ours, which wants its stack trace."""
-    if isinstance(error, ConfigurationError | FloatingPointError):
+    if isinstance(error, ConfigurationError | FloatingPointError | UnusableFile):
         return one_line(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"

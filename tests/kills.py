@@ -1,6 +1,7 @@
 """Runs killed by SIGKILL at random instants, each gone on with to its end and held against the undisturbed one.
 
-    python tests/kills.py 50            # kills, over FedAvg, SCAFFOLD, FedDyn, pFedPara + FedPAQ by turns
+    python tests/kills.py 50                          # kills, over FedAvg, SCAFFOLD, FedDyn, pFedPara + FedPAQ by turns
+    python tests/kills.py 50 executor=processes       # with these options for every run
 
 Every run is a process of its own, forked from one that has the imports behind it; kills fall into its rounds, their
 writes included. Ends with status 1 where one run differs.
@@ -62,8 +63,11 @@ def wait(child):
 
 
 def begun(folder):
-    """Wait for the first round to begin, or for an error."""
-    while not (folder / "metrics.csv").is_file() and "rror" not in Path(f"{folder}.log").read_text():
+    """Wait for the first round to begin, or to end where workers start in it; or for an error."""
+    metrics, num_lines = folder / "metrics.csv", 2 if "executor=processes" in COMMON else 0
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= num_lines):
+        if "rror" in Path(f"{folder}.log").read_text():
+            return
         time.sleep(0.005)
 
 
@@ -123,11 +127,12 @@ def undisturbed(base, name):
     return outcome(folder), time.perf_counter() - begin
 
 
-def main(num_kills, seed=0):
+def main(num_kills, *options, seed=0):
     import fedpara.callbacks
     import fedpara.models
     import fedpara.nn  # noqa: F401 (all that a run imports, once)
 
+    COMMON.extend(options)
     generator = random.Random(seed)
     base = Path(tempfile.mkdtemp(prefix="kills-"))
     wholes = {name: undisturbed(base, name) for name in RUNS}
@@ -148,4 +153,4 @@ def main(num_kills, seed=0):
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main(int(sys.argv[1]))))
+    sys.exit(bool(main(int(sys.argv[1]), *sys.argv[2:])))

@@ -17,7 +17,7 @@ CASES = list(bad_values.cases())
 def test_any_key_with_any_value_trains_or_ends_in_one_line(monkeypatch, case):
     monkeypatch.setenv("PROJECT_ROOT", "")  # put back after
     status, lines = bad_values.attempt(case)
-    assert bad_values.is_right(status, lines), (status, lines)
+    assert bad_values.is_right(case, status, lines), (status, lines)
 
 
 def test_secrets_are_in_no_file_of_a_run(shell, tmp_path, monkeypatch):  # noqa: F811

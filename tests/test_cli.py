@@ -4,20 +4,24 @@ import csv
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 import eval as evaluation
 import train
 from conftest import ROOT
+from fedpara import sweep
 from fedpara.data import DataSet, Examples, Normalize
 from fedpara.data.mnist_small import mnist_small
 from fedpara.federation import FederationCallback
@@ -92,7 +96,38 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     status, error, _ = shell(f"resume={folder}", "seed=7")
     assert status == 2
     assert error == f"error: resume={folder}: the run cannot go on with another seed (0 then, 7 now)\n"
-    assert shell(f"resume={folder}", "federation.num_rounds=4")[0] == 0  # the refusal has spoilt nothing
+    status, error, _ = shell(f"resume={folder}", "algorithm=fedadam")
+    assert error.startswith(f"error: resume={folder}: the run cannot go on with another algorithm._target_ ('fedpara.")
+    assert error.endswith(", algorithm.server_lr, algorithm.tau\n")
+    status, error, _ = shell(*SMALL, f"hydra.run.dir={folder}")
+    assert (status, error) == (
+        2,
+        f"error: paths.output_dir={folder}: holds a run of 3 rounds; go on with it by resume={folder}, "
+        "or take another folder\n",
+    )
+    status, error, _ = shell("--config-dir", str(tmp_path), f"resume={folder}", "federation.num_rounds=4")
+    assert status == 0, error  # the refusal has spoilt nothing
+
+
+def test_a_damaged_run_folder_is_one_line(shell, tmp_path):
+    folder = tmp_path / "run"
+    assert shell(*SMALL, "algorithm=scaffold", "federation.clients_per_round=4", f"hydra.run.dir={folder}")[0] == 0
+    for name, line in {
+        "clients/memories/*": f"{folder}/clients/memories/.*: cannot be used, it is damaged",
+        "checkpoint.safetensors": f"{folder}/checkpoint.safetensors: cannot be used, it is damaged",
+        "metrics.csv": f"{folder}/metrics.csv: not a table of rounds, or damaged",
+        "config.yaml": f"resume={folder}: its config.yaml cannot be read",
+        "overrides.yaml": f"resume={folder}: its overrides.yaml cannot be read",
+    }.items():
+        whole = {path: path.read_bytes() for path in folder.glob(name)}
+        for path, content in whole.items():
+            path.write_bytes(b"\xff" + content[1:-9] + b"\n")
+        status, error, _ = shell(f"resume={folder}", "federation.num_rounds=3")
+        assert (status, error.count("\n")) == (2, 1), error
+        assert re.match(f"error: {line}", error), error
+        for path, content in whole.items():
+            path.write_bytes(content)
+    assert shell(f"resume={folder}", "federation.num_rounds=3")[0] == 0
 
 
 def test_a_run_killed_before_its_first_round_starts_anew(shell, tmp_path):
@@ -128,12 +163,45 @@ class Accident(FederationCallback):
             raise FloatingPointError("made to fail")
 
 
-@pytest.mark.slow  # four runs, each a process of its own
-def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_path, monkeypatch):
-    """Parallel jobs, each a process of its own: the machine's import of torch is most of this test's time."""
+class Forked:
+    """In place of `subprocess.Popen`: a job forked from this process, which has the imports behind it."""
+
+    def __init__(self, command, env, stdout):
+        self.number = os.fork()
+        if self.number == 0:
+            status = 1
+            try:
+                GlobalHydra.instance().clear()
+                logging.getLogger().handlers.clear()
+                sys.argv = command[1:]
+                train.main()
+                status = 0
+            except SystemExit as end:
+                status = end.code
+            finally:
+                os._exit(status)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def wait(self):
+        return os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1])
+
+
+PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+@pytest.mark.parametrize("launcher", [[], pytest.param(PARALLEL, marks=pytest.mark.slow)], ids=["forked", "joblib"])
+def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_path, monkeypatch, launcher):
+    """In parallel each job is a process of its own, as it is for a person: imports of torch are most of that time."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}")
+    if not launcher:
+        monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))
     command = ["-m", *SMALL, "+callbacks.z._target_=test_cli.Accident", "seed=1,2"]
-    status, error, out = shell(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    status, error, out = shell(*command, *launcher)
     assert status == 1
     assert error.splitlines()[-1] == "error: not finished: seed=1, seed=2"
     assert "seed=1: killed by SIGKILL" in out
@@ -153,15 +221,54 @@ def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_p
     status, _, out = shell(*command)
     assert out.count("finished before, skipped") == 2
     assert (folder / "seed=1" / "summary.json").stat().st_mtime_ns == before
-    status, error, _ = shell(*command[:-1], "seed=1,2", f"hydra.sweep.dir={folder}", "data.batch_size=8")
+
+
+@pytest.mark.slow  # a process of its own
+def test_a_job_of_a_sweep_goes_on_alone_and_not_under_another_configuration(shell, tmp_path):
+    assert shell("-m", *SMALL, "seed=1")[0] == 0
+    folder = newest(tmp_path, "multiruns") / "job"
+    status, error, _ = shell("-m", *SMALL, "seed=1", f"hydra.sweep.dir={folder.parent}", "data.batch_size=8")
     assert status == 2
-    line = f"error: resume={folder / 'seed=1'}: the run cannot go on with another data.batch_size (16 then, 8 now)"
+    line = f"error: resume={folder}: the run cannot go on with another data.batch_size (16 then, 8 now)"
     assert error.splitlines()[-1] == f"{line}; give the sweep another folder, hydra.sweep.dir=..."
 
-    assert shell(f"resume={folder / 'seed=1'}", "federation.num_rounds=3")[0] == 0  # a sweep's job alone
-    assert [row["round"] for row in rows(folder / "seed=1")] == ["1", "2", "3"]
-    status, error, _ = shell("-m", f"resume={folder / 'seed=1'}", "seed=1,2")
-    assert (status, error) == (2, f"error: resume={folder / 'seed=1'}: goes on with one run; leave out -m\n")
+    assert shell(f"resume={folder}", "federation.num_rounds=3")[0] == 0
+    assert [row["round"] for row in rows(folder)] == ["1", "2", "3"]
+    status, error, _ = shell("-m", f"resume={folder}", "seed=1,2")
+    assert (status, error) == (2, f"error: resume={folder}: goes on with one run; leave out -m\n")
+
+
+STAND_IN = """
+import json, os, pathlib, sys
+(folder,) = [a.partition("=")[2].strip("'") for a in sys.argv if a.startswith("hydra.run.dir=")]
+seen = {"arguments": sys.argv[1:], "device": os.environ["CUDA_VISIBLE_DEVICES"]}
+pathlib.Path(folder, "seen.json").write_text(json.dumps(seen))
+"""
+
+
+def test_what_is_typed_for_hydra_reaches_every_job_and_gpus_go_in_turn(shell, tmp_path, monkeypatch):
+    """Without a GPU: an `nvidia-smi` that lists two."""
+    for path, text in {
+        "bin/nvidia-smi": "#!/bin/sh\necho GPU 0: one\necho GPU 1: other",
+        "job.py": STAND_IN,
+        "own/main.yaml": "defaults: [train, _self_]\nseed: 5",
+        "own/link/mine.yaml": "defaults: [fp32]",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(train, "PROGRAM", str(tmp_path / "job.py"))
+    flags = ["--config-dir=own", "--config-name=main", "hydra.verbose=[train]", "+hydra.job.env_set.A=b"]
+    assert shell("-m", *flags, "link=mine", "factorization.gamma=0.1,0.2,0.3")[0] == 1
+    jobs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("logs/train/multiruns/*/*/seen.json"))]
+    assert [job["device"] for job in jobs] == ["0", "1", "0"]
+    status, error, out = shell(*jobs[1]["arguments"], "--cfg", "all")
+    assert status == 0, error
+    composed = OmegaConf.create(out)
+    assert (composed.seed, composed.factorization.gamma, composed.hydra.mode) == (5, 0.2, "RUN")
+    assert (composed.hydra.verbose, composed.hydra.job.env_set) == (["train"], {"A": "b"})
 
 
 def states(out):
@@ -179,11 +286,32 @@ def test_a_run_that_is_at_work_is_left_alone(shell, tmp_path):
     assert (status, error) == (2, f"error: {folder}: another process is training in this run folder\n")
 
 
-def test_a_run_that_fails_before_its_first_round_says_so_in_its_folder(shell, tmp_path):
-    assert shell(*SMALL, "seed=-1")[0] == 2
-    run = Run(newest(tmp_path))
-    assert (run.state, run.summary["error"]) == ("failed", "seed=-1: must be a whole number, 0 or more")
-    assert "ConfigurationError: seed=-1" in (run.folder / "train.log").read_text()
+@pytest.mark.parametrize(("override", "line"), [("seed=-1", "seed=-1: must"), ("data=cifar10", "{}/data/cifar-10-b")])
+def test_a_job_that_fails_before_its_first_round_says_so_in_its_folder_and_in_wandb(
+    shell, tmp_path, monkeypatch, override, line
+):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "sweep" / override
+    folder.mkdir(parents=True)
+    (folder.parent / "multirun.yaml").touch()
+    assert shell(*SMALL, "logger=wandb", override, f"hydra.run.dir='{folder}'")[0] == 2
+    run, line = Run(folder), line.format(tmp_path)
+    assert run.state == "failed"
+    assert run.summary["error"].startswith(line)
+    assert f"ConfigurationError: {line}" in (folder / "train.log").read_text()
+    assert {path.name for path in folder.iterdir()} == {".hydra", ".lock", "summary.json", "train.log"}
+    records, summary = read(tmp_path / "logs", f"sweep-{override.replace('=', '-')}")
+    assert records[-1]["exit"]["exit_code"] == 1
+    (made,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (made["display_name"], made["run_group"]) == (override, "sweep")
+    assert summary["config"]["federation"]["num_rounds"] == 2
+
+
+def test_without_a_configuration_there_is_no_run_in_wandb(shell, tmp_path):
+    for override in ("link=none", "seed=${nowhere}", "+seed=1"):
+        assert shell(*SMALL, "logger=wandb", override)[0] == 2
+    assert not list(tmp_path.glob("logs/wandb"))
 
 
 BAD = [
@@ -202,7 +330,20 @@ BAD = [
     ("factorization.initialization=zero", "factorization.initialization='zero': Input should be 'variance', "),
     ("model.keep_dense=[clasifier]", "factorization: pattern='clasifier': matches no layer"),
     ("model.network.groups=3", "model.network.groups=3: must divide every width"),
-    ("model.optimizer.lr=-1", "model.optimizer: Invalid learning rate: -1"),
+    ("model.optimizer.lr=-1", "model.optimizer.lr=-1: must be a number, 0 or more"),
+    ("model.optimizer.lr=nan", "model.optimizer.lr=nan: must be a number, 0 or more"),
+    (
+        "+model.optimizer.momentum=x",
+        "model.optimizer: '<' not supported between instances of 'str' and 'float'; given ",
+    ),
+    ("model.head=2", "model.head=2: must be a list of patterns of names"),
+    ("factorization.num_dense=1.5", "factorization.num_dense=1.5: Input should be a valid integer"),
+    ("data.transform=flip", "data.transform='flip': Input should be an instance of Transform"),
+    ("executor.matmul_precision=low", "executor.matmul_precision='low': Input should be 'highest', 'high' or 'medium'"),
+    ("link.up_codec=8", "link.up_codec=8: Input should be an instance of Codec"),
+    ("callbacks.progress={a:1}", "callbacks.progress.a: no such key"),
+    ("data.dataset=[1]", "data.dataset=[1]: must be of the kind it is in configs/ (Cannot merge DictConfig with ListC"),
+    ("algorithm=fedadam algorithm.tau=1e30", "algorithm.tau=1e+30: Input should be less than or equal to 1"),
     ("federation.clients_per_round=5", "federation.clients_per_round=5: must be 1 to num_clients (4)"),
     ("federation.num_clients=100", "federation.num_clients=100: needs at least 100 training examples (1 a client)"),
     ("federation.num_rounds=0", "federation.num_rounds=0: Input should be greater than or equal to 1"),
@@ -224,6 +365,9 @@ BAD = [
     ("trainer.accelerator=abacus", "trainer: You selected an invalid accelerator name"),
     ("+trainer.limit_train_batches=1", "trainer.limit_train_batches=1: must be absent"),
     ("trainer.devices=2", "trainer.devices=2: must be 1"),
+    ("executor=processes executor.workers=0", "executor.workers=0: Input should be greater than or equal to 1"),
+    ("executor=processes executor@executor.inner=processes", "executor.inner=processes: must train in its own process"),
+    ("executor=processes data.num_workers=2", "data.num_workers=2: must be 0 under executor=processes"),
     ("link.up_codec.dtype=int3", "link.up_codec.dtype='int3': Input should be 'float32', 'float16' or 'bfloat16'"),
     ("sharing.personal=[w9]", "sharing.personal='w9': matches no parameter or buffer"),
     ("callbacks.checkpoint.every=0", "callbacks.checkpoint.every=0: Input should be greater than or equal to 1"),
@@ -242,11 +386,14 @@ BAD = [
     ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than there are layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
     ("data.local_fraction=0", "data.local_fraction=0: Input should be greater than 0"),
-    ("algorithm=-1", "Config group override must be a string or a list. Got int; python src/train.py --help lists gr"),
-    ("algorithm._target_=nowhere.Algorithm", "algorithm: Error loading 'nowhere.Algorithm': ModuleNotFoundError"),
+    ("algorithm=-1", "algorithm=-1: must be one of fedadagrad, fedadam, "),
+    ("algorithm._target_=nowhere.Algorithm", "algorithm._target_='nowhere.Algorithm': must name a class or function, "),
     ("data.dataset=-1", "data.dataset=-1: must be a group of keys, as in configs/data/"),
-    ("callbacks.checkpoint=-1", "callbacks: Cannot instantiate config of type int."),
-    ("callbacks.checkpoint.folder=nowhere", "paths.output_dir: [Errno 2] No such file or directory: 'nowhere/"),
+    ("callbacks.checkpoint=-1", "callbacks.checkpoint=-1: must be a group of keys, as in configs/callbacks/"),
+    (
+        "callbacks.checkpoint.folder=nowhere",
+        "callbacks.checkpoint.folder='nowhere': Path does not point to a directory",
+    ),
     ("callbacks.checkpoint.memory_gb=-1", "callbacks.checkpoint.memory_gb=-1: Input should be greater than or equal"),
     ("algorithm=scaffold model.optimizer._target_=torch.optim.Adam", "model.optimizer: Adam and SCAFFOLD, whose"),
     ("algorithm=scaffold +model.optimizer.momentum=0.9", "model.optimizer: SGD with momentum and SCAFFOLD, whose"),

@@ -47,6 +47,23 @@ def test_a_packet_of_another_length_is_refused():
         Cast().decode(Packet(torch.zeros(3, dtype=torch.uint8)), like={"w": torch.zeros(10)})
 
 
+CODECS = st.sampled_from([Cast("float32"), Cast("bfloat16"), *map(StochasticUniform, (8, 4, 2))])
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=4), CODECS, st.data())
+def test_a_damaged_packet_is_refused_or_decoded_in_the_models_shapes(shapes, codec, data):
+    state = {f"p{i}": torch.randn(shape) for i, shape in enumerate(shapes)} | {"counter": torch.tensor(7)}
+    payload = codec.encode(state).payload
+    cut = payload[: data.draw(st.integers(0, len(payload) - 1))]
+    for wrong in (cut, torch.cat([payload, payload[:1]])):
+        with pytest.raises(ValueError, match=f"packet of {len(wrong)} bytes: the model needs {len(payload)}"):
+            codec.decode(Packet(wrong), like=state)
+    flipped = payload.clone()
+    flipped[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    decoded = codec.decode(Packet(flipped), like=state)
+    assert [(n, t.shape, t.dtype) for n, t in decoded.items()] == [(n, t.shape, t.dtype) for n, t in state.items()]
+
+
 BITS = st.sampled_from([8, 4, 2])
 
 

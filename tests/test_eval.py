@@ -9,8 +9,13 @@ import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
 
 import eval as evaluation
+from fedpara.export import export_dense
+from fedpara.models import CharLSTM
+from fedpara.nn import FedPara, factorize
 from fedpara.state import load_state
 from test_cli import SMALL, newest, rows, shell  # noqa: F401 (a fixture)
 
@@ -83,13 +88,34 @@ def test_exports_give_the_logits_of_the_run(shell, run, tmp_path, client):  # no
     subprocess.run(command, check=True, cwd=tmp_path)
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=1e-6)  # memory format
     with safe_open(run / f"{name}.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["input_shape"]) == [1, 28, 28]
-        assert json.loads(file.metadata()["metrics"])["round"] == 2
+        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert (metadata["data"], metadata["num_classes"], metadata["input_shape"]) == ("mnist_small", 10, [1, 28, 28])
+    assert metadata["metrics"]["round"] == 2
+    pixels = experiment.datamodule.examples[1].inputs[: len(inputs)].float() / 255
+    mean, std = (torch.tensor(metadata[name])[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close((pixels - mean) / std, inputs)
 
     session = onnxruntime.InferenceSession(run / f"{name}.onnx")
+    assert {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()} == metadata
     (logits,) = session.run(None, {"inputs": inputs.numpy()})
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
     assert expected.abs().max() > 1e-3
+
+
+def test_a_recurrent_network_is_exported_for_torchs_own_layers(tmp_path):
+    network = factorize(CharLSTM(20, hidden=12), FedPara(gamma=0.3), exclude=["output"])
+    texts = torch.randint(20, (5, 9))
+    with torch.no_grad():
+        expected = network(texts)
+    export_dense(network, tmp_path / "model.safetensors", {})
+    plain = nn.ModuleDict({"embedding": nn.Embedding(20, 8), "output": nn.Linear(12, 20)})
+    plain["layers"] = nn.ModuleList([nn.LSTM(8, 12), nn.LSTM(12, 12)])
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        states = plain["embedding"](texts).transpose(0, 1)
+        for layer in plain["layers"]:
+            states, _ = layer(states)
+        torch.testing.assert_close(plain["output"](states[-1]), expected, rtol=0, atol=1e-6)
 
 
 def test_wrong_arguments_are_one_line(shell, run):  # noqa: F811

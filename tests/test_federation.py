@@ -284,6 +284,16 @@ def test_an_upload_that_overflows_half_precision_never_reaches_the_server():
         federation.run_round()
 
 
+def test_a_server_step_that_overflows_is_not_kept():
+    federation = make_federation(algorithm=FedAdam(server_lr=1e38, beta1=0, tau=1e-30))
+    before = {name: value.clone() for name, value in join(federation.server).items()}
+    with pytest.raises(
+        FloatingPointError, match=r"the server's step gave NaN .* round 1.* smaller algorithm.server_lr"
+    ):
+        federation.fit()
+    assert same(join(federation.server), before)
+
+
 def test_ctrl_c_while_testing_is_an_interruption():
     watch = Watch()
     federation = make_federation(callbacks=[watch])
@@ -346,9 +356,9 @@ class FakeLogger:
 
 
 @pytest.mark.parametrize(("lr", "status"), [(0.1, "success"), (1e30, "failed")])
-def test_loggers_get_a_row_a_round_and_a_true_end(lr, status):
+def test_loggers_get_a_row_a_round_and_a_true_end(tmp_path, lr, status):
     logger = FakeLogger()
-    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger])])
+    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger], tmp_path)])
     try:
         federation.fit()
     except FloatingPointError:
@@ -356,6 +366,19 @@ def test_loggers_get_a_row_a_round_and_a_true_end(lr, status):
     else:
         assert [step for step, _ in logger.rows] == [1, 2, 3]
         assert {"test/acc", "train/loss", "comm/total_gb", "time/round_s"} <= logger.rows[0][1].keys()
+    assert logger.status == status
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "status"),
+    [(ValueError, None, "failed"), (KeyboardInterrupt, None, "aborted"), (ValueError, "finished", "success")],
+)
+def test_loggers_of_a_run_that_ends_before_its_first_round_say_what_its_folder_says(tmp_path, error, state, status):
+    if state:
+        (tmp_path / "summary.json").write_text(json.dumps({"state": state}))
+    logger = FakeLogger()
+    with pytest.raises(error), LoggerForwarding([logger], tmp_path):
+        raise error
     assert logger.status == status
 
 

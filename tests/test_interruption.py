@@ -7,14 +7,19 @@ import signal
 import threading
 
 import pytest
+from hydra.utils import instantiate
 
 import kills
+import train
 from conftest import make_federation
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.federation import FederationCallback
 from fedpara.files import is_reserved, reserve
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.runs import read_rows
+from fedpara.state import join
+from test_cli import TINY, compose
+from test_federation import rows_without_times, same
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -155,3 +160,48 @@ def test_who_looks_at_a_run_folder_does_not_stop_a_run_that_starts(tmp_path):
         with pytest.raises(ValueError, match="another process is training in this run folder"):
             reserve(tmp_path, patience_s=0.1)
     assert not is_reserved(tmp_path)
+
+
+CHOICES = [  # with test_federation.py's, every algorithm, link and split
+    "algorithm=scaffold link=fedpaq sharing=pfedpara factorization=pfedpara faults.dropout=0.4 faults.nan=0.3",
+    "algorithm=fedyogi link=bf16 sharing=fedbn faults=flaky federation.retries=1",
+    *(
+        pytest.param(choices, marks=pytest.mark.slow)
+        for choices in (
+            "algorithm=fedprox link=fedpaq",
+            "algorithm=fedadagrad link=fp16 sharing=pfedpara factorization=pfedpara",
+            "algorithm=fedavgm link=fp16_up sharing=fedper",
+            "algorithm=feddyn link=fedpaq link.up_codec.bits=2 sharing=local",
+        )
+    ),
+]
+
+
+def composed(choices, folder):
+    folder.mkdir(exist_ok=True)
+    options = ["federation.num_clients=4", "federation.clients_per_round=3", "federation.eval_every=9"]
+    options += ["federation.evaluate_personal=false", "trainer.max_epochs=1", "data.max_test=5"]
+    cfg = compose(*TINY, "data.max_train=16", *options, *choices.split())
+    experiment = train.build_experiment(cfg)
+    experiment.datamodule.setup()
+    federation = train.build_federation(cfg, experiment)
+    federation.executor = instantiate(cfg.faults, executor=federation.executor)
+    federation.callbacks = [RunFolder(folder, {}), Checkpoint(folder, memory_gb=0)]
+    return federation
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+def test_every_algorithm_link_and_split_goes_on_as_if_nothing_had_been(tmp_path, choices):
+    whole, first, second = (composed(choices, tmp_path / name) for name in ("whole", "parts", "parts"))
+    whole.num_rounds, first.num_rounds, second.num_rounds = 3, 2, 3
+    whole.fit()
+    first.fit()
+    restore(second, tmp_path / "parts")
+    second.fit()
+    assert same(join(whole.server), join(second.server))
+    for kept, resumed in ((whole.personal, second.personal), (whole.memories, second.memories)):
+        assert kept.keys() == resumed.keys()
+        assert all(same(kept[client], resumed[client]) for client in kept)
+    rows = rows_without_times(tmp_path / "parts")
+    assert rows[0] == rows_without_times(tmp_path / "whole")[0]
+    assert rows[2] == rows_without_times(tmp_path / "whole")[2]  # the second was the last, hence tested, in one alone

@@ -15,14 +15,15 @@ import report as program
 import status as status_program
 from conftest import ROOT
 from fedpara.files import reserve
-from fedpara.report import common_target, compare, settings, write_report
+from fedpara.record import three_digits
+from fedpara.report import common_target, compare, draw, settings, write_report
 from fedpara.runs import Run, axes, find_runs
 
 KEPT = ROOT / "results" / "cifar10_two_cores"
 CLIENT_BYTES = 250_000
 
 
-def write_run(folder, accuracies, overrides=(), state="finished", config=None):
+def write_run(folder, accuracies, overrides=(), state="finished", config=None, parameters=250):
     """A run folder of 4 clients a round that each move 250 kB; an accuracy of None is a round that was not tested."""
     folder.mkdir(parents=True)
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
@@ -36,7 +37,7 @@ def write_run(folder, accuracies, overrides=(), state="finished", config=None):
             shown = "" if accuracy is None else accuracy
             seconds = [8 * CLIENT_BYTES / (speed * 1e6) for speed in (2, 10, 50)]
             writer.writerow([number, shown, 4 * CLIENT_BYTES * number, 2.5, *seconds])
-    sizes = {"dense": 1000, "factorized": 250, "shared": 250, "personal": 0}
+    sizes = {"dense": 1000, "factorized": parameters, "shared": parameters, "personal": 0}
     (folder / "summary.json").write_text(json.dumps({"state": state, "rounds": len(accuracies), "parameters": sizes}))
     return Run(folder)
 
@@ -97,10 +98,27 @@ def test_the_page_stands_alone_and_says_the_answer_first(sweep, tmp_path):
     assert "Best: gamma=0.2, 80.0 ± 127.1 % for 4.00 MB." in page
     assert "To 60 %, gamma=0.10 sends the least, 1.00 MB, and gamma=0.2 the most, 4.00 MB (4.0 times as much)." in page
     rows = Cells(page).rows
-    assert ["0.10", "1 of 2", "250", "25.0", "40.0", "60.0", "0.004", "1.0", "1"] in [row[:9] for row in rows]
+    assert ["0.10", "1 of 2", "250", "25.0", "40.0", "60.0", "0.00400", "1.00", "1"] in [row[:9] for row in rows]
     with (tmp_path / "out" / "report.csv").open() as stream:
         states = {row["run"]: row["state"] for row in csv.DictReader(stream)}
     assert states["gamma=0.10_seed=1"] == "interrupted"
+
+
+def test_the_answer_says_where_seeds_are_missing(sweep, tmp_path):
+    write_report([run for run in find_runs(sweep) if "0.10" in run.name], tmp_path, "t")
+    assert "Best: all runs, 40.0 % for 4.00 MB (of 1 of its 2 seeds)." in (tmp_path / "report.html").read_text()
+
+
+def test_an_interval_wider_than_all_shares_does_not_squeeze_the_figure(sweep, tmp_path):
+    write_run(tmp_path / "dense", [0.5], ["factorization.gamma=1"], parameters=1000)
+    figure = draw(settings(find_runs(sweep)), None)["size"]
+    assert figure.axes[0].get_ylim()[0] >= -2
+    assert figure.axes[0].get_ylim()[1] <= 102
+
+
+def test_numbers_have_three_digits_and_no_exponent():
+    values = (12345.6, 999.5, 24, 0.05994, 0.00055, 0)
+    assert [three_digits(value) for value in values] == ["12,346", "1,000", "24.0", "0.0599", "0.000550", "0"]
 
 
 def test_the_answer_names_those_that_the_best_is_not_told_apart_from(tmp_path):

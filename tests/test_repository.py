@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
     "sampling": set(), "files": set(), "interruption": set(), "configuration": set(), "runs": {"files"},
-    "sweep": {"runs"}, "export": {"nn", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
+    "sweep": {"runs"}, "export": {"nn", "models", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
     "models": set(),

@@ -1,6 +1,7 @@
 """What is on disk: read back to the bit, refused in one line where it is damaged, true at every instant of a write."""
 
 import os
+from functools import partial
 from itertools import count
 
 import pytest
@@ -15,6 +16,7 @@ from fedpara.callbacks.checkpoint import FILE
 from fedpara.communication import Cast, Link
 from fedpara.execution import LocalResult
 from fedpara.federation import Federation
+from fedpara.files import UnusableFile
 from fedpara.sharing import Split
 from fedpara.state import join
 from fedpara.storage import ClientStates, read_tensors, write_tensors
@@ -135,6 +137,21 @@ def test_versions_named_by_a_checkpoint_stay_until_they_are_pruned(tmp_path):
     assert float(ClientStates(tmp_path, state_of(0), 0, states.versions)[1]["w"][0]) == 10
     with pytest.raises(ValueError, match=r"1-1\.safetensors: cannot be used"):
         ClientStates(tmp_path, state_of(0), 0, named)[1]
+
+
+@pytest.mark.parametrize("kind", ["personal", "memories"])
+def test_a_clients_state_of_another_shape_is_refused_though_its_checksum_is_right(tmp_path, kind):
+    made = partial(make_federation, algorithm=Scaffold(), personal=["*2"], clients_per_round=5, num_rounds=1)
+    made(callbacks=[Checkpoint(tmp_path)]).fit()
+    path = next((tmp_path / "clients" / kind).iterdir())
+    state, _ = read_tensors(path, {})
+    first, *_ = state
+    for wrong in ({first: torch.zeros(7)}, {first: state[first].double()}, {"more": torch.zeros(1)}):
+        write_tensors(path, state | wrong, {})
+        resumed = made(num_rounds=2)
+        restore(resumed, tmp_path)
+        with pytest.raises(UnusableFile, match=rf"{path}: cannot be used"):
+            resumed.fit()
 
 
 def test_a_checkpoint_writes_the_rounds_clients_only_and_keeps_no_old_ones(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import wandb
 
 from conftest import make_federation
-from fedpara.callbacks import LoggerForwarding
+from fedpara.callbacks import Checkpoint, LoggerForwarding, RunFolder, restore
 from fedpara.callbacks.wandb import FederationWandbLogger
 
 
@@ -34,7 +34,7 @@ def offline(monkeypatch, tmp_path):
 def run(folder, lr=0.1, **options):
     logger = FederationWandbLogger(project="test", save_dir=str(folder), id=f"run-{lr}", name="n", target=0.01)
     logger.log_hyperparams({"federation": {"num_rounds": 3}, "factorization": {"gamma": 0.25}})
-    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger])], **options)
+    federation = make_federation(lr=lr, callbacks=[LoggerForwarding([logger], folder)], **options)
     try:
         federation.fit()
     except FloatingPointError:
@@ -67,3 +67,18 @@ def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
     assert axes["acc_over_gb"]["step_metric"] == "comm/total_gb"
     failed, _ = read(offline, "run-1e+30")
     assert [r["exit"].get("exit_code", 0) for r in (records[-1], failed[-1])] == [0, 1]
+
+
+@pytest.mark.parametrize(("known", "logged"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [3])])
+def test_a_run_that_goes_on_logs_each_round_that_wandb_lacks_once(offline, monkeypatch, known, logged):
+    """Offline W&B sees nothing of what was before; online it has what a killed process had sent."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    make_federation(num_rounds=2, callbacks=[RunFolder(offline, {}), Checkpoint(offline)]).fit()
+    logger = FederationWandbLogger(project="test", save_dir=str(offline), id="again")
+    logger.rounds, rows = known, []
+    monkeypatch.setattr(logger.experiment, "log", rows.append)
+    federation = make_federation(num_rounds=3)
+    restore(federation, offline)
+    federation.callbacks = [RunFolder(offline, {}), LoggerForwarding([logger], offline)]
+    federation.fit()
+    assert [row["round"] for row in rows] == logged

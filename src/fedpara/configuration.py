@@ -4,11 +4,13 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 PERSONS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)  # theirs to mend
 
@@ -27,6 +29,21 @@ def require_nodes(cfg: DictConfig, names: Iterable[str]) -> None:
         node = OmegaConf.select(cfg, name)
         if not isinstance(node, DictConfig):
             raise ConfigurationError(f"{name}={node!r}: must be a group of keys, as in configs/{name.split('.')[0]}/")
+
+
+def read_yaml(path: Path, key: str) -> Any:
+    """A run folder's configuration, or its list of what was typed.
+
+    Args:
+        key: what was typed to get there, `resume=...`, for the error.
+
+    Raises:
+        ConfigurationError: the file is no yaml.
+    """
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{key}: its {path.name} cannot be read ({one_line(error)})") from error
 
 
 @contextmanager
@@ -70,10 +87,22 @@ def _describe(cfg: DictConfig, group: str, error: BaseException) -> str:
         if inner is None or not location:  # with neither, it is a ValueError of the constructor itself
             return f"{_key(cfg, group, location)}={first['input']!r}: {first['msg']}"
         return _with_group(cfg, group, str(inner))
-    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if unexpected:
+    if unexpected := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
         return f"{group}.{unexpected[1]}: no such key"
-    return _with_group(cfg, group, one_line(error))
+    if target := re.search(r"(?:Error loading|callable target, got) '([^']*)'", str(error)):
+        owner = re.search(r"full_key: (\S+)", str(error))
+        return (
+            f"{owner[1] if owner else group}._target_={target[1]!r}: must name a class or function, {one_line(error)}"
+        )
+    given = "" if isinstance(error, ValueError | OSError) else _given(cfg, group)
+    return _with_group(cfg, group, one_line(error)) + given
+
+
+def _given(cfg: DictConfig, group: str) -> str:
+    """A group's values, beside the error of someone else's constructor, which need not say which it is about."""
+    node: Any = OmegaConf.select(cfg, group)
+    names = [str(name) for name in node if str(name)[0] != "_"] if isinstance(node, DictConfig) else []
+    return f"; given {', '.join(f'{name}={node[name]!r}' for name in names)}" if names else ""
 
 
 def _with_group(cfg: DictConfig, group: str, message: str) -> str:
@@ -86,7 +115,7 @@ def _with_group(cfg: DictConfig, group: str, message: str) -> str:
 
 def _owners(group: str) -> list[str]:
     """Where a constructor's argument may have come from: its own group, the top (seed), groups that pass it on."""
-    return [group, "", "factorization", "federation", "data", "partition"]
+    return [group, "", "executor", "factorization", "federation", "data", "partition"]
 
 
 def _key(cfg: DictConfig, group: str, location: list[str]) -> str:
@@ -111,10 +140,13 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
         allowed: the configuration without the faulty override, where it could be composed.
     """
     text = str(error)
+    if kind := re.match(r"Error merging override (.*)", text):
+        return f"{kind[1]}: must be of the kind it is in configs/ ({str(error.__cause__).splitlines()[0]})"
     wrong = re.search(r"Could not override '([\w.@/]+)'", text)
     if wrong is None:
         return one_line(re.sub(r"^In '[^']*': |Config search path:.*", "", text, flags=re.DOTALL))
-    key = wrong[1]
+    inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # of `group={key: 1}` the key
+    key = inner[1] if inner else wrong[1]
     parent, _, name = key.rpartition(".")
     node: Any = OmegaConf.select(allowed, parent) if allowed is not None and parent else allowed
     names = [str(n) for n in node if not str(n).startswith("_")] if isinstance(node, DictConfig) else []

@@ -1,36 +1,45 @@
 """A trained model for use without this package: merged dense weights, or a graph.
 
-The exported network takes what batches hold: images as float32 (B, C, H, W), normalised; texts as int64 (B, T).
+The exported network takes what batches hold: images as float32 (B, C, H, W), normalised by the data set's mean and
+standard deviation on the scale 0 to 1; texts as int64 (B, T).
 """
 
 import importlib.util
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedpara.files import write_atomically
+from fedpara.models import LSTMLayer
 from fedpara.nn import merge
 
 
 def export_dense(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Merge `network` in place and write its weights as safetensors, under the names that the dense network has.
 
+    An `LSTMLayer` is written as the `nn.LSTM` of its name, its outputs' states alone: `network` runs no more.
+
     Args:
         metadata: what a reader should know of the model, beside the weights.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in merge(network).state_dict().items()}
+    for name, layer in list(merge(network).named_modules()):
+        if isinstance(layer, LSTMLayer):
+            network.set_submodule(name, layer.plain())
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomically(path, save(state, metadata))
 
 
-def export_onnx(network: nn.Module, inputs: Tensor, path: Path) -> None:
+def export_onnx(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[str, str]) -> None:
     """Merge `network` in place and write it as an ONNX graph from `inputs` to `logits`, for batches of any size.
 
     Args:
         inputs: a batch of two or more, as the network takes them.
+        metadata: as for `export_dense`; the graph's `metadata_props`.
 
     Raises:
         ValueError: the package that writes ONNX is not installed.
@@ -41,7 +50,9 @@ def export_onnx(network: nn.Module, inputs: Tensor, path: Path) -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own parts, which the next release of torch will see to
-        torch.onnx.export(
-            merge(network).cpu().eval(), (inputs.cpu(),), str(path), dynamo=True, verbose=False, external_data=False,
-            input_names=["inputs"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        program: Any = torch.onnx.export(
+            merge(network).cpu().eval(), (inputs.cpu(),), dynamo=True, verbose=False, input_names=["inputs"],
+            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
         )  # fmt: skip
+        program.model.metadata_props.update(metadata)
+        program.save(str(path), external_data=False)

@@ -137,7 +137,7 @@ class Federation:
         due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
         tally = _Tally(tests_trained=due and self.tests_personal)
         try:
-            self.server = self.algorithm.aggregate(self.server, self._uploads(chosen, received, tally))
+            self.server = self._finite(self.algorithm.aggregate(self.server, self._uploads(chosen, received, tally)))
             self.personal.update(tally.personal)
             self.memories.update(tally.memories)
         except _TooFewClients:  # a round without effect, but not without costs
@@ -221,6 +221,15 @@ class Federation:
             tally.trained_accuracy.append(self.executor.evaluate(result.state, result.client)["acc"])
         tally.add(result)
         return Upload(separate(delivery.state, parts), result.num_examples)
+
+    def _finite(self, server: Parts) -> Parts:
+        """What the server will keep; a step of its own can overflow where every upload was finite."""
+        if not is_finite(join(server)):
+            raise FloatingPointError(
+                f"the server's step gave NaN or infinite parameters in round {self.round + 1}, from finite uploads; "
+                "try a smaller algorithm.server_lr"
+            )
+        return server
 
     def _judge(self, tally: "_Tally") -> None:
         """Say who failed; stop a round that too few clients finished before it changes anything.

@@ -1,9 +1,13 @@
-"""Writing so that a killed process leaves the old file or the new one, never half of either."""
+"""Files: written so that a killed process leaves the old or the new one, never half of either; refused in one line."""
 
 import os
 import time
 from pathlib import Path
 from typing import TextIO
+
+
+class UnusableFile(ValueError):
+    """A file that is damaged, or not what it should be; the text is the one line to show, and begins with its path."""
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:

@@ -78,6 +78,12 @@ def spread(name: str, accuracy: tuple[float, ...]) -> dict[str, float]:
     return {f"{name}_mean": float(np.mean(accuracy)), f"{name}_p10": float(np.percentile(accuracy, 10))}
 
 
+def three_digits(value: float) -> str:
+    """For people, without an exponent: `0.0599`, `24.0`, `12,345`."""
+    places = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{max(0, places)}f}"
+
+
 def size(num_bytes: float) -> str:
     """Bytes for people, decimal: `20.3 GB`, `4.1 MB`."""
     return f"{num_bytes / GIGABYTE:.2f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 1e6:.2f} MB"

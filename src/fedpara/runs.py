@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fedpara.files import is_reserved
+from fedpara.files import UnusableFile, is_reserved
 
 MARKS = {"summary.json", "metrics.csv", "overrides.yaml", ".hydra"}
 UNINTERESTING = ("resume", "paths.", "logger", "callbacks", "sweep", "data.num_workers")  # change no result
@@ -36,8 +36,7 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json; empty where the run ended before its first round."""
-        path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_summary(self.folder) or {}
 
     @cached_property
     def state(self) -> str:
@@ -99,7 +98,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics.csv, without their empty columns; none where there is no file.
 
     Raises:
-        ValueError: the file is no such table.
+        UnusableFile: the file is no such table.
     """
     if not path.is_file():
         return []
@@ -108,7 +107,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(whole))]
         return [{**row, "round": int(row["round"])} for row in rows]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a table of rounds, or damaged ({error})") from error
+        raise UnusableFile(f"{path}: not a table of rounds, or damaged ({error})") from error
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """summary.json of a run folder; None where there is none.
+
+    Raises:
+        UnusableFile: the file is no summary.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        return {"state": "interrupted", "rounds": 0} | json.loads(path.read_bytes())
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnusableFile(f"{path}: not a summary, or damaged ({error})") from error
 
 
 def find_runs(*roots: Path) -> list[Run]:

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedpara.files import make_durable, write_atomically
-from fedpara.state import State
+from fedpara.files import UnusableFile, make_durable, write_atomically
+from fedpara.state import State, require_same_names
 
 SUFFIX = ".safetensors"
 
@@ -34,7 +34,7 @@ def read_tensors(path: Path, required: State) -> tuple[State, dict[str, str]]:
         required: names that must be there, in these shapes and types; none is read into memory before that is sure.
 
     Raises:
-        ValueError: the file is absent, damaged, no safetensors file, or holds something else than `required`.
+        UnusableFile: the file is absent, damaged, no safetensors file, or holds something else than `required`.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -45,11 +45,11 @@ def read_tensors(path: Path, required: State) -> tuple[State, dict[str, str]]:
                     raise ValueError(f"{name} is of shape {found.get_shape()}, not {list(tensor.shape)}")
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be used, it is damaged or of another model ({error})") from error
+        raise UnusableFile(f"{path}: cannot be used, it is damaged or of another model ({error})") from error
     wrong = [name for name, tensor in required.items() if state[name].dtype != tensor.dtype]
     checksum = metadata.pop("crc32", None)  # runs of before there was one go unchecked
     if wrong or (checksum is not None and checksum != str(_checksum(state, metadata))):
-        raise ValueError(f"{path}: cannot be used, it is damaged (its content does not fit its checksum)")
+        raise UnusableFile(f"{path}: cannot be used, it is damaged (its content does not fit its checksum)")
     return state, metadata
 
 
@@ -69,7 +69,7 @@ class ClientStates(MutableMapping[int, State]):
 
     Args:
         folder: of the files, `<client>-<version>.safetensors`.
-        required: names, shapes and types that each state must have, for what is read from disk.
+        required: names, shapes and types of each state, for what is read from disk; nothing else may be there.
         memory_bytes: of states held in memory beside their files; 0: none.
         versions: each client's, as a checkpoint has them.
     """
@@ -87,7 +87,7 @@ class ClientStates(MutableMapping[int, State]):
     def __getitem__(self, client: int) -> State:
         state = self._forget(client)
         if state is None:
-            state, _ = read_tensors(self._path(client, self.versions[client]), self.required)
+            state = self._read(self._path(client, self.versions[client]))
         self._remember(client, state)
         return state
 
@@ -124,6 +124,14 @@ class ClientStates(MutableMapping[int, State]):
         for name in os.listdir(self.folder):
             if name not in current:
                 (self.folder / name).unlink()
+
+    def _read(self, path: Path) -> State:
+        state, _ = read_tensors(path, self.required)
+        try:
+            require_same_names(self.required, state)
+        except ValueError as error:
+            raise UnusableFile(f"{path}: cannot be used, it is of another model or algorithm ({error})") from error
+        return state
 
     def _path(self, client: int, version: int) -> Path:
         return self.folder / f"{client}-{version}{SUFFIX}"

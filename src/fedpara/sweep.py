@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
@@ -23,6 +24,10 @@ from fedpara.runs import Run, short_names
 
 log = logging.getLogger(__name__)
 LONGEST_NAME = 100
+OF_THE_SWEEP = (
+    "hydra.mode", "hydra.run.", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.callbacks",
+    "hydra/callbacks",
+)  # fmt: skip
 
 
 def sweep_name(typed: Sequence[str]) -> str:
@@ -58,12 +63,20 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
+def inherited(hydra_cfg: HydraConf) -> list[str]:
+    """What was typed for Hydra and holds for each job: where configurations are, its keys but those of the sweep."""
+    flags = {"main": "--config-path", "command-line": "--config-dir"}
+    sources = [(flags.get(source.provider), source.path) for source in hydra_cfg.runtime.config_sources]
+    typed = [f"{flag}={path}" for flag, path in sources if flag] + [f"--config-name={hydra_cfg.job.config_name}"]
+    return typed + [o for o in hydra_cfg.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
+
+
 def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool) -> None:
     """Run one job to its end, from its checkpoint where it has one; says how it ended, and raises nothing for it.
 
     Args:
         program: what a person would start, `src/train.py`.
-        overrides: the job's own.
+        overrides: the job's own, and what it inherits.
         folder: its run folder.
         number: of the job in the sweep; jobs take the devices in turn.
         quiet: whether its progress goes to its own train.log alone, as where several jobs share a terminal.

@@ -79,6 +79,10 @@ class FedAvg:
         """
         return {"model": model}, {}
 
+    def remembered(self, server: Parts) -> State:
+        """Names, shapes and types of what a client remembers; no values."""
+        return {}
+
     def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
         """What the server keeps for the next round, in one pass over the uploads."""
         mean = weighted_mean((upload.parts["model"], upload.num_examples) for upload in uploads)

@@ -34,6 +34,10 @@ class FedDyn(FedAvg):
         moved = combine(only(self.trainable, model), -1, only(self.trainable, received["model"]))
         return {"model": model}, combine(memory or zeros_like(moved), -self.alpha, moved)
 
+    def remembered(self, server: Parts) -> State:
+        """g_k, of the shape of h."""
+        return server["h"]
+
     def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
         """h <- h - alpha / N sum(w_k - w^t), w <- mean(w_k) - h / alpha: clients weigh the same, as in the paper."""
         mean, num_received = uniform_mean(uploads)

@@ -21,7 +21,7 @@ class FedAdam(FedAvg):
     Args:
         server_lr: the server's step; 0.01 in FedPara's Table 3.
         beta1, beta2: 0.9 and 0.99 there.
-        tau: degree of adaptivity.
+        tau: degree of adaptivity; the paper has 1e-5 to 0.1.
     """
 
     @validate_call
@@ -30,7 +30,7 @@ class FedAdam(FedAvg):
         server_lr: Annotated[float, Field(gt=0)] = 0.01,
         beta1: Share = 0.9,
         beta2: Share = 0.99,
-        tau: Annotated[float, Field(gt=0)] = 1e-3,
+        tau: Annotated[float, Field(gt=0, le=1)] = 1e-3,
     ) -> None:
         self.server_lr, self.beta1, self.beta2, self.tau = server_lr, beta1, beta2, tau
 

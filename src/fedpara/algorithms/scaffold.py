@@ -53,6 +53,10 @@ class Scaffold(FedAvg):
         change = combine(drift, -1, control)
         return {"model": model, "control": change}, combine(before, 1, change)
 
+    def remembered(self, server: Parts) -> State:
+        """c_i, of the shape of c."""
+        return server["control"]
+
     def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
         """x <- x + eta_g / |S| sum(y_i - x), c <- c + 1 / N sum(c_i+ - c_i): clients weigh the same, as there."""
         mean, num_received = uniform_mean(uploads)

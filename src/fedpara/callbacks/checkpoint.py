@@ -4,9 +4,10 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, NonNegativeInt, validate_call
+from pydantic import BaseModel, DirectoryPath, Field, NonNegativeInt, validate_call
 
 from fedpara.federation import Federation, FederationCallback
+from fedpara.files import UnusableFile
 from fedpara.record import GIGABYTE, RoundRecord
 from fedpara.state import State, join, require_same_names, separate
 from fedpara.storage import ClientStates, read_tensors, write_tensors
@@ -42,7 +43,10 @@ class Checkpoint(FederationCallback):
 
     @validate_call
     def __init__(
-        self, folder: Path, every: Annotated[int, Field(ge=1)] = 1, memory_gb: Annotated[float, Field(ge=0)] = 1.0
+        self,
+        folder: DirectoryPath,
+        every: Annotated[int, Field(ge=1)] = 1,
+        memory_gb: Annotated[float, Field(ge=0)] = 1.0,
     ) -> None:
         self.folder, self.every, self.memory_bytes = folder, every, int(memory_gb * GIGABYTE)
 
@@ -82,7 +86,7 @@ def restore(federation: Federation, folder: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no checkpoint in `folder`.
-        ValueError: the file is damaged, or is of another model.
+        UnusableFile: the checkpoint is damaged, or is of another model.
     """
     path = folder / FILE
     if not path.is_file():
@@ -93,7 +97,7 @@ def restore(federation: Federation, folder: Path) -> None:
         require_same_names(expected, state)
         progress = Progress.model_validate_json(metadata["progress"])
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this configuration's model ({error})") from error
+        raise UnusableFile(f"{path}: not a checkpoint of this configuration's model ({error})") from error
     server = {name.removeprefix(SERVER): state[name].to(tensor.device) for name, tensor in expected.items()}
     federation.server = separate(server, federation.server)
     personal, memories = _required(federation)
@@ -107,5 +111,6 @@ def _on_file(federation: Federation) -> State:
 
 
 def _required(federation: Federation) -> tuple[State, State]:
-    """What every client's personal part and memory must hold; what is remembered is the algorithm's own business."""
-    return federation.split.personal_part(federation.executor.initial_state()), {}
+    """What every client's personal part and memory must hold."""
+    personal = federation.split.personal_part(federation.executor.initial_state())
+    return personal, federation.algorithm.remembered(federation.server)

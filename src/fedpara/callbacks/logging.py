@@ -1,19 +1,34 @@
 """Lightning loggers (W&B, TensorBoard, MLflow, ...) as witnesses of a federation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pytorch_lightning.loggers import Logger
 
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.record import RoundRecord
+from fedpara.runs import Run, read_rows
 
 
 class LoggerForwarding(FederationCallback):
-    """One `log_metrics(step=round)` a round to each logger, and how the run ended."""
+    """One `log_metrics(step=round)` a round to each logger, and how the run ended.
 
-    def __init__(self, loggers: Sequence[Logger]) -> None:
-        self.loggers = loggers
+    Args:
+        loggers: started; closed here.
+        folder: the run folder, whose metrics.csv has the rounds that a resumed run has behind it.
+    """
+
+    def __init__(self, loggers: Sequence[Logger], folder: Path) -> None:
+        self.loggers: Sequence[Logger] = loggers
+        self.folder = folder
+
+    def on_fit_start(self, federation: Federation) -> None:
+        """Log what W&B lacks of the rounds before: a process that is killed takes W&B's buffer with it."""
+        for logger in self.loggers:
+            if isinstance(logger, FederationWandbLogger):
+                for row in read_rows(self.folder / "metrics.csv"):
+                    logger.log_metrics(row)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Log the round."""
@@ -23,6 +38,22 @@ class LoggerForwarding(FederationCallback):
                 logger.log_histogram("personal/acc", record.personal_accuracy, record.round)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
-        """Close the loggers, in Lightning's words for how it ended."""
+        """Close the loggers."""
+        self._close(outcome)
+
+    def __enter__(self) -> "LoggerForwarding":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Close the loggers of a run that ended before its first round; those of any other are closed by then.
+
+        One that could not go on stays what it was, as in its folder.
+        """
+        before = Run(self.folder).summary.get("state")
+        self._close(before or ("interrupted" if kind is KeyboardInterrupt else "failed"))
+
+    def _close(self, outcome: Outcome) -> None:
+        """In Lightning's words for how it ended."""
         for logger in self.loggers:
             logger.finalize({"finished": "success", "failed": "failed", "interrupted": "aborted"}[outcome])
+        self.loggers = []

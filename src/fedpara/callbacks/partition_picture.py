@@ -1,10 +1,9 @@
 """A picture of who holds what, drawn before the first round."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import validate_call
+from pydantic import DirectoryPath, validate_call
 
 from fedpara.federation import Federation, FederationCallback
 
@@ -20,7 +19,7 @@ class PartitionPicture(FederationCallback):
     """
 
     @validate_call
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: DirectoryPath) -> None:
         self.path = folder / "partition.png"
 
     def on_fit_start(self, federation: Federation) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from fedpara.cost import SPEEDS_MBPS
 from fedpara.execution.base import FAILURE_KINDS
 from fedpara.federation import Federation, FederationCallback, Outcome
-from fedpara.files import write_atomically
+from fedpara.files import UnusableFile, write_atomically
 from fedpara.record import RoundRecord
-from fedpara.runs import read_rows
+from fedpara.runs import read_rows, read_summary
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
 COLUMNS = (
@@ -93,10 +93,12 @@ class RunFolder(FederationCallback):
 
 def summarise_failure(folder: Path, error: str) -> None:
     """Put why a run failed into its summary; a run that ended otherwise, and was refused to go on, keeps its own."""
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else NOTHING
+    try:
+        summary = read_summary(folder) or NOTHING
+    except UnusableFile:  # left as it is, for whoever can mend it
+        return
     if summary["state"] == "failed":
-        write_atomically(path, json.dumps(summary | {"error": error}, indent=2).encode())
+        write_atomically(folder / "summary.json", json.dumps(summary | {"error": error}, indent=2).encode())
 
 
 def _exact(row: dict[str, Any]) -> dict[str, Any]:

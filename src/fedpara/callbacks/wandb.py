@@ -36,6 +36,7 @@ class FederationWandbLogger(WandbLogger):
         self.target = target
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
+        self.rounds = int(run.summary.get("round") or 0)  # that W&B has; offline it sees no earlier part of the run
         for name in ("test/*", "train/*", "personal/*", "comm/*", "clients/*", "time/*", "cost/*"):
             run.define_metric(name, step_metric="round")
         run.define_metric("acc_over_gb", step_metric="comm/total_gb")
@@ -43,8 +44,11 @@ class FederationWandbLogger(WandbLogger):
         super().__init__(experiment=run)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row that holds its own axes; W&B's internal step is left alone, so a resumed run appends."""
+        """Log a row that holds its own axes, once; W&B's internal step is left alone, so a resumed run appends."""
         row = dict(metrics)
+        if row["round"] <= self.rounds:
+            return
+        self.rounds = int(row["round"])
         if "test/acc" in row:
             row["acc_over_gb"] = row["test/acc"]
         self.experiment.log(row)

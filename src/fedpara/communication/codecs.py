@@ -5,7 +5,7 @@ of the same names, shapes and types, which both ends hold. One that says `of_upd
 the other end knows already.
 """
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import validate_call
@@ -15,6 +15,7 @@ from fedpara.communication.packet import Packet
 from fedpara.state import State
 
 
+@runtime_checkable
 class Codec(Protocol):
     """State to packet and back.
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pydantic import validate_call
+
 from fedpara.communication.codecs import Codec
 from fedpara.state import State, combine
 
@@ -22,6 +24,7 @@ class Delivery:
 class Link:
     """Server to clients (`down`) and client to server (`up`)."""
 
+    @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(self, up_codec: Codec, down_codec: Codec) -> None:
         self.up_codec, self.down_codec = up_codec, down_codec
 

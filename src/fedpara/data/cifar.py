@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedpara.data.examples import DataSet, Examples, Normalize
-from fedpara.data.files import Archive, present
+from fedpara.data.files import Archive, present, reading
 
 CIFAR10 = Archive(
     folder="cifar-10-batches-py",
@@ -58,12 +58,10 @@ def cifar100(data_dir: str, archive: Archive = CIFAR100) -> DataSet:
 
 def _read(path: Path, label_key: str) -> Examples:
     """One pickle: `data` (N, 3072) uint8, channel after channel, and a list of labels."""
-    try:
+    with reading(path, "a CIFAR batch"):
         content: Mapping[str, Any] = _ArrayUnpickler(path.read_bytes()).load()
         pixels, labels = torch.from_numpy(content["data"]), torch.tensor(content[label_key])
         return Examples(_checked(pixels, labels).view(-1, 3, 32, 32), labels)
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: not a CIFAR batch ({error})") from error
 
 
 def _checked(pixels: Tensor, labels: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fedpara.data.examples import DataSet, Examples, Normalize
+from fedpara.data.files import reading
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOME = "https://datashare.ed.ac.uk/handle/10283/3192"
@@ -46,11 +47,7 @@ def _part(folder: Path) -> Examples:
 
 
 def _pixels(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))  # some CINIC-10 files are grey
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise ValueError(f"{path}: not an image ({error})") from error
-    if pixels.shape != (32, 32, 3):
-        raise ValueError(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels, expected 32 x 32")
-    return pixels
+    with reading(path, "a CINIC-10 image"), Image.open(path, formats=["PNG"]) as image:
+        if image.size != (32, 32):  # known before anything is decoded
+            raise ValueError(f"{image.width} x {image.height} pixels, expected 32 x 32")
+        return np.asarray(image.convert("RGB"))  # some CINIC-10 files are grey

@@ -37,6 +37,7 @@ class FederatedDataModule(LightningDataModule):
 
     Attributes:
         parts: after `setup`, of each client its indices into the training examples.
+        prepare: after `setup`, what makes of stored inputs those that the network takes.
         examples: after `setup`, the training and the test examples, on the CPU.
     """
 
@@ -53,14 +54,14 @@ class FederatedDataModule(LightningDataModule):
         max_train: Positive | None = None,
         max_test: Positive | None = None,
         local_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
-        transform: Any = None,
+        transform: Transform | None = None,
         num_workers: NonNegative = 0,
         seed: NonNegative = 0,
     ) -> None:
         super().__init__()
         self.read: Callable[[], DataSet] = dataset
         self.partition = partition
-        self.transform: Transform | None = transform
+        self.transform = transform
         self.num_classes, self.in_channels = num_classes, in_channels
         self.num_clients, self.batch_size, self.eval_batch_size = num_clients, batch_size, eval_batch_size
         self.max_train, self.max_test, self.local_fraction = max_train, max_test, local_fraction
@@ -74,8 +75,8 @@ class FederatedDataModule(LightningDataModule):
             ValueError: too few examples for the clients, or files that are not what they should be.
         """
         data = self.read()
-        self.name = data.name
-        self._check_shape(data)
+        self.name, self.prepare = data.name, data.prepare
+        self._check(data)
         train, test = _capped(data.train, self.max_train), _capped(data.test, self.max_test)
         self.parts = [
             self._kept(client, part) for client, part in enumerate(self.partition(train, self.num_clients, self.seed))
@@ -89,7 +90,13 @@ class FederatedDataModule(LightningDataModule):
         size = max(1, round(self.local_fraction * len(part)))
         return part if size == len(part) else part[torch.randperm(len(part), generator=generator)[:size]].sort().values
 
-    def _check_shape(self, data: DataSet) -> None:
+    def _check(self, data: DataSet) -> None:
+        for name, part in (("training", data.train), ("test", data.test)):
+            if not len(part) or len(part.inputs) != len(part):
+                raise ValueError(f"{data.name}: {len(part.inputs)} {name} examples and {len(part)} labels of them")
+            whole = part.labels.dtype == torch.int64 and part.labels.dim() == 1
+            if not whole or part.labels.min() < 0 or part.labels.max() >= data.num_classes:
+                raise ValueError(f"{data.name}: {name} labels must be whole numbers from 0 to {data.num_classes - 1}")
         found = {"num_classes": data.num_classes}
         found |= {"in_channels": data.train.inputs.shape[1]} if self.in_channels is not None else {}
         for name, value in found.items():

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, validate_call
@@ -65,6 +65,7 @@ class Normalize:
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.mean, self.std = mean, std
         self._shift = 255 * torch.tensor(mean)[:, None, None]
         self._scale = 255 * torch.tensor(std)[:, None, None]
 
@@ -75,6 +76,7 @@ class Normalize:
         return (pixels.float() - self._shift) / self._scale
 
 
+@runtime_checkable
 class Transform(Protocol):
     """Augmentation: uint8 batch to uint8 batch. What is random is drawn beforehand, so that no batch waits for it."""
 

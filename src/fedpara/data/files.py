@@ -1,17 +1,35 @@
-"""Data sets on disk: found and verified, or downloaded from their home."""
+"""Data sets on disk: found and verified, or downloaded from their home; what cannot be read is one line."""
 
 import hashlib
 import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pooch
 
 REMEMBERED = ".fedpara_verified.json"
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Within this, whatever a decoder makes of damaged bytes (zlib, struct, syntax, memory, ...) is one line.
+
+    Args:
+        what: the file should be: `a CIFAR batch`.
+
+    Raises:
+        ValueError: the file is not that.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path}: not {what} ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -97,8 +115,8 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
     """Check each file's MD5 once; a file of the same size and time of change is not read again."""
     memory = folder / REMEMBERED
     try:
-        known: dict[str, str] = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        known: dict[str, str] = dict(json.loads(memory.read_text()))
+    except (OSError, ValueError, TypeError):
         known = {}
     seen = {
         name: f"{(folder / name).stat().st_size}:{(folder / name).stat().st_mtime_ns}:{md5}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedpara.data.examples import DataSet, Examples, Normalize
+from fedpara.data.files import reading
 
 Read = Callable[[Any], np.ndarray]
 FEMNIST_NORMALIZE = Normalize((0.9615,), (0.1642,))  # measured on 300 writers; the background is white
@@ -69,15 +70,13 @@ def _examples(folder: Path, inputs: Read, labels: Read, owners: dict[str, int], 
 
 
 def _users(file: Path, inputs: Read, labels: Read) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    try:
+    with reading(file, "a file of LEAF"):
         content = json.loads(file.read_text())
         for user in content["users"]:
             x, y = inputs(content["user_data"][user]["x"]), labels(content["user_data"][user]["y"])
             if len(x) != len(y):
                 raise ValueError(f"user {user} has {len(x)} inputs and {len(y)} labels")
             yield user, x, y
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: not a file of LEAF ({error!r})") from error
 
 
 def _images(rows: Any) -> np.ndarray:
@@ -99,16 +98,14 @@ def _classes(number: int) -> Read:
 
 
 def _packed(file: Path) -> tuple[Examples, Examples]:
-    try:
+    with reading(file, "a packed FEMNIST"):
         with np.load(file, allow_pickle=False) as content:
             x, y, writer, split = (content[name] for name in ("x", "y", "writer", "split"))
-        if x.dtype != np.uint8 or x.shape != (len(y), 28, 28) or len(y) != len(writer) or len(y) != len(split):
+        if x.dtype != np.uint8 or x.shape != (len(y), 28, 28) or not y.shape == writer.shape == split.shape:
             raise ValueError(f"x is {x.dtype} {x.shape}, expected uint8 ({len(y)}, 28, 28)")
         labels, owners = torch.from_numpy(_classes(62)(y)), torch.from_numpy(writer.astype(np.int64))
-    except (OSError, ValueError, LookupError) as error:
-        raise ValueError(f"{file}: not a packed FEMNIST ({error})") from error
-    images = torch.from_numpy(x)[:, None]
-    return _where(split == 0, images, labels, owners), _where(split == 1, images, labels, owners)
+        images = torch.from_numpy(x)[:, None]
+        return _where(split == 0, images, labels, owners), _where(split == 1, images, labels, owners)
 
 
 def _where(mask: np.ndarray, *tensors: Tensor) -> Examples:

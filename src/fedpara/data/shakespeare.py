@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedpara.data.examples import DataSet, Examples
+from fedpara.data.files import reading
 from fedpara.data.leaf import leaf
 
 LENGTH = 80
@@ -73,14 +74,12 @@ def _plays(folder: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.rglob("*.txt")):
         yield path.stem, path.read_text("latin-1")
     for path in sorted(folder.glob("*.tar*")):
-        try:
-            with tarfile.open(path) as tar:
-                for member in sorted(tar.getmembers(), key=lambda member: member.name):
-                    stream = tar.extractfile(member) if member.name.endswith(".txt") else None
-                    if stream is not None:
-                        yield Path(member.name).stem, stream.read().decode("latin-1")
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise ValueError(f"{path}: not a tar archive ({error})") from error
+        with reading(path, "a tar archive of plays"), tarfile.open(path) as tar:
+            for member in sorted(tar.getmembers(), key=lambda member: member.name):
+                if member.isfile() and member.name.endswith(".txt"):  # read in place: nothing is unpacked
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    yield Path(member.name).stem, stream.read().decode("latin-1")
 
 
 def _indices(text: str) -> np.ndarray:
@@ -101,7 +100,7 @@ def _windows(texts: list[np.ndarray]) -> Examples:
 
 def _rows(texts: Any) -> np.ndarray:
     """LEAF's `x`: strings of 80 characters."""
-    if wrong := next((text for text in texts if len(text) != LENGTH), None):
+    if (wrong := next((text for text in texts if len(text) != LENGTH), None)) is not None:
         raise ValueError(f"x={wrong[:20]!r}...: must have {LENGTH} characters, has {len(wrong)}")
     return _indices("".join(texts)).reshape(-1, LENGTH)
 

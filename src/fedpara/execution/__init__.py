@@ -2,6 +2,7 @@
 
 from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.execution.faults import FaultInjection
+from fedpara.execution.processes import ProcessesExecutor
 from fedpara.execution.serial import SerialExecutor
 from fedpara.execution.vectorized import VectorizedExecutor
 
@@ -11,6 +12,7 @@ __all__ = [
     "Executor",
     "FaultInjection",
     "LocalResult",
+    "ProcessesExecutor",
     "SerialExecutor",
     "VectorizedExecutor",
 ]

@@ -110,3 +110,7 @@ class Executor(Protocol):
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """`acc` (0 to 1) and `loss` (nats) of a model on the whole test set, or on a client's own test distribution."""
         ...
+
+    def close(self) -> None:
+        """End at once what runs beside this process, if anything does; another `run` would start it again."""
+        ...

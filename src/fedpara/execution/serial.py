@@ -68,6 +68,8 @@ class SerialExecutor:
         max_epochs = options.get("max_epochs")
         if not isinstance(max_epochs, int) or max_epochs < 1:
             raise ValueError(f"max_epochs={max_epochs!r}: must be a whole number of local epochs, 1 or more")
+        if options.get("accelerator") in ("gpu", "cuda") and not torch.accelerator.is_available():
+            raise ValueError(f"accelerator={options['accelerator']}: there is no GPU; take trainer=cpu")
         probe = self._trainer()
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
@@ -167,6 +169,9 @@ class SerialExecutor:
         with parametrize.cached(), self._kept_trainer("test") as trainer, interruptible():
             (metrics,) = trainer.test(self.module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
+
+    def close(self) -> None:
+        """Nothing runs beside this process."""
 
     @contextmanager
     def _kept_trainer(self, purpose: str, max_epochs: int | None = None) -> Iterator[Trainer]:

@@ -49,6 +49,18 @@ class LSTMLayer(nn.Module):
         states, _, _ = torch._VF.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
         return states
 
+    def plain(self) -> nn.LSTM:
+        """Torch's own layer of the same outputs, with the gains in its weights."""
+        layer = nn.LSTM(self.input.in_features, self.hidden_size)
+        weights = {
+            "weight_ih_l0": _normalized(self.input.weight, self.input_gain),
+            "weight_hh_l0": _normalized(self.recurrent.weight, self.recurrent_gain),
+            "bias_ih_l0": self.input.bias,
+            "bias_hh_l0": self.recurrent.bias,
+        }
+        layer.load_state_dict(weights)
+        return layer
+
 
 def _normalized(weight: Tensor, gain: Tensor | None) -> Tensor:
     return weight if gain is None else gain * nn.functional.normalize(weight, dim=1)

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from fedpara.data.examples import Batch
-
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
+Batch = tuple[Tensor, Tensor]
 
 
 class ClassificationModule(LightningModule):

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedpara.cost import SPEEDS_MBPS
+from fedpara.record import three_digits
 from fedpara.report.settings import Setting
 
 LEGEND_ENTRIES = 12  # beyond them colours cannot be told apart: dark to light by size instead
@@ -94,6 +95,8 @@ def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
     axis.set_xlabel("parameters that travel, share of the dense model (%)")
     axis.set_ylabel(f"{_name(shown[0].metric)}, last (%)")
     axis.margins(0.12)
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -2), min(high, 102))  # of two seeds the interval is soon wider than all shares
     if few:
         axis.legend(loc="best")
     return figure
@@ -111,7 +114,7 @@ def _cost(shown: Sequence[Setting], colours: Colours, target: float) -> Figure:
     labels = [setting.label for setting in shown]
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         bars = axis.barh(labels, np.nan_to_num(values), color=[colours[label] for label in labels])
-        axis.bar_label(bars, [f"{v:,.3g}" if np.isfinite(v) else "-" for v in values], padding=3, fontsize=9)
+        axis.bar_label(bars, [three_digits(v) if np.isfinite(v) else "-" for v in values], padding=3, fontsize=9)
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.3)
         axis.set_xticks([])

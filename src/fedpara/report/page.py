@@ -5,7 +5,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedpara.cost import SPEEDS_MBPS
-from fedpara.record import size
+from fedpara.record import size, three_digits
 from fedpara.report.figures import draw
 from fedpara.report.paper import Comparison, compare
 from fedpara.report.settings import Estimate, Setting, common_target, settings
@@ -79,7 +79,8 @@ def _answer(found: list[Setting], target: float | None) -> str:
     best = found[0]
     assert best.last is not None
     assert best.gigabytes is not None
-    sentence = f"Best: {best.label}, {_estimate(best.last)} % for {size(1e9 * best.gigabytes.mean)}."
+    part = f" (of {len(best.counted)} of its {len(best.runs)} seeds)" if len(best.counted) < len(best.runs) else ""
+    sentence = f"Best: {best.label}, {_estimate(best.last)} % for {size(1e9 * best.gigabytes.mean)}{part}."
     near = [s.label for s in found[1:] if s.last and _overlap(s.last, best.last)]
     if near:
         sentence += f" Within 95 % intervals of it: {'; '.join(near[:4])}{' and others' if len(near) > 4 else ''}."
@@ -118,14 +119,14 @@ def _setting_row(setting: Setting, target: float | None) -> list[str]:
     ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
     shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
     row = [*setting.values.values(), seeds, shared, ratio, _estimate(setting.last), _estimate(setting.best)]
-    row.append(NONE if setting.gigabytes is None else f"{setting.gigabytes.mean:.3f}")
+    row.append(NONE if setting.gigabytes is None else three_digits(setting.gigabytes.mean))
     if target is None:
         return row
     costs = {speed: setting.cost(target, speed) for speed in SPEEDS_MBPS}
     reached = costs[SPEEDS_MBPS[0]]
-    row += [_mean([c.num_bytes / 1e6 for c in reached], ",.1f"), _mean([c.rounds for c in reached], ".0f")]
-    row += [_mean([c.seconds / 60 for c in cost], ",.1f") for cost in costs.values()]
-    return [*row, _mean([c.megajoules for c in reached], ".2g")]
+    row += [_mean([c.num_bytes / 1e6 for c in reached]), _mean([c.rounds for c in reached], "{:.0f}".format)]
+    row += [_mean([c.seconds / 60 for c in cost]) for cost in costs.values()]
+    return [*row, _mean([c.megajoules for c in reached])]
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
@@ -205,9 +206,9 @@ def _estimate(value: Estimate | None, digits: int = 1) -> str:
     return f"{value.mean:.{digits}f}{width}"
 
 
-def _mean(values: Sequence[float], form: str) -> str:
+def _mean(values: Sequence[float], form: Callable[[float], str] = three_digits) -> str:
     mean = sum(values) / len(values) if values else float("nan")
-    return format(mean, form) if mean == mean else NONE
+    return form(mean) if mean == mean else NONE
 
 
 def _percent(share: float | None) -> str:

@@ -1,0 +1,174 @@
+"""What FedPara costs a training step, against the dense network: time, operators, memory.
+
+`python benchmarks/steps.py models=vgg16,resnet18,char_lstm,layers repeats=9 threads=1 precision=medium out=steps.json`
+
+Steps of all variants are interleaved; a ratio is the median of the ratios within a turn. `einsum` composes as the
+authors' notebook does. Time is of the process's CPU at one thread, else of the clock. Memory is the largest resident
+size during two steps in a process of its own, above what was resident before its network was built.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from fedpara.models import VGG, CharLSTM, ResNet  # noqa: E402
+from fedpara.nn import Dense, FedPara, Hadamard, factorize  # noqa: E402
+
+LAYERS = {f"conv {width}@{size}": (width, size) for width, size in [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)]}
+VARIANTS = {
+    "dense": (Dense(), False),
+    "einsum 0.1": (FedPara(gamma=0.1), True),
+    "fedpara 0.1": (FedPara(gamma=0.1), False),
+    "einsum 0.4": (FedPara(gamma=0.4), True),
+    "fedpara 0.4": (FedPara(gamma=0.4), False),
+}
+
+
+def notebook(factorization: Hadamard) -> Tensor:
+    """The weight by einsum and tanh, as in the authors' notebook."""
+    x, y, t = (factorization.factors.get(kind) for kind in "xyt")
+    assert x is not None
+    assert y is not None
+    if t is None:
+        first, second = (torch.einsum("mr,nr->mn", a, b) for a, b in zip(x, y, strict=True))
+        return (first.tanh() * second.tanh()).view(factorization.shape)
+    rank, kernel = factorization.rank, factorization.shape[2:]
+    cores = t.view(2, rank, -1, rank).transpose(2, 3).unflatten(-1, kernel)
+    first, second = (torch.einsum("rskl,or,is->oikl", c, a, b) for c, a, b in zip(cores, x, y, strict=True))
+    return first.tanh() * second.tanh()
+
+
+def network_of(name: str) -> tuple[nn.Module, list[str], Tensor, Tensor]:
+    """A dense network, what stays dense in it, a batch of 64 for it and its labels."""
+    torch.manual_seed(0)
+    labels = torch.randint(10, (64,))
+    images = torch.randn(64, 3, 32, 32)
+    if name == "vgg16":
+        stages = [[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3]
+        return VGG(stages, [512, 512], 10), ["classifier.*"], images, labels
+    if name == "resnet18":
+        return ResNet([64, 128, 256, 512], [2, 2, 2, 2], 10), ["output"], images, labels
+    if name == "char_lstm":
+        return CharLSTM(80), ["output"], torch.randint(80, (64, 80)), labels
+    width, size = LAYERS[name]
+    layer = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return layer, [], torch.randn(64, width, size, size), labels
+
+
+class Operators(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """One more."""
+        self.count += 1
+        return function(*args, **kwargs or {})
+
+
+def step_of(name: str, variant: str) -> Callable[[], None]:
+    """Forward, backward and a step of fused SGD."""
+    network, exclude, inputs, labels = network_of(name)
+    recipe, by_einsum = VARIANTS[variant]
+    factorize(network, recipe, exclude)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(inputs), labels).backward()
+        optimizer.step()
+
+    def step_by_einsum() -> None:
+        with mock.patch.object(Hadamard, "forward", notebook):
+            step()
+
+    return step_by_einsum if by_einsum else step
+
+
+def measure(name: str, repeats: int, threads: int) -> dict[str, dict[str, float]]:
+    """Of each variant the median seconds and ratio to dense, quartiles of the ratio, and operators."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    steps = {variant: step_of(name, variant) for variant in VARIANTS}
+    operators = {}
+    for variant, step in steps.items():
+        with Operators() as counter:
+            step()
+        operators[variant] = counter.count
+    seconds: dict[str, list[float]] = {variant: [] for variant in steps}
+    for _ in range(repeats):
+        for variant, step in steps.items():
+            start = clock()
+            step()
+            seconds[variant].append(clock() - start)
+    result = {}
+    for variant, values in seconds.items():
+        ratios = sorted(value / dense for value, dense in zip(values, seconds["dense"], strict=True))
+        quartiles = statistics.quantiles(ratios, n=4)
+        result[variant] = {
+            "seconds": statistics.median(values), "ratio": quartiles[1], "lower": quartiles[0], "upper": quartiles[2],
+            "operators": operators[variant],
+        }  # fmt: skip
+    return result
+
+
+def peak_mb(name: str, variant: str) -> float:
+    """Largest resident size during two steps, in 10^6 bytes above that before the network; in a fresh process."""
+    code = f"import steps; print(steps.peak_here({name!r}, {variant!r}))"
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    return float(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+
+
+def peak_here(name: str, variant: str) -> float:
+    """What `peak_mb` has a fresh process do."""
+
+    def status(key: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(key))
+
+    nn.Linear(8, 8)(torch.randn(2, 8)).sum().backward()
+    before = status("VmRSS")
+    step = step_of(name, variant)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    step()
+    step()
+    return status("VmHWM") - before
+
+
+def main(arguments: list[str]) -> None:
+    """A table for each model."""
+    options = {"models": "vgg16,resnet18,char_lstm,layers", "repeats": "9", "threads": "1", "precision": "medium"}
+    options |= dict(argument.split("=", 1) for argument in arguments)
+    torch.set_num_threads(int(options["threads"]))
+    torch.set_float32_matmul_precision(options["precision"])
+    results: dict[str, Any] = {}
+    models = [n for name in options["models"].split(",") for n in (LAYERS if name == "layers" else [name])]
+    for name in models:
+        results[name] = measure(name, int(options["repeats"]), int(options["threads"]))
+        print(f"\n| {name} | ms a step | ratio to dense (quartiles) | operators | peak MB | peak to dense |")
+        print("|---|---|---|---|---|---|")
+        for variant, row in results[name].items():
+            row["peak_mb"] = peak_mb(name, variant)
+            more = row["peak_mb"] / results[name]["dense"]["peak_mb"]
+            ratio = f"{row['ratio']:.2f} ({row['lower']:.2f}-{row['upper']:.2f})"
+            line = f"{1e3 * row['seconds']:.1f} | {ratio} | {row['operators']} | {row['peak_mb']:.0f} | {more:.2f}"
+            print(f"| {variant} | {line} |", flush=True)
+    if "out" in options:
+        Path(options["out"]).parent.mkdir(parents=True, exist_ok=True)
+        Path(options["out"]).write_text(json.dumps({"options": options, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

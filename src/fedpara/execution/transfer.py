@@ -1,0 +1,104 @@
+"""Objects to and from another process: pickled, their tensors beside, in memory that both processes see."""
+
+import io
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Place = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]  # offset in bytes, and what to read there
+ALIGNMENT = 64  # bytes: what torch gives its own tensors, so that the same kernels run
+
+
+class Room:
+    """A stretch of memory to lay tensors down in, each once.
+
+    Args:
+        start, end: in bytes; what is not before `end` finds no room.
+        known: tensors that lie elsewhere in the same memory, as another room's `laid`.
+
+    Attributes:
+        laid: the tensors and their places, by identity; that they are held here keeps an identity from coming twice.
+        end: in bytes, of what is laid.
+    """
+
+    def __init__(self, start: int, end: int, known: Mapping[int, tuple[Tensor, Place]] | None = None) -> None:
+        self.end, self._limit = start, end
+        self._known = known or {}
+        self.laid: dict[int, tuple[Tensor, Place]] = {}
+
+    def place(self, tensor: Tensor) -> Place | None:
+        """Where the tensor lies, or will after `write`; None: there is no room."""
+        if found := self._known.get(id(tensor)) or self.laid.get(id(tensor)):
+            return found[1]
+        start = -(-self.end // ALIGNMENT) * ALIGNMENT
+        if start + tensor.nbytes > self._limit:
+            return None
+        # strides as they are, without holes: channels_last weights take other kernels, which round otherwise
+        place = start, tensor.dtype, tensor.shape, torch.empty_like(tensor, device="meta").stride()
+        self.laid[id(tensor)] = tensor, place
+        self.end = start + tensor.nbytes
+        return place
+
+    def write(self, memory: Tensor) -> None:
+        """Copy what is laid into `memory`."""
+        for tensor, place in self.laid.values():
+            look(memory, place).copy_(tensor)
+
+
+def look(memory: Tensor, place: Place) -> Tensor:
+    """The tensor at `place`, without a copy."""
+    start, dtype, shape, strides = place
+    return memory[start : start + shape.numel() * dtype.itemsize].view(dtype).as_strided(shape, strides)
+
+
+def dump(thing: Any, room: Room) -> bytes:
+    """`thing` without its tensors, which are given places in `room`; those without a place are in the bytes."""
+    file = io.BytesIO()
+    _Pickler(file, room).dump(thing)
+    return file.getvalue()
+
+
+def load(data: bytes, memory: Tensor, copy: bool) -> Any:
+    """The inverse of `dump` after `Room.write`; tensors are copies, or what lies in `memory` itself."""
+    return _Unpickler(io.BytesIO(data), memory, copy).load()
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, room: Room) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._room = room
+
+    def persistent_id(self, thing: Any) -> Place | None:
+        return self._room.place(thing) if type(thing) is Tensor else None
+
+    def reducer_override(self, thing: Any) -> Any:
+        """torch refuses to pickle a module with parametrizations, since its class is made on the spot."""
+        if isinstance(thing, nn.Module) and parametrize.is_parametrized(thing):
+            kind: Any = parametrize.type_before_parametrizations(thing)
+            return _rebuild, (kind, kind.__getstate__(thing))
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, memory: Tensor, copy: bool) -> None:
+        super().__init__(file)
+        self._memory, self._copy = memory, copy
+
+    def persistent_load(self, place: Place) -> Tensor:
+        tensor = look(self._memory, place)
+        return tensor.clone() if self._copy else tensor
+
+
+def _rebuild(kind: type[nn.Module], attributes: dict[str, Any]) -> nn.Module:
+    """A module with parametrizations, in the steps in which torch itself makes one."""
+    module = kind.__new__(kind)
+    module.__dict__.update(attributes)
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        parametrize._inject_property(module, name)
+    module.__setstate__(attributes)  # what its own class does besides: recurrent layers list their weights
+    return module

@@ -1,0 +1,256 @@
+"""Processes with an executor each, that train what they are handed, and the memory they share with this one."""
+
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any
+
+import torch
+import torch.multiprocessing
+from torch import Tensor
+
+from fedpara.data.datamodule import FederatedDataModule
+from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
+from fedpara.execution.transfer import ALIGNMENT, Place, Room, dump, load, look
+from fedpara.models.module import ClassificationModule
+
+log = logging.getLogger(__name__)
+Outcome = LocalResult | ClientFailure
+MESSAGE_BYTES = 2**16  # for a result without its tensors
+
+
+class Workers:
+    """Worker processes; none starts before there is something for it to do.
+
+    The shared memory holds, one behind the other: the model and the examples; what all tasks of a round have in common;
+    a slot for every piece of work in hand, in which the tensors of its tasks travel, and those of its results back.
+    Nothing but some bytes of where to look goes through the pool's pipes.
+
+    Args:
+        make: makes an executor of `module`, `datamodule`, `trainer`.
+        number: of processes.
+        threads: of each.
+        num_devices: GPUs, which the workers take in turn; 0: none.
+        chunk: tasks of a piece of work, at most.
+        state_bytes: size of a model's state.
+
+    Raises:
+        ValueError: what the executor is made of cannot be sent to another process, or shared memory is too little.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        module: ClassificationModule,
+        datamodule: FederatedDataModule,
+        trainer: Any,
+        number: int,
+        threads: int,
+        num_devices: int,
+        chunk: int,
+        state_bytes: int,
+    ) -> None:
+        own = Room(0, sys.maxsize)
+        model = _dump((make, trainer, module), own)
+        shared = Room(own.end, sys.maxsize)
+        data = _dump(datamodule, shared)
+        self._broadcast = shared.end, shared.end + 2 * state_bytes
+        slot_bytes, begin = chunk * (state_bytes + MESSAGE_BYTES), self._broadcast[1]
+        self._free = [(begin + i * slot_bytes, begin + (i + 1) * slot_bytes) for i in range(2 * number)]
+        self._memory = _shared_memory(self._free[-1][1])
+        own.write(self._memory)
+        shared.write(self._memory)
+        for tensor, place in shared.laid.values():
+            if tensor.device.type == "cpu":
+                tensor.data = look(self._memory, place)  # so that this process holds the examples once, there
+        self.capacity = len(self._free)
+        self._slots: dict[Future[Place | bytes], tuple[int, int]] = {}
+        self._common = Room(*self._broadcast)
+        self._number = number
+        self._given = _Given(model, data, self._memory, threads, num_devices, torch.get_float32_matmul_precision())
+        self._context: Any = torch.multiprocessing.get_context("spawn" if num_devices else "forkserver")
+        self._start()
+
+    def _start(self) -> None:
+        if self._context.get_start_method() == "forkserver":
+            _start_forkserver()
+        lifeline, self._lifeline = self._context.Pipe(duplex=False)
+        given = lifeline, self._context.Value("i", 0), self._given
+        self._pool = ProcessPoolExecutor(self._number, self._context, _begin, given)
+
+    def close(self) -> None:
+        """End all workers at once, whatever they do."""
+        self._lifeline.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def broadcast(self, task: ClientTask) -> None:
+        """What this task shares with those that are submitted from now on, by identity, travels once."""
+        self._common = Room(*self._broadcast)
+        dump(task, self._common)
+        self._common.write(self._memory)
+
+    def submit(self, tasks: list[ClientTask]) -> Future[Place | bytes]:
+        """Have the tasks trained; at most `capacity` pieces of work may be in hand."""
+        slot = self._free.pop()
+        try:
+            future = self._send(tasks, slot)
+        except BrokenProcessPool:
+            log.warning("a worker process died (was memory short?); what was in training is trained again")
+            self.close()  # waits for the others' end: they may still write
+            self._start()
+            future = self._send(tasks, slot)
+        self._slots[future] = slot
+        return future
+
+    def _send(self, tasks: list[ClientTask], slot: tuple[int, int]) -> Future[Place | bytes]:
+        room = Room(*slot, known=self._common.laid)
+        data = dump(tasks, room)
+        room.write(self._memory)
+        with _without_interruption():
+            return self._pool.submit(_train, data, slot)
+
+    def outcomes(self, future: Future[Place | bytes]) -> list[Outcome]:
+        """What became of the tasks.
+
+        Raises:
+            BrokenProcessPool: a worker died, this one or another; their work is lost.
+            Exception: the worker's executor could not be made, or raised.
+        """
+        slot = self._slots.pop(future)
+        try:
+            found = future.result()
+            data = found if isinstance(found, bytes) else look(self._memory, found).numpy().tobytes()
+            return load(data, self._memory, copy=True)
+        finally:
+            self._free.append(slot)
+
+
+def size(tensors: Sequence[Tensor]) -> int:
+    """Bytes that a room for these takes."""
+    return sum(tensor.nbytes + ALIGNMENT for tensor in tensors)
+
+
+def _dump(thing: Any, room: Room) -> bytes:
+    try:
+        return dump(thing, room)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"executor=processes: {error}, hence not sent to another process; define it at the top of a module, or "
+            "take executor=serial"
+        ) from error
+
+
+def _shared_memory(num_bytes: int) -> Tensor:
+    try:
+        return torch.empty(num_bytes, dtype=torch.uint8).share_memory_()
+    except RuntimeError as error:
+        raise ValueError(
+            f"executor=processes: {num_bytes / 2**20:.0f} MiB of shared memory are not to be had ({error}); enlarge "
+            "/dev/shm (docker run --shm-size), or take executor=serial"
+        ) from error
+
+
+def _start_forkserver() -> None:
+    """A process with the imports behind it, from which workers are forked: in a tenth of a second, not in seconds."""
+    resource_tracker.ensure_running()  # which would let signals through again
+    forkserver.set_forkserver_preload([__name__])
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Python 3.11 has the server import from where it likes
+    try:
+        with _without_interruption():
+            forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+
+
+@contextmanager
+def _without_interruption() -> Iterator[None]:
+    """Processes started within this never get SIGINT: a terminal sends it to all, but only this process is to act."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# what follows runs in the worker
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every worker is given: see `Workers`."""
+
+    model: bytes
+    data: bytes
+    memory: Tensor
+    threads: int
+    num_devices: int
+    matmul_precision: str
+
+
+_given: _Given
+_device: int
+
+
+def _begin(lifeline: Connection, turn: "Synchronized[int]", given: _Given) -> None:
+    global _given, _device
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    torch.set_num_threads(given.threads)
+    torch.set_float32_matmul_precision(given.matmul_precision)
+    with turn.get_lock():
+        _given, _device = given, turn.value
+        turn.value += 1
+
+
+def _end_with(lifeline: Connection) -> None:
+    """Nothing is ever sent: when it can be read, the other process has closed it, or is no more."""
+    lifeline.poll(None)
+    os._exit(1)
+
+
+@cache
+def _executor() -> Any:
+    """This worker's own, made with its first task, so that an error in making it reaches the other process."""
+    make, trainer, module = load(_given.model, _given.memory, copy=True)
+    datamodule = load(_given.data, _given.memory, copy=False)
+    if _given.num_devices:
+        trainer = partial(trainer, devices=[_device % _given.num_devices])
+    executor = make(module=module, datamodule=datamodule, trainer=trainer)
+    datamodule.to(executor.device)
+    return executor
+
+
+def _train(data: bytes, slot: tuple[int, int]) -> Place | bytes:
+    """Where the outcomes lie; a message so short is written whole or not at all, whenever a worker is killed."""
+    tasks = load(data, _given.memory, copy=True)
+    room = Room(*slot)
+    outcomes = dump([_portable(outcome) for outcome in _executor().run(tasks)], room)
+    place = room.place(torch.frombuffer(bytearray(outcomes), dtype=torch.uint8))
+    room.write(_given.memory)
+    return place or outcomes
+
+
+def _portable(outcome: Outcome) -> Outcome:
+    """With the stack trace of its error as a note, since pickle drops it; an error that pickle refuses, in words."""
+    if isinstance(outcome, LocalResult) or outcome.error is None:
+        return outcome
+    trace = "".join(traceback.format_exception(outcome.error))
+    try:
+        error = pickle.loads(pickle.dumps(outcome.error))
+    except Exception:
+        error = RuntimeError(f"{type(outcome.error).__name__}: {outcome.error}")
+    error.add_note(f"In a worker process:\n{trace}")
+    return replace(outcome, error=error)

@@ -1,0 +1,381 @@
+"""Clients in worker processes: what comes back is serial's, to the bit, whatever happens to a worker."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import pytorch_lightning
+import torch
+from torch import nn
+
+from conftest import ROOT, make_federation
+from fedpara.algorithms.scaffold import Scaffold
+from fedpara.callbacks import Checkpoint, RunFolder, restore
+from fedpara.data import Dirichlet
+from fedpara.execution import ClientFailure, ClientTask, FaultInjection, LocalResult, ProcessesExecutor, SerialExecutor
+from fedpara.execution.processes import WINDOW
+from fedpara.execution.transfer import Room, dump, load
+from fedpara.interruption import interruption
+from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize
+from fedpara.state import join
+from test_algorithms import NAMES, named
+from test_cli import SMALL, rows
+from test_federation import Watch, rows_without_times, same
+
+RECIPES = {"dense": Dense(), "low_rank": EqualSizeLowRank(), "fedpara": FedPara(gamma=0.5), "pfedpara": PFedPara()}
+SPLITS = {"full": None, "pfedpara": ["*.0.[xy]2"], "fedper": ["layers.4.*"], "local": ["*"]}
+
+
+class Obedient(SerialExecutor):
+    """Its clients do as the files in `folder` say, each named by a client."""
+
+    def __init__(self, module, datamodule, trainer, jacobian_correction=0.0, folder=None):
+        super().__init__(module, datamodule, trainer, jacobian_correction)
+        self.folder = folder
+
+    def _fit(self, task):
+        told = self.folder / str(task.client)
+        if told.is_file():
+            word = told.read_text()
+            if word in ("die", "die once"):
+                if word == "die once":
+                    told.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if word == "sleep":
+                (self.folder / f"asleep-{os.getpid()}").touch()
+                time.sleep(60)
+            raise Unspeakable(word, 2) if word == "unspeakable" else ValueError(word)
+        return super()._fit(task)
+
+
+class Unspeakable(Exception):
+    """Pickles, but cannot be made again."""
+
+    def __init__(self, text, number):
+        super().__init__(text)
+
+
+@pytest.fixture(scope="module")
+def executors():
+    """One for each factorisation, made when first asked for: that takes a while."""
+    made = {}
+
+    def executor(name, **options):
+        key = name, *options
+        if key not in made:
+            recipe, kept = RECIPES[name], partial(ProcessesExecutor, workers=2)
+            made[key] = make_federation(recipe=recipe, dropout=0.5, max_epochs=1, executor=kept, **options).executor
+        return lambda *_: made[key]
+
+    yield executor
+    for one in made.values():
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """An executor whose clients do as they are told, and the folder to tell them in."""
+    folder = tmp_path_factory.mktemp("told")
+    made = make_federation(executor=partial(ProcessesExecutor, inner=partial(Obedient, folder=folder), workers=2))
+    yield made.executor, folder
+    made.executor.close()
+
+
+@pytest.fixture(autouse=True)
+def _silence(request):
+    """Nobody is told anything from an earlier test."""
+    yield
+    if "told" in request.fixturenames:
+        for path in request.getfixturevalue("told")[1].iterdir():
+            path.unlink()
+
+
+def tasks(executor, clients=range(5)):
+    state = executor.initial_state()
+    return [ClientTask(client, state, 1.0, seed=client) for client in clients]
+
+
+COMBINATIONS = [(name, "pfedpara", "full") for name in NAMES]
+COMBINATIONS += [("scaffold", recipe, "full") for recipe in RECIPES if recipe != "pfedpara"]
+COMBINATIONS += [("scaffold", "pfedpara", split) for split in SPLITS if split != "full"]
+
+
+@pytest.mark.parametrize(("algorithm", "recipe", "split"), COMBINATIONS)
+def test_a_round_is_serials_to_the_bit(executors, algorithm, recipe, split):
+    """Dropout included; personal parts and what clients remember too."""
+    options = {"recipe": RECIPES[recipe], "personal": SPLITS[split], "dropout": 0.5, "max_epochs": 1, "num_rounds": 2}
+    options |= {"clients_per_round": 3, "eval_every": 2, "evaluate_personal": False}
+    watches, runs = (Watch(), Watch()), []
+    for watch, executor in zip(watches, (SerialExecutor, executors(recipe)), strict=True):
+        runs.append(make_federation(algorithm=named(algorithm), executor=executor, callbacks=[watch], **options))
+        runs[-1].fit()
+    serial, parallel = runs
+    assert same(join(serial.server), join(parallel.server))
+    for kept, expected in ((parallel.personal, serial.personal), (parallel.memories, serial.memories)):
+        assert kept.keys() == expected.keys()
+        assert all(same(kept[client], expected[client]) for client in kept)
+    assert [r.client for r in watches[0].results] == [r.client for r in watches[1].results]
+    assert [r.train_loss for r in watches[0].records] == [r.train_loss for r in watches[1].records]
+
+
+def test_float64_and_faults(executors):
+    """A network in float32 that is trained in float64 comes back as such: twice what its slot was made for."""
+    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=1, precision="64-true")
+
+    def fit(kind):
+        federation = make_federation(
+            executor=lambda module, data, _: FaultInjection(kind(module, data, trainer), nan=0.2, crash=0.2),
+            clients_per_round=5, num_rounds=1, algorithm=Scaffold(), seed=1,
+        )  # fmt: skip
+        federation.fit()
+        federation.executor.close()
+        return federation
+
+    serial, parallel = fit(SerialExecutor), fit(partial(ProcessesExecutor, workers=2))
+    assert serial.server["model"]["layers.1.bias"].dtype == torch.float64
+    assert same(join(serial.server), join(parallel.server))
+
+
+def test_results_come_in_the_order_of_the_tasks_from_a_bounded_window(told):
+    executor, _ = told
+    drawn = []
+
+    def lazily():
+        for task in tasks(executor, [c % 5 for c in range(20)]):
+            drawn.append(task)
+            yield task
+
+    for number, result in enumerate(executor.run(lazily())):
+        assert result.client == number % 5
+        assert len(drawn) <= number + 1 + WINDOW * executor.workers
+    assert number == 19
+
+
+def test_the_longest_tasks_go_first(monkeypatch, told):
+    executor, _ = told
+    sizes, handed = [3, 1, 5, 2, 4], []
+    list(executor.run(tasks(executor)))
+    monkeypatch.setattr(executor.datamodule, "num_examples", sizes.__getitem__)
+    submit = executor._pool.submit
+    monkeypatch.setattr(executor._pool, "submit", lambda chunk: handed.append(chunk[0].client) or submit(chunk))
+    assert [result.client for result in executor.run(tasks(executor))] == [0, 1, 2, 3, 4]
+    assert handed == [2, 4, 0, 3, 1]
+
+
+def test_a_client_that_raises_fails_alone_with_its_error_and_its_trace(told):
+    executor, folder = told
+    (folder / "1").write_text("a bug")
+    (folder / "3").write_text("unspeakable")
+    outcomes = list(executor.run(tasks(executor)))
+    assert [outcome.client for outcome in outcomes] == [0, 1, 2, 3, 4]
+    assert [type(outcome) for outcome in outcomes] == [LocalResult, ClientFailure] * 2 + [LocalResult]
+    assert outcomes[1].reason == "crashed (ValueError: a bug)"
+    assert outcomes[3].reason == "crashed (RuntimeError: Unspeakable: unspeakable)"
+    assert "in _fit" in outcomes[1].error.__notes__[0]
+
+
+def by_hand(executor):
+    """What the tasks give without any worker."""
+    return [result.state for result in executor.here.run(tasks(executor))]
+
+
+def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_two_fails_alone(told):
+    executor, folder = told
+    expected = by_hand(executor)
+    (folder / "2").write_text("die")
+    (folder / "4").write_text("die once")
+    outcomes = list(executor.run(tasks(executor)))
+    assert not (folder / "4").exists()
+    assert outcomes.pop(2).reason == "crashed (RuntimeError: its worker process died, and so did the next)"
+    del expected[2]
+    assert all(same(outcome.state, state) for outcome, state in zip(outcomes, expected, strict=True))
+
+
+def test_a_worker_that_dies_idle_is_not_missed(told):
+    executor, _ = told
+    list(executor.run(tasks(executor)))
+    for process in multiprocessing.active_children():
+        process.kill()
+    time.sleep(0.1)
+    assert all(isinstance(outcome, LocalResult) for outcome in executor.run(tasks(executor)))
+
+
+@pytest.fixture
+def semaphores(monkeypatch):
+    """What this process has in shared memory under a name: the pool's semaphores; the memory itself has none."""
+    prefix = f"mp{os.getpid()}"
+    monkeypatch.setitem(multiprocessing.current_process()._config, "semprefix", f"/{prefix}")
+    return lambda: list(Path("/dev/shm").glob(f"*{prefix}-*"))
+
+
+def test_an_interruption_ends_the_workers_at_once_and_leaves_nothing_behind(told, semaphores):
+    executor, folder = told
+    executor.close()
+    num_threads = torch.get_num_threads()
+    for client in range(5):
+        (folder / str(client)).write_text("sleep")
+    started = []
+
+    def press():
+        while not (asleep := list(folder.glob("asleep-*"))):
+            time.sleep(0.01)
+        started.append((int(asleep[0].name.partition("-")[2]), semaphores(), time.monotonic()))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    with pytest.raises(KeyboardInterrupt), interruption.handled():
+        list(executor.run(tasks(executor)))
+    presser.join()
+    ((pid, held, pressed),) = started
+    assert time.monotonic() - pressed < 5
+    assert not Path(f"/proc/{pid}").exists()
+    assert held
+    assert not semaphores()
+    assert torch.get_num_threads() == num_threads
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(executors, tmp_path):
+    class Press(Watch):
+        def on_client_end(self, federation, result):
+            if federation.round == 1:
+                raise KeyboardInterrupt
+
+    def made(folder, *callbacks):
+        return make_federation(
+            recipe=RECIPES["pfedpara"], personal=SPLITS["pfedpara"], dropout=0.5, max_epochs=1, algorithm=Scaffold(),
+            executor=executors("pfedpara"), callbacks=[RunFolder(folder, {}), Checkpoint(folder), *callbacks],
+        )  # fmt: skip
+
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole = made(tmp_path / "whole")
+    whole.fit()
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "stopped", Press()).fit()
+    resumed = made(tmp_path / "stopped")
+    restore(resumed, tmp_path / "stopped")
+    assert resumed.round == 1
+    resumed.fit()
+    assert same(join(resumed.server), join(whole.server))
+    assert rows_without_times(tmp_path / "stopped") == rows_without_times(tmp_path / "whole")
+
+
+def session(leader):
+    """Processes of a session that live."""
+    states = {path: path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")}
+    return [path for path, fields in states.items() if int(fields[3]) == leader and fields[0] != "Z"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_its_run(tmp_path, number):
+    """A terminal's SIGINT goes to all of its processes; the others here to the run's own alone."""
+    command = [
+        sys.executable,
+        str(ROOT / "src" / "train.py"),
+        *SMALL,
+        "executor=processes",
+        f"hydra.run.dir={tmp_path}",
+    ]
+    environment = os.environ | {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    options = {"env": environment, "text": True, "stdout": -1, "stderr": -1, "start_new_session": True}
+    run = subprocess.Popen([*command, "federation.num_rounds=100000"], **options)
+    while not (tmp_path / "metrics.csv").is_file() or len(rows(tmp_path)) < 2:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    assert len(session(run.pid)) >= 4  # itself, the fork server, the workers
+    (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
+    _, error = run.communicate(timeout=30)
+    if number != signal.SIGKILL:
+        assert (run.returncode, error) == (130, "error: interrupted\n")
+    time.sleep(3)
+    assert not session(run.pid)
+
+
+def test_examples_are_held_once_and_nothing_is_left_of_a_closed_executor(semaphores):
+    executor = make_federation(executor=partial(ProcessesExecutor, workers=1)).executor
+    images = executor.datamodule.examples[0].inputs.clone()
+    list(executor.run(tasks(executor, [0])))
+    held = executor.datamodule.examples[0].inputs
+    assert held.is_shared()
+    assert torch.equal(held, images)
+    assert executor.datamodule._train.examples.inputs is held
+    assert semaphores()
+    executor.close()
+    assert not semaphores()
+
+
+def test_a_worker_is_handed_several_tasks_where_that_is_asked_for():
+    executor = make_federation(
+        executor=partial(ProcessesExecutor, workers=1, chunk=3), partition=Dirichlet(alpha=0.5, min_examples=2)
+    ).executor
+    results = list(executor.run(tasks(executor)))
+    executor.close()
+    assert [result.client for result in results] == [0, 1, 2, 3, 4]
+    assert all(same(result.state, state) for result, state in zip(results, by_hand(executor), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers\n.*greater than or equal to 1"),
+        ({"threads": 0}, "threads\n.*greater than or equal to 1"),
+        ({"inner": partial(ProcessesExecutor)}, "inner=processes: must train in its own process, as serial does"),
+    ],
+)
+def test_executors_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_federation(executor=partial(ProcessesExecutor, **options))
+
+
+def test_data_workers_and_what_cannot_be_sent_are_refused_in_a_line():
+    federation = make_federation()
+    federation.executor.datamodule.num_workers = 1
+    with pytest.raises(ValueError, match="num_workers=1: must be 0 under executor=processes"):
+        ProcessesExecutor(federation.executor.module, federation.executor.datamodule, federation.executor.make_trainer)
+    executor = make_federation(executor=partial(ProcessesExecutor, inner=lambda **given: SerialExecutor(**given)))
+    with pytest.raises(ValueError, match=r"executor=processes: .*lambda.*define it at the top of a module"):
+        list(executor.executor.run(tasks(executor.executor)))
+
+
+def test_what_is_laid_down_comes_back_as_it_was():
+    weight = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    things = {
+        "channels_last": weight, "again": weight, "a part": weight[:, 1], "bf16": torch.randn(3).bfloat16(),
+        "one": torch.tensor(7), "none": torch.empty(0, 3), "last": torch.randn(50),
+    }  # fmt: skip
+    room = Room(10, 3000)
+    data, memory = dump(things, room), torch.zeros(3000, dtype=torch.uint8)
+    room.write(memory)
+    for copy in (True, False):
+        found = load(data, memory, copy)
+        assert same(found, things)
+        assert found["channels_last"].stride() == weight.stride()
+        assert (found["bf16"].untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()) is not copy
+    assert len(room.laid) == len(things) - 1
+    full = Room(0, 1300, known=room.laid)
+    assert full.place(weight) == room.place(weight)
+    assert same(load(dump({"large": torch.ones(400)}, full), memory, copy=True), {"large": torch.ones(400)})
+    assert not full.laid
+
+
+@pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), nn.LSTM(3, 4)])
+def test_a_factorised_network_goes_to_another_process(network):
+    factorize(network, FedPara(gamma=0.5))
+    room = Room(0, 10**6)
+    data, memory = dump(network, room), torch.zeros(10**6, dtype=torch.uint8)
+    room.write(memory)
+    copy = load(data, memory, copy=True)
+    assert list(copy.state_dict()) == list(network.state_dict())
+    assert same(copy.state_dict(), network.state_dict())
+    inputs = torch.randn(2, 3, 5, 5) if isinstance(network, nn.Sequential) else torch.randn(5, 2, 3)
+    outputs, expected = (made(inputs) for made in (copy, network))
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
