@@ -1,11 +1,11 @@
-# make quickstart | make test: each sets up .venv by itself, once.
+# make quickstart | make test | make benchmark: each sets up .venv by itself, once.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test lint format benchmark clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
 
@@ -38,5 +38,8 @@ format: install  ## let ruff put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+benchmark: install  ## seconds a round beside a bare loop and other simulators; PART=scale, ARGS="net=tiny rounds=5"
+	$(BIN)/python benchmarks/$(or $(PART),rounds).py $(ARGS)
+
 clean:           ## forget the virtual environment and the caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf .venv benchmarks/.environments .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

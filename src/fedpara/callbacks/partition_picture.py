@@ -42,7 +42,8 @@ def draw_partition(counts: np.ndarray) -> "Figure":
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     bars, classes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
-    bars.bar(range(len(counts)), counts.sum(1), width=0.8, color="#30638e")
+    edges = np.arange(len(counts) + 1) - 0.5
+    bars.stairs(counts.sum(1), edges, fill=True, color="#30638e")  # one shape: 100,000 bars take 1 GB
     bars.set_ylabel("examples")
     bars.spines[["top", "right"]].set_visible(False)
     image = classes.imshow(counts.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0)

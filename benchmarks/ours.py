@@ -1,0 +1,90 @@
+"""What `src/train.py` needs to run a benchmark's workload: its data, and a callback that holds it between rounds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpara.communication import Cast
+from fedpara.data import DataSet, Examples
+from fedpara.execution import LocalResult
+from fedpara.federation import Federation, FederationCallback
+from fedpara.models import VGG
+from fedpara.record import RoundRecord
+from pace import Pace
+from workload import NUM_CLASSES, WORKLOADS
+
+
+def data_set(workload: str) -> DataSet:
+    """A workload's examples, stored as the network takes them; clients are owners, for `partition=natural`."""
+    inputs, labels = WORKLOADS[workload].data
+    owners = torch.arange(len(labels)) // WORKLOADS[workload].num_examples
+    train = Examples(inputs, labels, owners)
+    return DataSet("random", train, train[owners == 0], NUM_CLASSES, prepare=_as_stored)
+
+
+def _as_stored(inputs: Tensor) -> Tensor:
+    return inputs
+
+
+class DoubleVGG(VGG):
+    """In float64, from the same first weights."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.double()
+
+
+class Exact(Cast):
+    """Float64 on the wire, so that what arrives is what was sent."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = torch.float64
+
+
+class PaceCallback(FederationCallback):
+    """Lets a federation run a round at each word of benchmarks/rounds.py, and ends it at the last."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+
+    def on_fit_start(self, federation: Federation) -> None:
+        """Wait for the first round."""
+        self.pace = Pace()
+        self._wait(federation)
+
+    def on_client_end(self, federation: Federation, result: LocalResult) -> None:
+        """Count the steps."""
+        self.num_steps += result.num_steps
+
+    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        """The round is in metrics.csv by now."""
+        self.pace.round_done(self.num_steps)
+        self.num_steps = 0
+        self._wait(federation)
+
+    def _wait(self, federation: Federation) -> None:
+        if not self.pace.next_round(lambda: federation.server["model"]):
+            federation.num_rounds = federation.round
+
+
+def overrides(name: str) -> list[str]:
+    """The command line of `src/train.py` for a workload."""
+    workload = WORKLOADS[name]
+    exact = ["model.network._target_=ours.DoubleVGG"]
+    exact += [f"link.{way}_codec._target_=ours.Exact" for way in ("up", "down")]
+    return [
+        "model=vgg_small", "factorization=dense", "partition=natural", "trainer=cpu", "logger=none",
+        f"seed={workload.seed}",
+        "data.dataset._target_=ours.data_set", f"+data.dataset.workload={name}",
+        f"data.num_classes={NUM_CLASSES}", "data.in_channels=3", f"data.batch_size={workload.batch_size}",
+        *(f"model.network.{key}={value}" for key, value in workload.network.items()),
+        f"model.optimizer.lr={workload.learning_rate}",
+        f"trainer.max_epochs={workload.num_epochs}",
+        f"federation.num_clients={workload.num_clients}",
+        f"federation.clients_per_round={workload.clients_per_round}",
+        "federation.num_rounds=1000000", "federation.eval_every=1000000", "federation.lr_decay=1",
+        "callbacks.checkpoint=null", "callbacks.partition_picture=null", "callbacks.progress=null",
+        "+callbacks.pace._target_=ours.PaceCallback",
+        *(exact if workload.dtype == torch.float64 else []),
+    ]  # fmt: skip
