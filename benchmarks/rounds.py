@@ -44,6 +44,8 @@ OURS: dict[str, list[str]] = {  # more words of src/train.py's command line
     "whole_epochs": ["executor.whole_epochs=true"],
     "whole_epochs_medium": ["executor.whole_epochs=true", "executor.matmul_precision=medium"],
     "processes": ["executor=processes"],
+    "processes_whole": ["executor=processes", "executor.inner.whole_epochs=true"],
+    "processes_vectorized": ["executor=processes", "executor@executor.inner=vectorized", "executor.chunk=4"],
     "vectorized": ["executor=vectorized"],
     "auto": ["executor=auto"],
     "serial_checkpoint": [  # with what every other variant leaves out
