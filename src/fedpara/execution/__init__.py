@@ -1,5 +1,6 @@
 """Executors: where and how a round's clients are trained."""
 
+from fedpara.execution.auto import AutoExecutor
 from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.execution.faults import FaultInjection
 from fedpara.execution.processes import ProcessesExecutor
@@ -7,6 +8,7 @@ from fedpara.execution.serial import SerialExecutor
 from fedpara.execution.vectorized import VectorizedExecutor
 
 __all__ = [
+    "AutoExecutor",
     "ClientFailure",
     "ClientTask",
     "Executor",

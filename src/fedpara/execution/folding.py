@@ -124,7 +124,10 @@ class Folded(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, K, ...) to the logits (B, K, classes)."""
-        return self.network(inputs.flatten(1, 2)).unflatten(1, (self.num_clients, -1))
+        inputs = inputs.flatten(1, 2)
+        if inputs.dim() == 4:  # half the time of grouped convolutions on a CPU
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self.network(inputs).unflatten(1, (self.num_clients, -1))
 
 
 @torch.no_grad()

@@ -77,8 +77,7 @@ class SerialExecutor:
         _require_hardware(str(options.get("precision", probe.precision)), self.device)
         self.max_epochs = max_epochs
         torch.set_float32_matmul_precision(matmul_precision)
-        if self.device.type == "cuda":
-            module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as tensor cores take it
+        module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are quicker
         self._corrections: list[Any] = [GradientCorrection()]
         if jacobian_correction:
             self._corrections.insert(0, JacobianCorrection(jacobian_correction))

@@ -1,16 +1,19 @@
 """Many clients in one batched computation: for networks so small that a step is mostly overhead."""
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field, validate_call
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from fedpara.algorithms.base import Correction
+from fedpara.configuration import one_line
 from fedpara.data.datamodule import FederatedDataModule
 from fedpara.data.examples import Batch
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
@@ -19,7 +22,9 @@ from fedpara.execution.serial import SerialExecutor, interruptible
 from fedpara.models.module import ClassificationModule
 from fedpara.state import State, num_elements
 
+log = logging.getLogger(__name__)
 ELEMENTWISE = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Adamax", "ASGD", "Rprop"}
+CACHE_GB = 0.032
 WAY_OUT = "take executor=serial or processes"
 
 
@@ -54,7 +59,7 @@ class ManyClients(LightningModule):
             optimizer.zero_grad()
             logits = self.folded(inputs)
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            losses = (losses.view_as(labels) * share).sum(0)
+            losses = (losses.view_as(labels) * share.to(losses.dtype)).sum(0)
             self.manual_backward(losses.sum())
             optimizer.step()
             chunk.add(losses.detach().float(), self.folded, optimizer.param_groups[0]["lr"])
@@ -93,9 +98,9 @@ class Chunk:
         if all(size == shape[0] for size in self.sizes):
             whole = [batch for batch in batches if batch is not None]
             all_inputs, all_labels = (torch.stack(part, dim=1) for part in zip(*whole, strict=True))
-            return all_inputs, all_labels, all_inputs.new_full(shape, 1 / shape[0])
+            return all_inputs, all_labels, all_inputs.new_full(shape, 1 / shape[0], dtype=torch.float64)
         all_inputs = inputs.new_zeros(*shape, *inputs.shape[1:])
-        all_labels, share = labels.new_zeros(shape), inputs.new_zeros(shape)
+        all_labels, share = labels.new_zeros(shape), inputs.new_zeros(shape, dtype=torch.float64)
         for client, batch in enumerate(batches):
             if batch is not None:
                 size = len(batch[1])
@@ -118,7 +123,8 @@ class VectorizedExecutor(SerialExecutor):
 
     Args:
         chunk_size: clients at once; None: as many as `memory_gb` holds, 64 at most.
-        memory_gb: for the chunk's parameters, gradients and activations, in 10^9 bytes.
+        memory_gb: for the chunk's parameters, gradients and activations, in 10^9 bytes; None: half of what is free on
+            a GPU, and on a CPU 0.032, about a last-level cache, beyond which it was slower (README, "Speed").
         others: as of `SerialExecutor`, which tests models and trains those of a chunk that raised.
 
     Raises:
@@ -133,7 +139,7 @@ class VectorizedExecutor(SerialExecutor):
         trainer: Any,
         jacobian_correction: Annotated[float, Field(ge=0)] = 0.0,
         chunk_size: Annotated[int, Field(ge=1)] | None = None,
-        memory_gb: Annotated[float, Field(gt=0)] = 2.0,
+        memory_gb: Annotated[float, Field(gt=0)] | None = None,
         matmul_precision: Any = "highest",
     ) -> None:
         super().__init__(module, datamodule, trainer, jacobian_correction, True, matmul_precision)
@@ -158,9 +164,9 @@ class VectorizedExecutor(SerialExecutor):
         except ValueError as error:
             raise ValueError(f"executor=vectorized cannot fold it, {error}: {WAY_OUT}") from error
         if self.chunk_size is None:
-            self.chunk_size = self._affordable(example)
+            self.chunk_size = self.affordable(example)
 
-    def _affordable(self, example: Tensor) -> int:
+    def affordable(self, example: Tensor) -> int:
         """Clients for whom there is memory: weights thrice, activations twice, gradients included."""
         seen = 0
 
@@ -173,18 +179,27 @@ class VectorizedExecutor(SerialExecutor):
         for handle in handles:
             handle.remove()
         values = 3 * num_elements(self.initial_state()) + 2 * seen * self.datamodule.batch_size
-        return max(1, min(64, int(self.memory_gb * 1e9 / (values * example.element_size()))))
+        if (memory := self.memory_gb) is None:
+            cuda = self.device.type == "cuda"
+            memory = torch.cuda.mem_get_info(self.device)[0] / 2e9 if cuda else CACHE_GB
+        return max(1, min(64, int(memory * 1e9 / (4 * values))))
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
         """Chunk after chunk; where one raises, its clients are trained one by one, to fail alone."""
         waiting = iter(tasks)
+        if self.chunk_size == 1:
+            yield from self._one_by_one(waiting)
         while chunk := list(islice(waiting, self.chunk_size or 8)):
             try:
                 results = self._train_chunk(chunk)
-            except Exception:
-                yield from super().run(chunk)
+            except Exception as error:
+                log.warning("clients %s one by one: %s", ", ".join(str(task.client) for task in chunk), one_line(error))
+                yield from self._one_by_one(chunk)
             else:
                 yield from results
+
+    def _one_by_one(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
+        return super().run(tasks)
 
     def _train_chunk(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
         start = time.perf_counter()
@@ -197,7 +212,7 @@ class VectorizedExecutor(SerialExecutor):
         gradient.correction = _stacked([task.correction for task in tasks])
         with self._kept_trainer("fit", max_epochs=1) as trainer, interruptible():
             vars(trainer)["callbacks"] = [*self._given_callbacks, *self._corrections]
-            trainer.fit(many, [chunk])
+            trainer.fit(many, DataLoader(cast(Dataset, [chunk]), batch_size=None))
         return [self._result(chunk, client, time.perf_counter() - start) for client in range(len(tasks))]
 
     def _streams(self, tasks: Sequence[ClientTask]) -> tuple[list[Iterator[Batch]], list[int]]:
