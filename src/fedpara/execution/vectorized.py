@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fedpara.algorithms.base import Correction
-from fedpara.configuration import one_line
 from fedpara.data.datamodule import FederatedDataModule
 from fedpara.data.examples import Batch
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
@@ -193,7 +192,8 @@ class VectorizedExecutor(SerialExecutor):
             try:
                 results = self._train_chunk(chunk)
             except Exception as error:
-                log.warning("clients %s one by one: %s", ", ".join(str(task.client) for task in chunk), one_line(error))
+                clients = ", ".join(str(task.client) for task in chunk)
+                log.warning("clients %s are trained one by one: %r", clients, error)
                 yield from self._one_by_one(chunk)
             else:
                 yield from results
