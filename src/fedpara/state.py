@@ -14,8 +14,8 @@ Parts = dict[str, State]  # what travels or what the server keeps: "model", and 
 
 
 def read_state(module: nn.Module) -> State:
-    """A copy of every parameter and buffer of `module`, on the module's device."""
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    """A copy of every parameter and buffer of `module`, on the CPU: that is where the server is."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
 
 
 def load_state(module: nn.Module, state: State) -> None:

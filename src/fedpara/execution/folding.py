@@ -110,8 +110,10 @@ class Folded(nn.Module):
                     own.copy_(state[name])
 
     def read(self, client: int) -> State:
-        """A copy of one client's state."""
-        return {name: tensor[client].clone() for name, tensor in self.network.state_dict().items()}
+        """A copy of one client's state, on the CPU."""
+        return {
+            name: tensor[client].detach().to("cpu", copy=True) for name, tensor in self.network.state_dict().items()
+        }
 
     def draw(self, inputs: Tensor, probability: float) -> Tensor:
         """The factors of a dropout, 0 or 1 / probability, drawn by each client for its own examples."""
