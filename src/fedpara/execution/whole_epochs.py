@@ -1,8 +1,8 @@
 """A local epoch as one batch of Lightning's: its loops once an epoch instead of once a step, on a GPU no host at all.
 
 What a user's LightningModule keeps: `training_step`, `configure_optimizers`, `on_before_optimizer_step` of its
-callbacks, the Trainer's precision and device. What it loses: `self.log`, hooks around single batches, gradient clipping and
-accumulation by the Trainer, schedulers that step within an epoch. `executor.whole_epochs=false` has them all.
+callbacks, the Trainer's precision and device. What it loses: `self.log`, hooks around single batches, gradient clipping
+and accumulation by the Trainer, schedulers that step within an epoch. `executor.whole_epochs=false` has them all.
 """
 
 from collections.abc import Callable, Iterable, Iterator
