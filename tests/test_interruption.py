@@ -163,7 +163,8 @@ def test_who_looks_at_a_run_folder_does_not_stop_a_run_that_starts(tmp_path):
 
 
 CHOICES = [  # with test_federation.py's, every algorithm, link and split
-    "algorithm=scaffold link=fedpaq sharing=pfedpara factorization=pfedpara faults.dropout=0.4 faults.nan=0.3",
+    "algorithm=scaffold link=fedpaq sharing=pfedpara factorization=pfedpara faults.dropout=0.4 faults.nan=0.3 "
+    "executor=vectorized",
     "algorithm=fedyogi link=bf16 sharing=fedbn faults=flaky federation.retries=1",
     *(
         pytest.param(choices, marks=pytest.mark.slow)
