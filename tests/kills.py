@@ -128,9 +128,12 @@ def undisturbed(base, name):
 
 
 def main(num_kills, *options, seed=0):
+    import conftest  # before the first run too: it sets the number of threads, on which bits depend
     import fedpara.callbacks
     import fedpara.models
     import fedpara.nn  # noqa: F401 (all that a run imports, once)
+
+    assert conftest.ROOT == ROOT
 
     COMMON.extend(options)
     generator = random.Random(seed)
