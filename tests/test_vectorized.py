@@ -15,6 +15,7 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.data import IID, Dirichlet, FederatedDataModule
 from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, SerialExecutor, VectorizedExecutor
+from fedpara.execution.folding import Folded
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize
 
@@ -107,6 +108,25 @@ def test_chunks_are_as_many_as_memory_holds():
     larger = convolutional(VectorizedExecutor, double=False)
     larger.try_one_example()
     assert made.chunk_size < larger.chunk_size <= 64
+
+
+def test_a_network_is_folded_once_for_all_chunks_of_a_size(monkeypatch):
+    folded = []
+    monkeypatch.setattr("fedpara.execution.vectorized.Folded", lambda *args: folded.append(args) or Folded(*args))
+    made = convolutional(VectorizedExecutor, chunk_size=2)
+    state = made.initial_state()
+    assert len(list(made.run(ClientTask(client, state, 1.0, seed=client) for client in range(4)))) == 4
+    assert len(folded) == 1
+
+
+def test_auto_tries_a_network_that_no_batch_of_one_may_train():
+    """BatchNorm over single values: with one example it can be tested, not trained."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    made = convolutional(AutoExecutor, double=False, network=network)
+    made.try_one_example()
+    assert int(network[2].num_batches_tracked) == 0
+    assert network.training
+    made.close()
 
 
 def test_a_client_that_raises_fails_alone():

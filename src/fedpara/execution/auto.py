@@ -75,15 +75,11 @@ class AutoExecutor:
             yield from _allowed(self._whole)
             return
         for executor in _allowed(self._vectorized):
-            together = min(MOST_TOGETHER, self._affordable(executor))
+            together = min(MOST_TOGETHER, executor.affordable())
             vectorized = partial(VectorizedExecutor, chunk_size=together, **self._precision)
             yield from _allowed(partial(self._processes, inner=vectorized, chunk=together), several and together > 1)
             yield from _allowed(partial(self._vectorized, chunk_size=together), not several and together > 1)
         yield from _allowed(partial(self._processes, inner=partial(SerialExecutor, **self._precision)), several)
-
-    def _affordable(self, executor: VectorizedExecutor) -> int:
-        inputs, _ = next(iter(executor.datamodule.test_dataloader()))
-        return executor.affordable(inputs[:1].to(executor.device))
 
 
 def _allowed(make: Callable[[], Any], wanted: bool = True) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from fedpara.data.datamodule import FederatedDataModule
@@ -97,10 +98,9 @@ class SerialExecutor:
         Raises:
             ValueError: it does not.
         """
-        inputs, _ = next(iter(self.datamodule.test_dataloader()))
-        one, network = inputs[:1], self.module.network.to(self.device).eval()
+        one, network = self.example(), self.module.network.to(self.device).eval()
         try:
-            shape = tuple(network(one.to(self.device)).shape)
+            shape = tuple(network(one).shape)
         except (RuntimeError, IndexError) as error:
             given = f"inputs of {self.datamodule.name}, {tuple(one.shape[1:])}"
             raise ValueError(f"{type(network).__name__} cannot take {given}: {error}") from error
@@ -108,6 +108,11 @@ class SerialExecutor:
             network.train()  # Lightning trains in the mode that it finds
         if shape != (1, self.datamodule.num_classes):
             raise ValueError(f"{type(network).__name__} gives {shape[1:]}, not a logit for each of the classes")
+
+    def example(self) -> Tensor:
+        """A batch of one, as the network takes it, where the network is trained."""
+        inputs, _ = next(iter(self.datamodule.test_dataloader()))
+        return inputs[:1].to(self.device)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
         """One task after the other, lazily; one that raises is a failure of its client alone."""

@@ -156,16 +156,15 @@ class VectorizedExecutor(SerialExecutor):
     def try_one_example(self) -> None:
         """As of the serial executor; and see that the network can be folded, and how many fit into memory."""
         super().try_one_example()
-        inputs, _ = next(iter(self.datamodule.test_dataloader()))
-        example = inputs[:1].to(self.device)
         try:
-            require_foldable(self.module.network, example)
+            require_foldable(self.module.network, self.example())
         except ValueError as error:
             raise ValueError(f"executor=vectorized cannot fold it, {error}: {WAY_OUT}") from error
         if self.chunk_size is None:
-            self.chunk_size = self.affordable(example)
+            self.chunk_size = self.affordable()
 
-    def affordable(self, example: Tensor) -> int:
+    @torch.no_grad()
+    def affordable(self) -> int:
         """Clients for whom there is memory: weights thrice, activations twice, gradients included."""
         seen = 0
 
@@ -173,8 +172,10 @@ class VectorizedExecutor(SerialExecutor):
             nonlocal seen
             seen += output.numel() if isinstance(output, Tensor) else 0
 
-        handles = [layer.register_forward_hook(count) for layer in self.module.network.modules()]
-        self.module.network(example)
+        network = self.module.network
+        handles = [layer.register_forward_hook(count) for layer in network.modules()]
+        network.eval()(self.example())
+        network.train()
         for handle in handles:
             handle.remove()
         values = 3 * num_elements(self.initial_state()) + 2 * seen * self.datamodule.batch_size
@@ -203,8 +204,9 @@ class VectorizedExecutor(SerialExecutor):
 
     def _train_chunk(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
         start = time.perf_counter()
-        many = self._many.setdefault(len(tasks), ManyClients(self.module, len(tasks)))
-        many.to(self.device)
+        if len(tasks) not in self._many:
+            self._many[len(tasks)] = ManyClients(self.module, len(tasks)).to(self.device)
+        many = self._many[len(tasks)]
         many.folded.load([task.state for task in tasks])
         self.module.learning_rate_factor = tasks[0].learning_rate_factor
         chunk = Chunk(tasks, *self._streams(tasks), self.device)
