@@ -50,6 +50,8 @@ class SerialExecutor:
             device has not, or with what whole epochs leave out.
     """
 
+    workers = 1
+
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
