@@ -34,9 +34,8 @@ class Pool(Protocol):
 
     die_together: bool
 
-    @property
-    def capacity(self) -> int:
-        """Pieces of work that may be in hand."""
+    def capacity(self, work: int) -> int:
+        """Pieces of work that may be in hand, of so many in sight; workers start as they are needed."""
         ...
 
     def broadcast(self, task: ClientTask) -> None:
@@ -136,7 +135,7 @@ class ParallelExecutor:
         try:
             torch.set_num_threads(self.threads)  # here too: every core is taken, and idle threads would wait for one
             while True:
-                while more and len(jobs) <= WINDOW * (1 if pool is None else self.workers):
+                while more and len(jobs) <= WINDOW * self.workers:
                     chunk = list(islice(source, self.chunk))
                     more = bool(chunk)
                     jobs.extend([_Job(chunk)] if chunk else [])
@@ -160,7 +159,7 @@ class ParallelExecutor:
         suspects = [job for job in jobs if pool.die_together and job.losses and job.outcomes is None]
         waiting = [job for job in suspects or jobs if job.work is None and job.outcomes is None]
         waiting.sort(key=lambda job: (job.losses, self._num_examples(job)), reverse=True)
-        room = (1 if suspects else pool.capacity) - sum(job.work is not None for job in jobs)
+        room = (1 if suspects else pool.capacity(len(jobs))) - sum(job.work is not None for job in jobs)
         for job in waiting[: max(0, room)]:
             job.work = pool.submit(job.tasks)
 

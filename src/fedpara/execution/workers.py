@@ -49,6 +49,8 @@ class Workers:
         ValueError: what the executor is made of cannot be sent to another process, or shared memory is too little.
     """
 
+    die_together = True
+
     def __init__(
         self,
         make: Callable[..., Any],
@@ -74,7 +76,7 @@ class Workers:
         for tensor, place in shared.laid.values():
             if tensor.device.type == "cpu":
                 tensor.data = look(place, self._memory)  # so that this process holds the examples once, there
-        self.die_together, self.capacity = True, len(self._free)
+        self._capacity = len(self._free)
         self._slots: dict[Future[Place | bytes], tuple[int, int]] = {}
         self._common = Room(*self._broadcast)
         self._number = number
@@ -93,6 +95,10 @@ class Workers:
         """End all workers at once, whatever they do."""
         self._lifeline.close()
         self._pool.shutdown(cancel_futures=True)
+
+    def capacity(self, work: int) -> int:
+        """Pieces of work that may be in hand."""
+        return self._capacity
 
     def broadcast(self, task: ClientTask) -> None:
         """What this task shares with those that are submitted from now on, by identity, travels once."""
