@@ -130,8 +130,6 @@ def test_what_a_node_takes_with_it_is_trained_again_elsewhere_and_a_node_that_jo
         assert held_on(folder, 2) == {node.node_id for node in cluster.list_all_nodes()}
         if lost:
             cluster.remove_node(before[1], allow_graceful=False)
-            while executor.workers == 2:
-                time.sleep(0.05)
         go_on(folder)
         training.join()
         assert [result.client for result in results] == [0, 1, 2, 3, 4]
@@ -172,8 +170,7 @@ def test_a_model_is_tested_where_the_gpus_are(told, cluster):
     executor.try_one_example()
     state = executor.initial_state()
     assert executor.evaluate(state, 3) == executor.here.evaluate(state, 3)
-    assert executor.workers == 1  # the node has one core
-    assert len(executor._pool._idle) == 1
+    assert executor.workers == 1
     executor.close()
     cluster.remove_node(node)
 
