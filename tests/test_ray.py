@@ -8,6 +8,7 @@ import time
 from functools import partial
 
 import pytest
+import torch
 
 from conftest import make_federation
 from fedpara.algorithms.scaffold import Scaffold
@@ -191,6 +192,17 @@ def test_a_model_is_tested_where_the_gpus_are(told, cluster):
 def test_what_cannot_be_is_refused(told, options, message):
     with pytest.raises(ValueError, match=message):
         make_federation(executor=partial(RayExecutor, **options)).executor.try_one_example()
+
+
+def test_a_driver_without_a_gpu_leaves_the_trainer_as_it_is(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+    def on_gpus(module, data, trainer):
+        return RayExecutor(module, data, partial(trainer, accelerator="gpu", precision="16-mixed"))
+
+    executor = make_federation(executor=on_gpus).executor
+    assert executor.here.device.type == "cpu"
+    assert executor.trainer.keywords == {"max_epochs": 2, "accelerator": "gpu", "precision": "16-mixed"}
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):
