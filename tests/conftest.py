@@ -76,6 +76,19 @@ def make_federation(
     return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
 
 
+class ByHand:
+    """What an executor without data has besides its arithmetic."""
+
+    workers = 1
+
+    @property
+    def datamodule(self):
+        return self
+
+    def num_examples(self, client):
+        return 1
+
+
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory):
     """A folder with the real CIFAR files: DATA_DIR, or restored from beside the checkout."""

@@ -6,7 +6,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from conftest import ROOT, make_federation
+from conftest import ROOT, ByHand, make_federation
 from fedpara.algorithms import Correction, FedAvg, Upload
 from fedpara.algorithms.fedavgm import FedAvgM
 from fedpara.algorithms.feddyn import FedDyn
@@ -29,7 +29,7 @@ def named(name):
         return instantiate(compose("train", [f"algorithm={name}"]).algorithm)
 
 
-class Quadratics:
+class Quadratics(ByHand):
     """Clients f_i(w) = 1/2 (w - b_i)^T A_i (w - b_i), 10 exact gradient steps each; their mean has a known optimum."""
 
     trainable = ["w"]

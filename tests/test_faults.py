@@ -28,11 +28,9 @@ class Scripted:
 
     def __init__(self, executor, script):
         self.executor, self.script = executor, script
-        self.trainable, self.initial_state, self.evaluate = (
-            executor.trainable,
-            executor.initial_state,
-            executor.evaluate,
-        )
+
+    def __getattr__(self, name):
+        return getattr(self.executor, name)
 
     def run(self, tasks):
         for task in tasks:

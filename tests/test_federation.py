@@ -17,7 +17,7 @@ from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, LoggerForwarding, PartitionPicture, ProgressDisplay, RunFolder, restore
 from fedpara.callbacks.checkpoint import FILE
 from fedpara.callbacks.partition_picture import draw_partition
-from fedpara.data import Shards
+from fedpara.data import Dirichlet, Shards
 from fedpara.federation import FederationCallback
 from fedpara.nn import Dense
 from fedpara.sampling import cohort, derive_seed
@@ -47,6 +47,25 @@ def rows_without_times(folder):
     with (folder / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     return [{k: v for k, v in row.items() if not k.startswith(("time/", "cost/round"))} for row in rows]
+
+
+def test_the_longest_clients_go_first_and_a_round_says_where_its_time_went():
+    watch = Watch()
+    made = make_federation(
+        partition=Dirichlet(alpha=0.3, min_examples=1), clients_per_round=4, num_rounds=2, callbacks=[watch]
+    )
+    made.fit()
+    for record, results in zip(watch.records, (watch.results[:4], watch.results[4:]), strict=True):
+        sizes = [result.num_examples for result in results]
+        assert sizes == sorted(sizes, reverse=True)
+        assert len(set(sizes)) > 1
+        row = record.as_row()
+        assert row["time/busy_s"] == pytest.approx(sum(result.seconds for result in results))
+        assert row["time/busy_s"] < row["time/wait_s"] < row["time/train_s"] < row["time/round_s"]
+        assert row["time/idle_s"] == pytest.approx(row["time/train_s"] - row["time/busy_s"])
+    made.executor.workers = 3
+    idle = made.run_round()
+    assert idle.idle_seconds == pytest.approx(3 * idle.train_seconds - idle.busy_seconds)
 
 
 def test_it_learns():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import make_federation
+from conftest import ByHand, make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.callbacks.checkpoint import FILE
@@ -176,7 +176,7 @@ def test_a_checkpoint_writes_the_rounds_clients_only_and_keeps_no_old_ones(tmp_p
         assert len(seen) == len(federation.personal) + len(federation.memories)
 
 
-class Adder:
+class Adder(ByHand):
     """An executor in no time: each client adds a number of its own to what is shared and to what it keeps."""
 
     trainable = ["shared", "own"]

@@ -82,6 +82,7 @@ def _training() -> ws.Section:
         _line("Training loss", "train/loss"),
         _line("Test loss", "test/loss"),
         _line("Seconds of a round", "time/round_s"),
+        _line("Workers' idle seconds of a round", "time/idle_s"),
         is_open=False,
     )
 

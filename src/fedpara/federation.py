@@ -131,6 +131,7 @@ class Federation:
         """One round; on return `server`, `personal`, `memories`, `round` and `total_bytes` are those after it."""
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
+        chosen.sort(key=self.executor.datamodule.num_examples, reverse=True)  # the longest first: workers end together
         message = self.algorithm.broadcast(self.server)
         delivery = self.link.down(join(message), self._seed(0, "broadcast"))
         received = separate(delivery.state, message)
@@ -156,7 +157,11 @@ class Federation:
             total_bytes=self.total_bytes,
             num_clients=len(chosen),
             clients=tally.outcomes(),
-            client_seconds=tally.seconds / max(1, tally.num_clients),
+            client_seconds=tally.busy_seconds / max(1, tally.num_clients),
+            train_seconds=tally.train_seconds,
+            busy_seconds=tally.busy_seconds,
+            idle_seconds=max(0.0, self.executor.workers * tally.train_seconds - tally.busy_seconds),
+            wait_seconds=tally.wait_seconds,
             seconds=time.perf_counter() - start,
             personal_accuracy=personal,
             trained_accuracy=tuple(tally.trained_accuracy),
@@ -185,17 +190,20 @@ class Federation:
             correction = self.algorithm.correction(received, self.memories.get(client, {}))
             yield ClientTask(client, self._model(received["model"], kept), factor, seed, correction, attempt)
 
-    def _uploads(self, chosen: Iterable[int], received: Parts, tally: "_Tally") -> Iterator[Upload]:
+    def _uploads(self, chosen: list[int], received: Parts, tally: "_Tally") -> Iterator[Upload]:
         """What arrives from the clients that succeed, as it comes; those that fail are tried again, then left out."""
+        start = time.perf_counter()
         for attempt in range(self.retries + 1):
             tally.failures = []
-            for outcome in self.executor.run(self._tasks(chosen, received, attempt)):
+            for outcome in tally.awaited(self.executor.run(self._tasks(chosen, received, attempt))):
                 arrived = self._receive(outcome, received, tally) if isinstance(outcome, LocalResult) else outcome
                 if isinstance(arrived, Upload):
                     yield arrived
                 else:
                     tally.failures.append(arrived)
-            chosen = sorted(failure.client for failure in tally.failures)
+            failed = {failure.client for failure in tally.failures}
+            chosen = [client for client in chosen if client in failed]
+        tally.train_seconds = time.perf_counter() - start
         self._judge(tally)
 
     def _receive(self, result: LocalResult, received: Parts, tally: "_Tally") -> Upload | ClientFailure:
@@ -281,13 +289,23 @@ class _Tally:
         self.up_bytes = 0
         self.loss_sum = 0.0
         self.num_examples = 0
-        self.seconds = 0.0
+        self.busy_seconds = self.wait_seconds = self.train_seconds = 0.0
+
+    def awaited(self, outcomes: Iterator[LocalResult | ClientFailure]) -> Iterator[LocalResult | ClientFailure]:
+        """The outcomes, with the time for which the server waits for each."""
+        while True:
+            start = time.perf_counter()
+            outcome = next(outcomes, None)
+            self.wait_seconds += time.perf_counter() - start
+            if outcome is None:
+                return
+            yield outcome
 
     def add(self, result: LocalResult) -> None:
         self.num_clients += 1
         self.loss_sum += result.train_loss * result.num_examples
         self.num_examples += result.num_examples
-        self.seconds += result.seconds
+        self.busy_seconds += result.seconds
 
     def outcomes(self) -> dict[str, int]:
         """Numbers of clients by what became of them."""

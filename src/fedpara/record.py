@@ -25,6 +25,10 @@ class RoundRecord:
         clients: their numbers by what became of them: `succeeded` and the kinds of failure.
         client_seconds: mean wall time of a client's local training.
         seconds: wall time of the round, evaluation included.
+        train_seconds: wall time in which clients were trained and their uploads aggregated.
+        busy_seconds: in which a worker trained a client that succeeded, summed over the workers.
+        idle_seconds: what the workers had besides while clients were trained, summed over them.
+        wait_seconds: in which the server waited for the next result, with nothing to aggregate.
         personal_accuracy: on each client's own test distribution, of the model it would start from: what the server has
             now and what the client keeps; empty where not measured.
         trained_accuracy: likewise of the models that the round's clients had just trained, before they were averaged.
@@ -39,6 +43,10 @@ class RoundRecord:
     num_clients: int
     client_seconds: float
     seconds: float
+    train_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    wait_seconds: float = 0.0
     personal_accuracy: tuple[float, ...] = ()
     trained_accuracy: tuple[float, ...] = ()
     clients: Mapping[str, int] = field(default_factory=dict)
@@ -58,6 +66,10 @@ class RoundRecord:
             **{f"clients/{name}": number for name, number in self.clients.items()},
             "time/round_s": self.seconds,
             "time/client_s": self.client_seconds,
+            "time/train_s": self.train_seconds,
+            "time/busy_s": self.busy_seconds,
+            "time/idle_s": self.idle_seconds,
+            "time/wait_s": self.wait_seconds,
             **self._cost(),
         }
 

@@ -22,7 +22,7 @@ COLUMNS = (
     "round", "test/acc", "test/loss", "train/loss", "personal/acc_mean", "personal/acc_p10",
     "personal/trained_acc_mean", "personal/trained_acc_p10", "comm/up_bytes", "comm/down_bytes",
     "comm/total_bytes", "comm/total_gb", "clients/succeeded", *(f"clients/{kind}" for kind in FAILURE_KINDS),
-    "time/round_s", "time/client_s",
+    "time/round_s", "time/client_s", "time/train_s", "time/busy_s", "time/idle_s", "time/wait_s",
     *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
 )  # fmt: skip
 

@@ -94,10 +94,12 @@ class Executor(Protocol):
     Attributes:
         datamodule: the clients' data.
         trainable: names of the model's state that are trained; the rest are buffers.
+        workers: clients, or chunks of clients, in training at once.
     """
 
     datamodule: FederatedDataModule
     trainable: list[str]
+    workers: int
 
     def initial_state(self) -> State:
         """The state of the freshly built model."""

@@ -52,6 +52,8 @@ class SerialExecutor:
             leave out.
     """
 
+    workers = 1
+
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
