@@ -13,7 +13,7 @@ import torch
 from conftest import make_federation
 from fedpara.communication import Cast, Link
 from fedpara.data import Dirichlet
-from fedpara.execution import ProcessesExecutor, SerialExecutor, VectorizedExecutor
+from fedpara.execution import ProcessesExecutor, RayExecutor, SerialExecutor, VectorizedExecutor
 from fedpara.models import VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara
 from fedpara.state import join
@@ -22,6 +22,7 @@ from test_federation import Watch
 
 EXECUTORS = {  # how each is made, and how far it may be off in float32 and in float64
     "processes": (partial(ProcessesExecutor, workers=2), 0, 0),
+    "ray": (partial(RayExecutor, actors=2), 0, 0),
     "vectorized": (partial(VectorizedExecutor, chunk_size=3), 1e-5, 1e-12),
 }
 BY_DEFAULT = [("processes", False), ("vectorized", True)]
