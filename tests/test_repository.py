@@ -21,8 +21,9 @@ LAYERS = {
     "algorithms": {"state"},
     "data": {"sampling"},
     "execution": {"state", "sampling", "nn", "models", "data", "algorithms"},
+    "client": {"state", "sampling", "sharing", "algorithms", "communication", "execution"},
     "federation": {
-        "state", "record", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
+        "state", "record", "interruption", "sampling", "sharing", "algorithms", "communication", "execution", "client",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
 }  # fmt: skip
