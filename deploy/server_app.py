@@ -40,9 +40,9 @@ class FlowerNodes:
         while (unsent or asked) and time.monotonic() < end:
             for client, node in self._connected(unsent):
                 message = Message(content(questions[client]), node, TYPES[what], ttl=self.patience_s)
-                (message_id,) = self.grid.push_messages([message])
-                unsent.discard(client)
-                asked[message_id] = client
+                for message_id in filter(None, self.grid.push_messages([message])):
+                    unsent.discard(client)
+                    asked[message_id] = client
             for reply in self.grid.pull_messages(list(asked)) if asked else []:
                 client = asked.pop(reply.metadata.reply_to_message_id)
                 yield client, _failure(client, reply) if reply.has_error() else read_message(reply)
@@ -73,6 +73,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     import server  # torch takes seconds to import
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look, each sent up as a line of the log
     given = context.run_config
     for name in ("data", "folder"):
         if not given[name]:
