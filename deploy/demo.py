@@ -6,7 +6,6 @@ One SuperLink and four SuperNodes on loopback, each in a folder of its own, with
 SuperLink knows its nodes; a fifth node, whose key it does not know. All that nodes send and receive passes a relay.
 """
 
-import csv
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -137,36 +135,6 @@ class Demonstration:
         self.call("flwr", ["flwr", "run", HERE, "demo", "--run-config", toml, "--stream"], shown=True)
 
 
-class Meter:
-    """Reads the relay's counters whenever a round's row appears in metrics.csv.
-
-    Attributes:
-        readings: bytes up and down so far, at the start and after each round.
-    """
-
-    def __init__(self, relay: Any, path: Path) -> None:
-        self.relay, self.path = relay, path
-        self.readings = [self._now()]
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _now(self) -> tuple[int, int]:
-        return self.relay.up_bytes, self.relay.down_bytes
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(0.02):
-            if len(rows(self.path)) >= len(self.readings):
-                self.readings.append(self._now())
-
-    def __enter__(self) -> "Meter":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-
 def free_port() -> int:
     """One that nothing listens to at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -183,54 +151,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    """Of a metrics.csv, where there is one."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def show(demonstration: Demonstration, readings: list[tuple[int, int]]) -> float:
-    """Print the deployed run beside the simulated one, and its bytes beside those counted; the largest difference."""
-    deployed, simulated = demonstration.folder / "deployed", demonstration.folder / "simulated"
-    lines = (deployed / "participants.jsonl").read_text().splitlines()
-    tests = [json.loads(line)["test_bytes"] for line in lines]
-    print("\nround | accuracy, simulated | up: counted, socket | down: counted, for tests, socket | s")
-    totals = [0, 0, 0, 0]
-    for n, (own, other) in enumerate(zip(rows(deployed / "metrics.csv"), rows(simulated / "metrics.csv"), strict=True)):
-        up, down = (readings[n + 1][way] - readings[n][way] for way in (0, 1))
-        counted = int(own["comm/up_bytes"]), int(own["comm/down_bytes"])
-        figures = counted[0], up, counted[1] + tests[n], down
-        totals = [total + figure for total, figure in zip(totals, figures, strict=True)]
-        print(
-            f"{n + 1:5} | {own['test/acc']}, {other['test/acc']} | {counted[0]:,}, {up:,} ({over(up, counted[0])}) | "
-            f"{counted[1]:,}, {tests[n]:,}, {down:,} ({over(down, figures[2])}) | {float(own['time/round_s']):.1f}"
-        )
-        if personal := own["personal/acc_mean"]:
-            print(f"      | personal {personal}, {other['personal/acc_mean']}")
-    print(f"  all | up {over(totals[1], totals[0])}, down {over(totals[3], totals[2])} over what is counted")
-    difference = largest_difference(deployed, simulated)
-    print(f"largest difference of any parameter from the simulated run's: {difference:g}")
-    return difference
-
-
-def over(measured: int, counted: int) -> str:
-    """By how much more."""
-    return f"+{100 * (measured / counted - 1):.2f} %" if counted else f"+{measured:,} B"
-
-
-def largest_difference(deployed: Path, simulated: Path) -> float:
-    """Of all that the two servers keep."""
-    from safetensors.torch import load_file
-
-    one, other = (load_file(folder / "checkpoint.safetensors") for folder in (deployed, simulated))
-    assert one.keys() == other.keys()
-    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
-
-
 def demonstrate(folder: Path, overrides: list[str]) -> float:
-    """All of it."""
+    """All of it; the largest difference between the two runs."""
+    from compare import Meter, show
+
     demonstration = Demonstration(folder, overrides)
     demonstration.prepare()
     with ExitStack() as stack:
@@ -247,7 +171,7 @@ def demonstrate(folder: Path, overrides: list[str]) -> float:
         demonstration.run()
     train = [sys.executable, HERE.parent / "src" / "train.py", *overrides, f"hydra.run.dir={folder / 'simulated'}"]
     demonstration.call("simulated", train)
-    return show(demonstration, meter.readings)
+    return show(folder / "deployed", folder / "simulated", meter.readings)
 
 
 def await_port(port: int, timeout_s: float = 60) -> None:
