@@ -20,7 +20,7 @@ from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.data import Dirichlet
 from fedpara.execution import ClientFailure, ClientTask, FaultInjection, LocalResult, ProcessesExecutor, SerialExecutor
-from fedpara.execution.processes import WINDOW
+from fedpara.execution.dispatch import WINDOW
 from fedpara.execution.transfer import Room, dump, load
 from fedpara.interruption import interruption
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize
@@ -356,7 +356,7 @@ def test_what_is_laid_down_comes_back_as_it_was():
     data, memory = dump(things, room), torch.zeros(3000, dtype=torch.uint8)
     room.write(memory)
     for copy in (True, False):
-        found = load(data, memory, copy)
+        found = load(data, memory, copy=copy)
         assert same(found, things)
         assert found["channels_last"].stride() == weight.stride()
         assert (found["bf16"].untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()) is not copy

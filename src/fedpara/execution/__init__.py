@@ -4,6 +4,7 @@ from fedpara.execution.auto import AutoExecutor
 from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.execution.faults import FaultInjection
 from fedpara.execution.processes import ProcessesExecutor
+from fedpara.execution.ray import RayExecutor
 from fedpara.execution.serial import SerialExecutor
 from fedpara.execution.vectorized import VectorizedExecutor
 
@@ -15,6 +16,7 @@ __all__ = [
     "FaultInjection",
     "LocalResult",
     "ProcessesExecutor",
+    "RayExecutor",
     "SerialExecutor",
     "VectorizedExecutor",
 ]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-Place = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]  # offset in bytes, and what to read there
+# which memory, the offset in bytes there, and what to read
+Place = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
 ALIGNMENT = 64  # bytes: what torch gives its own tensors, so that the same kernels run
 
 
@@ -18,15 +19,18 @@ class Room:
 
     Args:
         start, end: in bytes; what is not before `end` finds no room.
-        known: tensors that lie elsewhere in the same memory, as another room's `laid`.
+        known: tensors that lie elsewhere, as another room's `laid`.
+        memory: its number among those that are there to read from.
 
     Attributes:
         laid: the tensors and their places, by identity; that they are held here keeps an identity from coming twice.
         end: in bytes, of what is laid.
     """
 
-    def __init__(self, start: int, end: int, known: Mapping[int, tuple[Tensor, Place]] | None = None) -> None:
-        self.end, self._limit = start, end
+    def __init__(
+        self, start: int, end: int, known: Mapping[int, tuple[Tensor, Place]] | None = None, memory: int = 0
+    ) -> None:
+        self.end, self._limit, self._memory = start, end, memory
         self._known = known or {}
         self.laid: dict[int, tuple[Tensor, Place]] = {}
 
@@ -38,7 +42,7 @@ class Room:
         if start + tensor.nbytes > self._limit:
             return None
         # strides as they are, without holes: channels_last weights take other kernels, which round otherwise
-        place = start, tensor.dtype, tensor.shape, torch.empty_like(tensor, device="meta").stride()
+        place = self._memory, start, tensor.dtype, tensor.shape, torch.empty_like(tensor, device="meta").stride()
         self.laid[id(tensor)] = tensor, place
         self.end = start + tensor.nbytes
         return place
@@ -46,12 +50,16 @@ class Room:
     def write(self, memory: Tensor) -> None:
         """Copy what is laid into `memory`."""
         for tensor, place in self.laid.values():
-            look(memory, place).copy_(tensor)
+            _look(memory, place).copy_(tensor)
 
 
-def look(memory: Tensor, place: Place) -> Tensor:
+def look(place: Place, *memories: Tensor) -> Tensor:
     """The tensor at `place`, without a copy."""
-    start, dtype, shape, strides = place
+    return _look(memories[place[0]], place)
+
+
+def _look(memory: Tensor, place: Place) -> Tensor:
+    _, start, dtype, shape, strides = place
     return memory[start : start + shape.numel() * dtype.itemsize].view(dtype).as_strided(shape, strides)
 
 
@@ -62,9 +70,9 @@ def dump(thing: Any, room: Room) -> bytes:
     return file.getvalue()
 
 
-def load(data: bytes, memory: Tensor, copy: bool) -> Any:
-    """The inverse of `dump` after `Room.write`; tensors are copies, or what lies in `memory` itself."""
-    return _Unpickler(io.BytesIO(data), memory, copy).load()
+def load(data: bytes, *memories: Tensor, copy: bool) -> Any:
+    """The inverse of `dump` after `Room.write`; tensors are copies, or what lies in the memories themselves."""
+    return _Unpickler(io.BytesIO(data), memories, copy).load()
 
 
 class _Pickler(pickle.Pickler):
@@ -84,12 +92,12 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, memory: Tensor, copy: bool) -> None:
+    def __init__(self, file: io.BytesIO, memories: tuple[Tensor, ...], copy: bool) -> None:
         super().__init__(file)
-        self._memory, self._copy = memory, copy
+        self._memories, self._copy = memories, copy
 
     def persistent_load(self, place: Place) -> Tensor:
-        tensor = look(self._memory, place)
+        tensor = look(place, *self._memories)
         return tensor.clone() if self._copy else tensor
 
 

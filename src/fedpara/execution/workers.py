@@ -2,16 +2,14 @@
 
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -23,12 +21,12 @@ import torch.multiprocessing
 from torch import Tensor
 
 from fedpara.data.datamodule import FederatedDataModule
-from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
+from fedpara.execution.base import ClientTask
+from fedpara.execution.dispatch import Outcome, WorkerDied, portable, sendable
 from fedpara.execution.transfer import ALIGNMENT, Place, Room, dump, load, look
 from fedpara.models.module import ClassificationModule
 
 log = logging.getLogger(__name__)
-Outcome = LocalResult | ClientFailure
 MESSAGE_BYTES = 2**16  # for a result without its tensors
 
 
@@ -51,6 +49,8 @@ class Workers:
         ValueError: what the executor is made of cannot be sent to another process, or shared memory is too little.
     """
 
+    die_together = True
+
     def __init__(
         self,
         make: Callable[..., Any],
@@ -64,9 +64,9 @@ class Workers:
         state_bytes: int,
     ) -> None:
         own = Room(0, sys.maxsize)
-        model = _dump((make, trainer, module), own)
+        model = sendable((make, trainer, module), own, "processes")
         shared = Room(own.end, sys.maxsize)
-        data = _dump(datamodule, shared)
+        data = sendable(datamodule, shared, "processes")
         self._broadcast = shared.end, shared.end + 2 * state_bytes
         slot_bytes, begin = chunk * (state_bytes + MESSAGE_BYTES), self._broadcast[1]
         self._free = [(begin + i * slot_bytes, begin + (i + 1) * slot_bytes) for i in range(2 * number)]
@@ -75,8 +75,8 @@ class Workers:
         shared.write(self._memory)
         for tensor, place in shared.laid.values():
             if tensor.device.type == "cpu":
-                tensor.data = look(self._memory, place)  # so that this process holds the examples once, there
-        self.capacity = len(self._free)
+                tensor.data = look(place, self._memory)  # so that this process holds the examples once, there
+        self._capacity = len(self._free)
         self._slots: dict[Future[Place | bytes], tuple[int, int]] = {}
         self._common = Room(*self._broadcast)
         self._number = number
@@ -95,6 +95,10 @@ class Workers:
         """End all workers at once, whatever they do."""
         self._lifeline.close()
         self._pool.shutdown(cancel_futures=True)
+
+    def capacity(self, work: int) -> int:
+        """Pieces of work that may be in hand."""
+        return self._capacity
 
     def broadcast(self, task: ClientTask) -> None:
         """What this task shares with those that are submitted from now on, by identity, travels once."""
@@ -122,18 +126,24 @@ class Workers:
         with _without_interruption():
             return self._pool.submit(_train, data, slot)
 
+    def wait(self, work: Collection[Future[Place | bytes]], block: bool) -> Iterable[Future[Place | bytes]]:
+        """Which of the work is done; with `block`, one at least."""
+        return wait(work, timeout=None if block else 0, return_when=FIRST_COMPLETED).done
+
     def outcomes(self, future: Future[Place | bytes]) -> list[Outcome]:
         """What became of the tasks.
 
         Raises:
-            BrokenProcessPool: a worker died, this one or another; their work is lost.
+            WorkerDied: this one or another; their work is lost.
             Exception: the worker's executor could not be made, or raised.
         """
         slot = self._slots.pop(future)
         try:
             found = future.result()
-            data = found if isinstance(found, bytes) else look(self._memory, found).numpy().tobytes()
+            data = found if isinstance(found, bytes) else look(found, self._memory).numpy().tobytes()
             return load(data, self._memory, copy=True)
+        except BrokenProcessPool as error:
+            raise WorkerDied from error
         finally:
             self._free.append(slot)
 
@@ -141,16 +151,6 @@ class Workers:
 def size(tensors: Sequence[Tensor]) -> int:
     """Bytes that a room for these takes."""
     return sum(tensor.nbytes + ALIGNMENT for tensor in tensors)
-
-
-def _dump(thing: Any, room: Room) -> bytes:
-    try:
-        return dump(thing, room)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"executor=processes: {error}, hence not sent to another process; define it at the top of a module, or "
-            "take executor=serial"
-        ) from error
 
 
 def _shared_memory(num_bytes: int) -> Tensor:
@@ -237,20 +237,7 @@ def _train(data: bytes, slot: tuple[int, int]) -> Place | bytes:
     """Where the outcomes lie; a message so short is written whole or not at all, whenever a worker is killed."""
     tasks = load(data, _given.memory, copy=True)
     room = Room(*slot)
-    outcomes = dump([_portable(outcome) for outcome in _executor().run(tasks)], room)
+    outcomes = dump([portable(outcome) for outcome in _executor().run(tasks)], room)
     place = room.place(torch.frombuffer(bytearray(outcomes), dtype=torch.uint8))
     room.write(_given.memory)
     return place or outcomes
-
-
-def _portable(outcome: Outcome) -> Outcome:
-    """With the stack trace of its error as a note, since pickle drops it; an error that pickle refuses, in words."""
-    if isinstance(outcome, LocalResult) or outcome.error is None:
-        return outcome
-    trace = "".join(traceback.format_exception(outcome.error))
-    try:
-        error = pickle.loads(pickle.dumps(outcome.error))
-    except Exception:
-        error = RuntimeError(f"{type(outcome.error).__name__}: {outcome.error}")
-    error.add_note(f"In a worker process:\n{trace}")
-    return replace(outcome, error=error)

@@ -1,0 +1,363 @@
+"""Clients of a round in parallel, in actors on a Ray cluster: this machine's cores, or all of its nodes' devices.
+
+Ray (Moritz et al., OSDI 2018) schedules, moves and stores; what is here says what lies where, and what a lost actor
+means.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import sysconfig
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, validate_call
+from torch import Tensor
+
+from fedpara.data.datamodule import FederatedDataModule
+from fedpara.execution.base import ClientTask
+from fedpara.execution.dispatch import Outcome, ParallelExecutor, WorkerDied, portable, sendable
+from fedpara.execution.serial import SerialExecutor
+from fedpara.execution.transfer import Room, dump, load
+from fedpara.models.module import ClassificationModule
+from fedpara.state import State
+
+log = logging.getLogger(__name__)
+Positive = Annotated[int, Field(ge=1)]
+Parcel = tuple[bytes, Any]  # an object without its tensors, and the memory they lie in: numpy, which Ray does not copy
+PATIENCE_S = 30  # without any actor, until the log says what is waited for
+TRIES = 3  # actors that die as they start, before it is taken for a fault of theirs
+
+
+class RayExecutor(ParallelExecutor):
+    """Trains a round's clients in Ray actors, each with a model, an executor and its node's examples.
+
+    A result is the inner executor's in a process with as many threads, bit for bit, whichever actor trained it. The
+    examples, and once a round what all tasks have in common, lie in the object store of every node. An actor trains
+    one piece of work at a time; what is lost with an actor or a node is trained again elsewhere; actors join as nodes
+    do.
+
+    Args:
+        module, datamodule, trainer, jacobian_correction, inner, chunk: see `ParallelExecutor`.
+        address: `auto` for the cluster at hand, or `host:port`; None: what `RAY_ADDRESS` says, or this machine alone.
+        actors: None: as many as living nodes have room for. No more start than there are tasks in sight.
+        cpus: cores of each, and its threads; may be a fraction.
+        gpus: of each, may be a fraction; None: one where the cluster has any and the trainer is not for a CPU.
+        memory_gb: that Ray reserves for each, 10^9 bytes; None: no reservation.
+    """
+
+    name = "ray"
+
+    @validate_call(config={"arbitrary_types_allowed": True})
+    def __init__(
+        self,
+        module: ClassificationModule,
+        datamodule: FederatedDataModule,
+        trainer: Any,
+        jacobian_correction: Any = 0.0,
+        inner: Any = SerialExecutor,
+        address: str | None = None,
+        actors: Positive | None = None,
+        cpus: Annotated[float, Field(gt=0)] = 1.0,
+        gpus: Annotated[float, Field(ge=0)] | None = None,
+        memory_gb: Annotated[float, Field(gt=0)] | None = None,
+        chunk: Positive = 1,
+    ) -> None:
+        accelerator = getattr(trainer, "keywords", {}).get("accelerator")
+        elsewhere = accelerator in ("gpu", "cuda") and not torch.accelerator.is_available()
+        here = partial(trainer, accelerator="cpu", precision="32-true") if elsewhere else trainer
+        super().__init__(module, datamodule, here, jacobian_correction, inner, max(1, int(cpus)), chunk)
+        self.trainer, self.address, self.actors = trainer, address, actors
+        self.needs = {"CPU": cpus, "GPU": gpus, "memory": memory_gb and memory_gb * 1e9}
+        self._wants_gpus, self._began_ray = accelerator != "cpu", False
+
+    @property
+    def workers(self) -> int:  # type: ignore[override]
+        """Actors that are wanted, by the nodes that live now."""
+        return 1 if self._pool is None else self.actors or max(1, _room(self.needs))
+
+    def try_one_example(self) -> None:
+        """See that the network takes what the data set gives, and join the cluster.
+
+        Raises:
+            ValueError: it does not; Ray is not installed; no cluster at the address; no node has room for an actor.
+        """
+        self.here.try_one_example()
+        self._join()
+
+    def _join(self) -> None:
+        self._began_ray |= _join(self.address)
+        if self.needs["GPU"] is None:
+            self.needs["GPU"] = float(self._wants_gpus and any(node.get("GPU") for node in _nodes()))
+        if not _room(self.needs):
+            largest = {name: max((node.get(name, 0) for node in _nodes()), default=0) for name in self.needs}
+            raise ValueError(
+                f"cpus={self.needs['CPU']:g}: must be, with gpus and memory_gb, what some node has for an actor; "
+                f"no node has more than {largest['CPU']:g}, {largest['GPU']:g} and {largest['memory'] / 1e9:.1f}"
+            )
+
+    def _start(self) -> "Actors":
+        self._join()
+        return Actors(
+            _parcel((self.make, self.trainer, self.here.module), partial(sendable, name=self.name)),
+            _parcel(self.here.datamodule, partial(sendable, name=self.name)),
+            {name: value for name, value in self.needs.items() if value}, lambda: self.workers, self.threads,
+        )  # fmt: skip
+
+    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
+        """As of the inner executor: here, or in an actor where those have GPUs and this process has none."""
+        if not self.needs["GPU"] or self.here.device.type != "cpu":
+            metrics: dict[str, float] = self.here.evaluate(state, client)
+            return metrics
+        self._pool = self._pool or self._start()
+        found: dict[str, float] = self._pool.evaluate(state, client)
+        return found
+
+    def close(self) -> None:
+        """End the actors, and Ray where it was begun for them."""
+        super().close()
+        if self._began_ray:
+            import ray
+
+            ray.shutdown()
+            self._began_ray = False
+
+
+class Actors:
+    """Actors of a cluster as a pool; none starts before there is something for it to do.
+
+    Args:
+        model: the inner executor's maker, its trainer and module.
+        data: the datamodule.
+        needs: resources of an actor, by Ray's names.
+        wanted: how many actors there should be, at this moment.
+        threads: of each.
+    """
+
+    die_together = False
+
+    def __init__(
+        self, model: Parcel, data: Parcel, needs: Mapping[str, float], wanted: Callable[[], int], threads: int
+    ) -> None:
+        import ray
+
+        self.ray, self._wanted = ray, wanted
+        given = ray.put(model), ray.put(data), threads, torch.get_float32_matmul_precision()
+        options: dict[str, Any] = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0)}
+        options |= {"memory": needs["memory"]} if "memory" in needs else {}
+        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_own_paths())}}
+        kind: Any = ray.remote(Actor)
+        kind = kind.options(scheduling_strategy="SPREAD", runtime_env=environment, **options)
+        self._make = partial(kind.remote, *given)
+        self._number, self._failed = 0, 0
+        self._idle: list[Any] = []
+        self._starting: dict[Any, Any] = {}
+        self._training: dict[Any, Any] = {}
+        self._common = Room(0, 0)
+        self._common_memory: Any = None
+
+    def capacity(self, work: int) -> int:
+        """Pieces of work that may be in hand, one for every actor that has answered; as many start as there is work."""
+        number = len(self._idle) + len(self._training)
+        if (missing := min(self._number, work) - number - len(self._starting)) > 0:
+            for actor in [self._make() for _ in range(missing)]:
+                self._starting[actor.ready.remote()] = actor
+        return number
+
+    def broadcast(self, task: ClientTask) -> None:
+        """What this task shares with those that are submitted from now on, by identity, travels once to each node."""
+        self._number = self._wanted()
+        self._common = Room(0, sys.maxsize)
+        dump(task, self._common)
+        self._common_memory = self.ray.put(_written(self._common))
+
+    def submit(self, tasks: list[ClientTask]) -> Any:
+        """Have the tasks trained by an idle actor."""
+        actor = self._idle.pop()
+        data, memory = _parcel(tasks, room=Room(0, sys.maxsize, known=self._common.laid, memory=1))
+        work = actor.train.remote(data, self._common_memory, memory)
+        self._training[work] = actor
+        return work
+
+    def wait(self, work: Collection[Any], block: bool) -> Iterable[Any]:
+        """Which of the work is done; with `block`, after something has happened or a while."""
+        references = [*work, *self._starting]
+        done, _ = self.ray.wait(references, timeout=PATIENCE_S if block else 0)
+        if done:
+            done, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
+        elif block and not work:
+            log.warning("no actor is alive; waiting for the cluster to have room for one")
+            self._number = self._wanted()
+        for reference in done:
+            if reference in self._starting:
+                self._welcome(reference)
+        return [reference for reference in done if reference in self._training]
+
+    def _welcome(self, reference: Any) -> None:
+        actor = self._starting.pop(reference)
+        try:
+            self._get(reference)
+        except WorkerDied as death:
+            self._failed += 1
+            if self._failed == TRIES:
+                raise RuntimeError(f"executor=ray: actors die as they start: {death}") from death
+        else:
+            self._idle.append(actor)
+            self._failed = 0
+
+    def outcomes(self, work: Any) -> list[Outcome]:
+        """What became of the tasks.
+
+        Raises:
+            WorkerDied: the actor, or its node.
+            Exception: the actor's executor raised.
+        """
+        actor = self._training.pop(work)
+        try:
+            data, memory = self._get(work)
+        except WorkerDied as death:
+            log.warning("an actor died; what it trained is trained again elsewhere (%s)", death)
+            self.ray.kill(actor)
+            self._number = self._wanted()
+            raise
+        self._idle.append(actor)
+        return load(data, _tensor(memory), copy=True)
+
+    def evaluate(self, state: State, client: int | None) -> dict[str, float]:
+        """In an actor; what is in training there comes first."""
+        self._number = self._number or 1
+        data, memory = _parcel(state)
+        while True:
+            while not self.capacity(1):
+                self.wait([], block=True)
+            actor = [*self._training.values(), *self._idle][-1]
+            try:
+                metrics: dict[str, float] = self._get(actor.evaluate.remote(data, memory, client))
+                return metrics
+            except WorkerDied:
+                self._idle = [other for other in self._idle if other is not actor]
+
+    def _get(self, reference: Any) -> Any:
+        exceptions = self.ray.exceptions
+        try:
+            return self.ray.get(reference)
+        except exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.NodeDiedError) as error:
+            raise WorkerDied(" ".join(str(error).split())[:300]) from error
+
+    def close(self) -> None:
+        """End all actors at once, whatever they do."""
+        if self.ray.is_initialized():
+            for actor in [*self._idle, *self._starting.values(), *self._training.values()]:
+                self.ray.kill(actor)
+
+
+def _parcel(thing: Any, write: Callable[[Any, Room], bytes] = dump, room: Room | None = None) -> Parcel:
+    room = room or Room(0, sys.maxsize)
+    return write(thing, room), _written(room)
+
+
+def _written(room: Room) -> Any:
+    memory = torch.empty(room.end, dtype=torch.uint8)
+    room.write(memory)
+    return memory.numpy()
+
+
+def _tensor(memory: Any) -> Tensor:
+    """Memory of the object store, which is not to be written."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(memory)
+
+
+def _join(address: str | None) -> bool:
+    """Whether Ray was begun by this: a notebook, or a test, may have done so before."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("executor=ray: needs Ray; pip install -e '.[ray]'") from error
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a line for every start, about a token
+    before = signal.getsignal(signal.SIGTERM)
+    own: dict[str, Any] = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    try:
+        if address not in (None, "auto", "local"):  # Ray itself would try for minutes
+            socket.create_connection(_host_and_port(address), timeout=10).close()
+        ray.init(address or "local", logging_level=logging.WARNING, **({} if address else own))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"address={address}: no Ray cluster answers there; `ray start --head` starts one, null takes this machine"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray takes it, and would end without a word
+    return True
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of every living node, by Ray's names."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _room(needs: Mapping[str, float | None]) -> int:
+    """Actors that the living nodes have room for."""
+    given = {name: value for name, value in needs.items() if value}
+    return sum(int(min(node.get(name, 0) / value for name, value in given.items())) for node in _nodes())
+
+
+def _own_paths() -> list[str]:
+    """Where modules are found besides the interpreter's and its packages' folders, which every node has of its own."""
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return [path for path in sys.path if path and not any(path.startswith(prefix) for prefix in installed)]
+
+
+# what follows runs in the actor
+
+
+class Actor:
+    """Trains what it is handed.
+
+    Args:
+        model, data: see `Actors`.
+        threads: of this process.
+        matmul_precision: of float32 products.
+    """
+
+    def __init__(self, model: Parcel, data: Parcel, threads: int, matmul_precision: str) -> None:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(matmul_precision)
+        self._model, self._data = model, data
+
+    def ready(self) -> None:
+        """Make the executor, so that an error in that reaches the other end."""
+        make, trainer, module = load(self._model[0], _tensor(self._model[1]), copy=True)
+        datamodule = load(self._data[0], _tensor(self._data[1]), copy=False)
+        self.executor = make(module=module, datamodule=datamodule, trainer=trainer)
+        datamodule.to(self.executor.device)
+
+    def train(self, data: bytes, common: Any, own: Any) -> Parcel:
+        """The outcomes of these tasks."""
+        tasks = load(data, _tensor(common), _tensor(own), copy=False)
+        return _parcel([portable(outcome) for outcome in self.executor.run(tasks)])
+
+    def evaluate(self, data: bytes, memory: Any, client: int | None) -> dict[str, float]:
+        """Accuracy and loss of a state."""
+        metrics: dict[str, float] = self.executor.evaluate(load(data, _tensor(memory), copy=False), client)
+        return metrics
