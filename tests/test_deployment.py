@@ -207,3 +207,14 @@ def test_without_the_extra_one_line_says_what_to_install():
     done = subprocess.run([sys.executable, ROOT / "deploy" / "demo.py"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: deploy/ needs Flower: pip install -e '.[flower]' in an environment of its own\n"
+
+
+@pytest.mark.slow
+def test_real_processes_on_loopback_are_the_simulation_and_refuse_a_stranger():
+    if not find_spec("flwr"):
+        pytest.skip("needs pip install -e '.[flower]' in an environment of its own")
+    command = [sys.executable, ROOT / "deploy" / "demo.py", "model=mlp", "method=pfedpara", "federation.num_rounds=2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No SuperNode found with the given public key" in done.stdout
+    assert "largest difference of any value that the servers keep: 0\n" in done.stdout
