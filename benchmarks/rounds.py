@@ -48,10 +48,13 @@ OURS: dict[str, list[str]] = {  # more words of src/train.py's command line
     "processes_vectorized": ["executor=processes", "executor@executor.inner=vectorized", "executor.chunk=4"],
     "vectorized": ["executor=vectorized"],
     "auto": ["executor=auto"],
+    "ray": ["executor=ray"],
+    "ray_two_nodes": ["executor=ray"],
     "serial_checkpoint": [  # with what every other variant leaves out
         "callbacks.checkpoint={_target_: fedpara.callbacks.Checkpoint, folder: '${paths.output_dir}'}"
     ],
 }
+PROGRAMS = {"ray_two_nodes": "benchmarks/nodes.py"}  # that are not src/train.py itself
 PEERS: dict[str, list[str]] = {  # environment, script in benchmarks/peers, its arguments
     "flower": ["flower", "flower_simulation.py", "1"],  # an actor a processor
     "flower_default": ["flower", "flower_simulation.py", "2"],  # actors of two processors each, Flower's default
@@ -129,7 +132,7 @@ def _command(name: str, net: str, folder: Path) -> list[str]:
         peer, script, *arguments = PEERS[name]
         return [python_of(peer), str(ROOT / "benchmarks/peers" / script), net, *arguments]
     run = f"hydra.run.dir={folder / net / name}"
-    return [sys.executable, str(ROOT / "src/train.py"), *overrides(net), *OURS[name], run]
+    return [sys.executable, str(ROOT / PROGRAMS.get(name, "src/train.py")), *overrides(net), *OURS[name], run]
 
 
 def prove(net: str, names: list[str], folder: Path, threads: str = "") -> dict[str, float]:

@@ -43,6 +43,7 @@ CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
 RESUMABLE = (
     "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
     "data.eval_batch_size", "data.num_workers", "executor.workers",
+    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb",
 )  # fmt: skip
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
 GROUPS = (

@@ -19,7 +19,15 @@ from conftest import ROOT, make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.data import Dirichlet
-from fedpara.execution import ClientFailure, ClientTask, FaultInjection, LocalResult, ProcessesExecutor, SerialExecutor
+from fedpara.execution import (
+    ClientFailure,
+    ClientTask,
+    FaultInjection,
+    LocalResult,
+    ProcessesExecutor,
+    SerialExecutor,
+    workers,
+)
 from fedpara.execution.dispatch import WINDOW
 from fedpara.execution.transfer import Room, dump, load
 from fedpara.interruption import interruption
@@ -379,3 +387,25 @@ def test_a_factorised_network_goes_to_another_process(network):
     inputs = torch.randn(2, 3, 5, 5) if isinstance(network, nn.Sequential) else torch.randn(5, 2, 3)
     outputs, expected = (made(inputs) for made in (copy, network))
     torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+
+
+class Recorded:
+    """An inner executor that keeps its trainer's options."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, module, datamodule, trainer, **options):
+        self.trainer = trainer
+
+
+@pytest.mark.parametrize(("worker", "num_devices", "devices"), [(0, 2, [0]), (1, 2, [1]), (4, 3, [1]), (1, 0, 1)])
+def test_workers_take_the_devices_in_turn(monkeypatch, worker, num_devices, devices):
+    room, data = Room(0, 10**6), make_federation().executor.datamodule
+    trainer = partial(pytorch_lightning.Trainer, devices=1)
+    model, examples = dump((Recorded, trainer, None), room), dump(data, room)
+    memory = torch.zeros(10**6, dtype=torch.uint8)
+    room.write(memory)
+    given = workers._Given(model, examples, memory, 1, num_devices, "highest")
+    monkeypatch.setattr(workers, "_given", given, raising=False)
+    monkeypatch.setattr(workers, "_device", worker, raising=False)
+    assert workers._executor.__wrapped__().trainer.keywords["devices"] == devices

@@ -66,3 +66,10 @@ def test_no_path_of_one_machine_and_no_secret_in_configs():
         assert "/root/" not in text, path
         assert "/home/" not in text, path
         assert "api_key:" not in text.lower(), path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: path.name)
+def test_what_is_optional_is_imported_only_when_it_is_used(path):
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {getattr(node, "module", None) or node.names[0].name for node in top}
+    assert not {name.partition(".")[0] for name in names} & {"ray", "flwr"}

@@ -29,9 +29,11 @@ class Pool(Protocol):
     """Workers that train what they are handed.
 
     Attributes:
+        size: workers, or how many there are to be.
         die_together: whether the death of one takes the work of all with it, so that nobody knows whose doing it was.
     """
 
+    size: int
     die_together: bool
 
     def capacity(self, work: int) -> int:
@@ -78,7 +80,7 @@ class ParallelExecutor:
     Attributes:
         name: of the executor's yaml, for errors.
         here: the inner executor in this process.
-        workers: how many there are at most.
+        workers: how many there are.
 
     Raises:
         ValueError: the inner executor has workers itself, or the data have.
@@ -135,7 +137,7 @@ class ParallelExecutor:
         try:
             torch.set_num_threads(self.threads)  # here too: every core is taken, and idle threads would wait for one
             while True:
-                while more and len(jobs) <= WINDOW * self.workers:
+                while more and len(jobs) <= WINDOW * (pool.size if pool else 1):
                     chunk = list(islice(source, self.chunk))
                     more = bool(chunk)
                     jobs.extend([_Job(chunk)] if chunk else [])

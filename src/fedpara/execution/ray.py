@@ -79,8 +79,8 @@ class RayExecutor(ParallelExecutor):
 
     @property
     def workers(self) -> int:  # type: ignore[override]
-        """Actors that are wanted, by the nodes that live now."""
-        return 1 if self._pool is None else self.actors or max(1, _room(self.needs))
+        """Actors that answer."""
+        return self._pool.capacity(0) if self._pool else 0
 
     def try_one_example(self) -> None:
         """See that the network takes what the data set gives, and join the cluster.
@@ -107,7 +107,8 @@ class RayExecutor(ParallelExecutor):
         return Actors(
             _parcel((self.make, self.trainer, self.here.module), partial(sendable, name=self.name)),
             _parcel(self.here.datamodule, partial(sendable, name=self.name)),
-            {name: value for name, value in self.needs.items() if value}, lambda: self.workers, self.threads,
+            {name: value for name, value in self.needs.items() if value},
+            lambda: self.actors or max(1, _room(self.needs)), self.threads,
         )  # fmt: skip
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
@@ -136,7 +137,7 @@ class Actors:
         model: the inner executor's maker, its trainer and module.
         data: the datamodule.
         needs: resources of an actor, by Ray's names.
-        wanted: how many actors there should be, at this moment.
+        wanted: how many actors there should be, by the nodes that live now.
         threads: of each.
     """
 
@@ -155,7 +156,7 @@ class Actors:
         kind: Any = ray.remote(Actor)
         kind = kind.options(scheduling_strategy="SPREAD", runtime_env=environment, **options)
         self._make = partial(kind.remote, *given)
-        self._number, self._failed = 0, 0
+        self.size, self._failed = 0, 0
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._training: dict[Any, Any] = {}
@@ -165,14 +166,14 @@ class Actors:
     def capacity(self, work: int) -> int:
         """Pieces of work that may be in hand, one for every actor that has answered; as many start as there is work."""
         number = len(self._idle) + len(self._training)
-        if (missing := min(self._number, work) - number - len(self._starting)) > 0:
+        if (missing := min(self.size, work) - number - len(self._starting)) > 0:
             for actor in [self._make() for _ in range(missing)]:
                 self._starting[actor.ready.remote()] = actor
         return number
 
     def broadcast(self, task: ClientTask) -> None:
         """What this task shares with those that are submitted from now on, by identity, travels once to each node."""
-        self._number = self._wanted()
+        self.size = self._wanted()
         self._common = Room(0, sys.maxsize)
         dump(task, self._common)
         self._common_memory = self.ray.put(_written(self._common))
@@ -193,7 +194,7 @@ class Actors:
             done, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
         elif block and not work:
             log.warning("no actor is alive; waiting for the cluster to have room for one")
-            self._number = self._wanted()
+            self.size = self._wanted()
         for reference in done:
             if reference in self._starting:
                 self._welcome(reference)
@@ -224,14 +225,14 @@ class Actors:
         except WorkerDied as death:
             log.warning("an actor died; what it trained is trained again elsewhere (%s)", death)
             self.ray.kill(actor)
-            self._number = self._wanted()
+            self.size = self._wanted()
             raise
         self._idle.append(actor)
         return load(data, _tensor(memory), copy=True)
 
     def evaluate(self, state: State, client: int | None) -> dict[str, float]:
         """In an actor; what is in training there comes first."""
-        self._number = self._number or 1
+        self.size = self.size or 1
         data, memory = _parcel(state)
         while True:
             while not self.capacity(1):

@@ -79,7 +79,7 @@ class Workers:
         self._capacity = len(self._free)
         self._slots: dict[Future[Place | bytes], tuple[int, int]] = {}
         self._common = Room(*self._broadcast)
-        self._number = number
+        self.size = number
         self._given = _Given(model, data, self._memory, threads, num_devices, torch.get_float32_matmul_precision())
         self._context: Any = torch.multiprocessing.get_context("spawn" if num_devices else "forkserver")
         self._start()
@@ -89,7 +89,7 @@ class Workers:
             _start_forkserver()
         lifeline, self._lifeline = self._context.Pipe(duplex=False)
         given = lifeline, self._context.Value("i", 0), self._given
-        self._pool = ProcessPoolExecutor(self._number, self._context, _begin, given)
+        self._pool = ProcessPoolExecutor(self.size, self._context, _begin, given)
 
     def close(self) -> None:
         """End all workers at once, whatever they do."""

@@ -1,0 +1,33 @@
+"""`src/train.py` on a Ray cluster of two nodes of a core each, on this machine: `benchmarks/nodes.py executor=ray`."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """The cluster, which whatever starts Ray within this joins."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    import train
+
+    with two_nodes():
+        train.main()
