@@ -110,8 +110,11 @@ def build(cfg: DictConfig, data: Path, nodes: Nodes) -> tuple[train.Experiment, 
         data: the folder with the server's test set.
 
     Raises:
-        ConfigurationError: checkpoints would lie further apart than clients can go back.
+        ConfigurationError: checkpoints would lie further apart than clients can go back, or faults are to be made up.
     """
+    for name, share in cfg.faults.items():
+        if name != "_target_" and share:
+            raise train.ConfigurationError(f"faults.{name}={share}: must be 0, real clients fail by themselves")
     checkpoint = cfg.callbacks.get("checkpoint")
     if checkpoint and checkpoint.every != 1:
         every = f"callbacks.checkpoint.every={checkpoint.every}"

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import pytest
 from safetensors.torch import load_file
 
+import eval as evaluation
 import server
 import train
 from composition import compose
@@ -161,6 +162,18 @@ def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
     assert [row["clients/crashed"] for row in rows_without_times(folder)] == ["0", "1", "1"]
 
 
+def test_eval_says_nothing_of_models_that_clients_kept(tmp_path, monkeypatch, capsys):
+    overrides, nodes = cut(tmp_path, "method=pfedpara federation.num_rounds=1")
+    folder = deploy(tmp_path, overrides, nodes)
+    _, federation = evaluation.load(folder, [])
+    metrics = evaluation.evaluate(federation)
+    assert metrics == {name: float(rows_without_times(folder)[0][name]) for name in ("round", "test/acc", "test/loss")}
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"run={folder}", "client=1"])
+    with pytest.raises(SystemExit):
+        evaluation.main()
+    assert "client=1: must be absent, the clients of this run kept" in capsys.readouterr().err
+
+
 def test_a_reply_that_came_too_late_is_as_if_it_had_never_been(tmp_path):
     """Its client trained, and kept it; what counts is what the server counted."""
     overrides, nodes = cut(tmp_path, "method=pfedpara federation.clients_per_round=3 federation.num_rounds=2")
@@ -197,8 +210,11 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
     for name in ("..", "a/b", ""):
         with pytest.raises(ValueError, match="run="):
             KeptStates(tmp_path, name, {})
-    with pytest.raises(train.ConfigurationError, match="every=2: must be 1"):
-        server.build(compose([*overrides, "callbacks.checkpoint.every=2"]), tmp_path, nodes)
+    for typed, line in (
+        ("callbacks.checkpoint.every=2", "every=2: must be 1"), ("faults.dropout=0.1", "faults.dropout=0.1: must be 0"),
+    ):  # fmt: skip
+        with pytest.raises(train.ConfigurationError, match=line):
+            server.build(compose([*overrides, typed]), tmp_path, nodes)
 
 
 def test_without_the_extra_one_line_says_what_to_install():
