@@ -316,7 +316,11 @@ for resolver in (run_name, run_title, run_group):
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
     """Hydra's entry point, for a run and, in a sweep, once a job."""
-    return _run_job(cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else run(cfg)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _run_job(cfg)
+    if (Path(cfg.paths.output_dir) / "participants.jsonl").is_file():
+        raise ConfigurationError(f"resume={cfg.resume}: its clients are real ones; `flwr run deploy` goes on with it")
+    return run(cfg)
 
 
 def run(cfg: DictConfig, build: Build = build) -> float | None:

@@ -162,9 +162,13 @@ def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
     assert [row["clients/crashed"] for row in rows_without_times(folder)] == ["0", "1", "1"]
 
 
-def test_eval_says_nothing_of_models_that_clients_kept(tmp_path, monkeypatch, capsys):
+def test_what_clients_kept_is_neither_tested_nor_simulated_without_them(tmp_path, monkeypatch, capsys):
     overrides, nodes = cut(tmp_path, "method=pfedpara federation.num_rounds=1")
     folder = deploy(tmp_path, overrides, nodes)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"resume={folder}", "federation.num_rounds=2"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "its clients are real ones; `flwr run deploy` goes on with it" in capsys.readouterr().err
     _, federation = evaluation.load(folder, [])
     metrics = evaluation.evaluate(federation)
     assert metrics == {name: float(rows_without_times(folder)[0][name]) for name in ("round", "test/acc", "test/loss")}
