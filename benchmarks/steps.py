@@ -4,7 +4,8 @@
 
 Steps of all variants are interleaved; a ratio is the median of the ratios within a turn. `einsum` composes as the
 authors' notebook does. Time is of the process's CPU at one thread, else of the clock. Memory is the largest resident
-size during two steps in a process of its own, above what was resident before its network was built.
+size during two steps in a process of its own, above what was resident before its network was built, each tensor in
+pages of its own: in a heap it is by luck of where things lie up to a fifth more.
 """
 
 import json
@@ -128,7 +129,7 @@ def measure(name: str, repeats: int, threads: int) -> dict[str, dict[str, float]
 def peak_mb(name: str, variant: str) -> float:
     """Largest resident size during two steps, in 10^6 bytes above that before the network; in a fresh process."""
     code = f"import steps; print(steps.peak_here({name!r}, {variant!r}))"
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     return float(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
 
 

@@ -50,17 +50,19 @@ def make_federation(
     algorithm=None,
     partition=None,
     executor=SerialExecutor,
+    network=None,
+    num_dense=0,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
 
-    `executor` is called with module, data and trainer.
+    `executor` is called with module, data and trainer, `network`, an MLP where it is None, with nothing.
     """
     torch.manual_seed(seed)
-    network = MLP([16, 8, 3])
+    network = network() if network else MLP([16, 8, 3])
     if dropout:
         network.layers.insert(2, torch.nn.Dropout(dropout))
-    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=0.5))
+    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=0.5), num_dense=num_dense)
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
     data = FederatedDataModule(
         tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed

@@ -1,5 +1,6 @@
 """What the benchmarks compare computes the same thing, and their figures are what they say; nothing here is timed."""
 
+import json
 import logging
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import ours
 import pace
 import rounds
 import scale
+import server
 import train
 from floor import run_round
 from workload import WORKLOADS, Workload
@@ -117,3 +119,23 @@ def test_scale_has_as_many_examples_as_its_clients_need():
     data = scale.data_set(400)
     assert (len(data.train), int(data.train.owners.max())) == (400, 99)
     assert np.unique(data.train.labels).tolist() == [0, 1]
+
+
+def test_the_servers_resnet50_is_torchvisions_and_its_tables_are_computed_from_units(tmp_path, capsys):
+    """25,557,032 parameters, and 53,120 running values of BatchNorm; a small one is measured and kept."""
+    with torch.device("meta"):
+        network = server.resnet50()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 25_557_032
+    assert sum(buffer.numel() for buffer in network.buffers()) == 53_120
+    out = tmp_path / "server.json"
+    server.main(["width=4", "clients=1000", "cohort=10", "repeats=1", "federation=0", "uploads=0", f"out={out}"])
+    units = json.loads(out.read_text())["units"]
+    dense, fedpara = units["models"].values()
+    assert dense["links"]["fp16"]["up_bytes"] == 2 * dense["values"] > dense["links"]["fedpaq"]["up_bytes"]
+    assert fedpara["parameters"] < dense["parameters"]
+    options = server.OPTIONS | {"cohort": 10, "nic_gbit": 8e-9 * 20 * dense["links"]["fp32"]["up_bytes"]}
+    assert server.round_of(units, "dense", "fp32", options)["network_s"] == pytest.approx(1)
+    assert server.wall({"network": 0.5, "disk": 2.0}) == "disk, 2 x"
+    assert "SCAFFOLD, FedPara" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="speed: must be one of clients, cohort"):
+        server.main(["speed=3"])

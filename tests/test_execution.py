@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import pytorch_lightning
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
 from conftest import make_federation, tiny_images
@@ -15,7 +16,10 @@ from fedpara.algorithms.scaffold import Scaffold
 from fedpara.data import IID, FederatedDataModule
 from fedpara.execution import ClientTask, SerialExecutor
 from fedpara.models import MLP, ClassificationModule
+from fedpara.models.module import fused
 from fedpara.nn import FedPara, factorize
+
+FUSED_SGD = partial(torch.optim.SGD, fused=True)
 
 
 def executor(network=None, max_epochs=2, lr=0.1, optimizer=torch.optim.SGD, whole_epochs=False, **trainer_options):
@@ -97,6 +101,8 @@ def test_evaluation_is_the_mean_over_examples_with_weights_composed_once():
         ({"max_epochs": -1}, "max_epochs=-1: must be a whole number of local epochs"),
         ({"max_epochs": 0}, "max_epochs=0: must be a whole"),
         ({"devices": 2}, "devices=2: must be 1"),
+        ({"precision": "16-mixed", "optimizer": FUSED_SGD}, "precision=16-mixed: must be bf16-mixed, or .*fused=false"),
+        ({"precision": 16, "optimizer": FUSED_SGD}, "precision=16: must be bf16-mixed, or .*fused=false"),
         ({"precision": "31-true"}, "Precision '31-true' is invalid. Allowed"),
     ],
 )
@@ -157,8 +163,9 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(algorithm, ca
     def final(**options):
         made = partial(SerialExecutor, jacobian_correction=1.0, **options)
         federation = make_federation(algorithm=algorithm(), executor=made, dropout=0.3, lr_decay=0.5, num_rounds=4)
-        if algorithm in (FedAvg, FedDyn):
-            federation.executor.module.make_optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+        momentum = 0.9 if algorithm in (FedAvg, FedDyn) else 0
+        optimizer = partial(torch.optim.SGD, lr=0.1, momentum=momentum, fused=captured)
+        federation.executor.module.make_optimizer = optimizer
         if captured and options:
             federation.executor._whole.capture = rehearsed
         return [federation.run_round() for _ in range(4)], federation.server
@@ -168,6 +175,47 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(algorithm, ca
         for name, tensor in state.items():
             torch.testing.assert_close(tensor, quick[part][name], rtol=0, atol=1e-7 if captured else 0, msg=name)
     assert [r.train_loss for r in records] == pytest.approx([r.train_loss for r in others], abs=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_a_fused_optimizer_gives_the_plain_ones_model_captured_or_not(optimizer):
+    """And a captured one is as new for every client, at its own rate."""
+    torch.manual_seed(0)
+    plain, whole, captured = (
+        executor(factorize(MLP([16, 8, 3]), FedPara(gamma=0.5)), optimizer=made, whole_epochs=True)
+        for made in (optimizer, fused(optimizer), fused(optimizer))
+    )
+    captured._whole.capture = rehearsed
+    tasks = [ClientTask(client, plain.initial_state(), 1 / (client + 1), seed=client) for client in range(3)]
+    for expected, *results in zip(plain.run(tasks), whole.run(tasks), captured.run(tasks), strict=True):
+        for result in results:
+            assert result.learning_rate_sum == pytest.approx(expected.learning_rate_sum)
+            for name, tensor in expected.state.items():
+                torch.testing.assert_close(result.state[name], tensor, rtol=0, atol=1e-6, msg=name)
+    assert captured._whole._captured
+
+
+def test_a_step_that_would_read_its_rate_on_the_host_is_not_captured():
+    made = executor(whole_epochs=True)
+    made._whole.capture = rehearsed
+    (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
+    assert (result.num_steps, made._whole._captured) == (4, {})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "chosen"),
+    [
+        (torch.optim.SGD, "32-true", {"lr": 0.1, "fused": True}),
+        (torch.optim.SGD, "16-mixed", {"lr": 0.1}),
+        (partial(torch.optim.SGD, fused=False), "32-true", {"lr": 0.1, "fused": False}),
+        (partial(torch.optim.AdamW, foreach=True), "32-true", {"lr": 0.1, "foreach": True}),
+        (torch.optim.RMSprop, "32-true", {"lr": 0.1}),
+    ],
+)
+def test_on_a_gpu_the_optimizer_is_the_fused_one_if_nothing_else_was_said(optimizer, precision, chosen, monkeypatch):
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda"))
+    made = executor(optimizer=optimizer, precision=precision)
+    assert made.module.make_optimizer.keywords == chosen
 
 
 def rehearsed(step):

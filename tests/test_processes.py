@@ -31,14 +31,10 @@ from fedpara.execution import (
 from fedpara.execution.dispatch import WINDOW
 from fedpara.execution.transfer import Room, dump, load
 from fedpara.interruption import interruption
-from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize
+from fedpara.nn import FedPara, PFedPara, factorize
 from fedpara.state import join
-from test_algorithms import NAMES, named
 from test_cli import SMALL, rows
 from test_federation import Watch, rows_without_times, same
-
-RECIPES = {"dense": Dense(), "low_rank": EqualSizeLowRank(), "fedpara": FedPara(gamma=0.5), "pfedpara": PFedPara()}
-SPLITS = {"full": None, "pfedpara": ["*.0.[xy]2"], "fedper": ["layers.4.*"], "local": ["*"]}
 
 
 class Obedient(SerialExecutor):
@@ -71,23 +67,6 @@ class Unspeakable(Exception):
 
 
 @pytest.fixture(scope="module")
-def executors():
-    """One for each factorisation, made when first asked for: that takes a while."""
-    made = {}
-
-    def executor(name, **options):
-        key = name, *options
-        if key not in made:
-            recipe, kept = RECIPES[name], partial(ProcessesExecutor, workers=2)
-            made[key] = make_federation(recipe=recipe, dropout=0.5, max_epochs=1, executor=kept, **options).executor
-        return lambda *_: made[key]
-
-    yield executor
-    for one in made.values():
-        one.close()
-
-
-@pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """An executor whose clients do as they are told, and the folder to tell them in."""
     folder = tmp_path_factory.mktemp("told")
@@ -110,30 +89,7 @@ def tasks(executor, clients=range(5)):
     return [ClientTask(client, state, 1.0, seed=client) for client in clients]
 
 
-COMBINATIONS = [(name, "pfedpara", "full") for name in NAMES]
-COMBINATIONS += [("scaffold", recipe, "full") for recipe in RECIPES if recipe != "pfedpara"]
-COMBINATIONS += [("scaffold", "pfedpara", split) for split in SPLITS if split != "full"]
-
-
-@pytest.mark.parametrize(("algorithm", "recipe", "split"), COMBINATIONS)
-def test_a_round_is_serials_to_the_bit(executors, algorithm, recipe, split):
-    """Dropout included; personal parts and what clients remember too."""
-    options = {"recipe": RECIPES[recipe], "personal": SPLITS[split], "dropout": 0.5, "max_epochs": 1, "num_rounds": 2}
-    options |= {"clients_per_round": 3, "eval_every": 2, "evaluate_personal": False}
-    watches, runs = (Watch(), Watch()), []
-    for watch, executor in zip(watches, (SerialExecutor, executors(recipe)), strict=True):
-        runs.append(make_federation(algorithm=named(algorithm), executor=executor, callbacks=[watch], **options))
-        runs[-1].fit()
-    serial, parallel = runs
-    assert same(join(serial.server), join(parallel.server))
-    for kept, expected in ((parallel.personal, serial.personal), (parallel.memories, serial.memories)):
-        assert kept.keys() == expected.keys()
-        assert all(same(kept[client], expected[client]) for client in kept)
-    assert [r.client for r in watches[0].results] == [r.client for r in watches[1].results]
-    assert [r.train_loss for r in watches[0].records] == [r.train_loss for r in watches[1].records]
-
-
-def test_float64_and_faults(executors):
+def test_float64_and_faults():
     """A network in float32 that is trained in float64 comes back as such: twice what its slot was made for."""
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=1, precision="64-true")
 
@@ -250,7 +206,11 @@ def test_an_interruption_ends_the_workers_at_once_and_leaves_nothing_behind(told
     assert torch.get_num_threads() == num_threads
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(executors, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, request):
+    options = {"recipe": PFedPara(), "dropout": 0.5, "max_epochs": 1}
+    executor = make_federation(executor=partial(ProcessesExecutor, workers=2), **options).executor
+    request.addfinalizer(executor.close)
+
     class Press(Watch):
         def on_client_end(self, federation, result):
             if federation.round == 1:
@@ -258,8 +218,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(executors, tmp_path):
 
     def made(folder, *callbacks):
         return make_federation(
-            recipe=RECIPES["pfedpara"], personal=SPLITS["pfedpara"], dropout=0.5, max_epochs=1, algorithm=Scaffold(),
-            executor=executors("pfedpara"), callbacks=[RunFolder(folder, {}), Checkpoint(folder), *callbacks],
+            executor=lambda *_: executor, personal=["*.0.[xy]2"], algorithm=Scaffold(),
+            callbacks=[RunFolder(folder, {}), Checkpoint(folder), *callbacks], **options,
         )  # fmt: skip
 
     for name in ("whole", "stopped"):

@@ -14,9 +14,10 @@ from conftest import make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.execution import LocalResult, RayExecutor, SerialExecutor
 from fedpara.interruption import interruption
+from fedpara.nn import PFedPara
 from fedpara.state import join
 from test_federation import same
-from test_processes import RECIPES, SPLITS, Obedient, by_hand, tasks
+from test_processes import Obedient, by_hand, tasks
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all tests
@@ -49,9 +50,7 @@ def cluster():
 def told(cluster, tmp_path_factory):
     """An executor whose clients do as they are told, and the folder to tell them in."""
     folder = tmp_path_factory.mktemp("told")
-    made = make_federation(
-        recipe=RECIPES["pfedpara"], executor=partial(RayExecutor, inner=partial(Patient, folder=folder))
-    )
+    made = make_federation(recipe=PFedPara(), executor=partial(RayExecutor, inner=partial(Patient, folder=folder)))
     made.executor.try_one_example()
     yield made.executor, folder
     made.executor.close()
@@ -75,7 +74,7 @@ def assert_same(one, other):
 
 def test_two_rounds_are_serials_to_the_bit(told):
     """With what clients keep and remember."""
-    options = {"recipe": RECIPES["pfedpara"], "personal": SPLITS["pfedpara"], "clients_per_round": 4, "num_rounds": 2}
+    options = {"recipe": PFedPara(), "personal": ["*.0.[xy]2"], "clients_per_round": 4, "num_rounds": 2}
     runs = []
     for executor in (SerialExecutor, lambda *_: told[0]):
         runs.append(make_federation(algorithm=Scaffold(), executor=executor, **options))

@@ -7,27 +7,12 @@ import pytorch_lightning
 import torch
 from torch import nn
 
-from conftest import make_federation, tiny_images
-from fedpara.algorithms import FedAvg
-from fedpara.algorithms.feddyn import FedDyn
-from fedpara.algorithms.fedopt import FedAdam
-from fedpara.algorithms.fedprox import FedProx
-from fedpara.algorithms.scaffold import Scaffold
+from conftest import tiny_images
 from fedpara.data import IID, Dirichlet, FederatedDataModule
 from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
-from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize
-
-ALGORITHMS = {"fedavg": FedAvg, "fedprox": partial(FedProx, mu=0.3), "scaffold": Scaffold, "feddyn": FedDyn}
-RECIPES = {
-    "dense": (Dense(), None),
-    "low-rank": (EqualSizeLowRank(gamma=0.5), None),
-    "fedpara": (FedPara(gamma=0.5), None),
-    "pfedpara": (PFedPara(gamma=0.5), ["*2"]),
-    "fedper": (FedPara(gamma=0.5), ["layers.3.*"]),
-    "local": (FedPara(gamma=0.5), ["*"]),
-}
+from fedpara.nn import FedPara, factorize
 
 
 @pytest.fixture(autouse=True)
@@ -40,31 +25,6 @@ def together(request, monkeypatch):
         raise AssertionError("the chunk raised")
 
     monkeypatch.setattr(VectorizedExecutor, "_one_by_one", refuse)
-
-
-def final(executor, rounds=2, **options):
-    federation = make_federation(executor=executor, clients_per_round=4, num_rounds=rounds, **options)
-    return federation, [federation.run_round() for _ in range(rounds)]
-
-
-def assert_same(first, second, tolerance):
-    (one, records), (other, rows) = first, second
-    for part, state in one.server.items():
-        for name, tensor in state.items():
-            torch.testing.assert_close(other.server[part][name], tensor, rtol=tolerance, atol=tolerance, msg=name)
-    for client, state in one.personal.items():
-        for name, tensor in state.items():
-            torch.testing.assert_close(other.personal[client][name], tensor, rtol=tolerance, atol=tolerance, msg=name)
-    assert [r.train_loss for r in records] == pytest.approx([r.train_loss for r in rows], rel=1e-5)
-
-
-@pytest.mark.parametrize("algorithm", [*ALGORITHMS.values(), FedAdam], ids=[*ALGORITHMS, "fedadam"])
-@pytest.mark.parametrize(("recipe", "personal"), RECIPES.values(), ids=RECIPES)
-def test_every_algorithm_factorisation_and_split_as_one_by_one(algorithm, recipe, personal):
-    options = {"recipe": recipe, "personal": personal, "lr_decay": 0.9, "partition": Dirichlet(0.5, 6)}
-    serial = final(SerialExecutor, algorithm=algorithm(), **options)
-    vectorized = final(partial(VectorizedExecutor, chunk_size=3), algorithm=algorithm(), **options)
-    assert_same(serial, vectorized, 1e-5)
 
 
 def convolutional(executor, double=True, network=None, optimizer=None, **options):

@@ -146,8 +146,6 @@ class JacobianCorrection(Callback):
         """Gradients are unscaled by now; the jacobians, caught in the backward pass, are not."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            raise ValueError("fused=True: under 16-mixed its gradients are still scaled; use fused=False or bf16-mixed")
         learning_rate = optimizer.param_groups[0]["lr"]
         self._correcting = True
         for factorization, jacobian in self._jacobians.items():

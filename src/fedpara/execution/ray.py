@@ -31,7 +31,7 @@ from fedpara.state import State
 log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
 Parcel = tuple[bytes, Any]  # an object without its tensors, and the memory they lie in: numpy, which Ray does not copy
-PATIENCE_S = 30  # without any actor, until the log says what is waited for
+PATIENCE_S = 60  # without any actor, until the log says what is waited for
 TRIES = 3  # actors that die as they start, before it is taken for a fault of theirs
 
 

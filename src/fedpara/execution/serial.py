@@ -22,7 +22,7 @@ from fedpara.data.examples import Batches, EpochBatches
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.execution.whole_epochs import Epochs, WholeEpochs, cuda_graph
-from fedpara.models.module import ClassificationModule
+from fedpara.models.module import ClassificationModule, fused
 from fedpara.state import State, load_state, read_state
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class SerialExecutor:
     """Trains each task with a fresh optimizer and fresh loops of one Trainer, on one network that is loaded and read.
 
     Args:
-        module: the LightningModule; its `learning_rate_factor` is set for every task.
+        module: the LightningModule; its `learning_rate_factor` is set for every task, and on a GPU its optimizer is
+            the fused one where it has that.
         datamodule: gives each client's batches and the test batches.
         trainer: `functools.partial(Trainer, max_epochs=E, ...)`; called with what a client's fit needs besides
             (no loggers, checkpoints, bars).
@@ -47,7 +48,8 @@ class SerialExecutor:
 
     Raises:
         ValueError: `trainer` would train no epoch, or without end, on more than one device, in a precision that the
-            device has not, or with what whole epochs leave out.
+            device has not, in one whose scaled gradients a fused optimizer would step on, or with what whole epochs
+            leave out.
     """
 
     workers = 1
@@ -77,14 +79,21 @@ class SerialExecutor:
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
-        _require_hardware(str(options.get("precision", probe.precision)), self.device)
+        precision = str(options.get("precision", probe.precision))
+        scaled = precision in ("16", "16-mixed")
+        if scaled and getattr(module.configure_optimizers(), "_step_supports_amp_scaling", False):
+            # it unscales gradients itself, after corrections were added to them
+            raise ValueError(f"precision={precision}: must be bf16-mixed, or model.optimizer.fused=false")
+        _require_hardware(precision, self.device)
+        if self.device.type == "cuda" and not scaled:
+            module.make_optimizer = fused(module.make_optimizer)
         self.max_epochs = max_epochs
         torch.set_float32_matmul_precision(matmul_precision)
         module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are quicker
         self._corrections: list[Any] = [GradientCorrection()]
         if jacobian_correction:
             self._corrections.insert(0, JacobianCorrection(jacobian_correction))
-        self._whole = self._whole_epochs(options) if whole_epochs else None
+        self._whole = self._whole_epochs(options, scaled) if whole_epochs else None
         self._trainers: dict[str, Trainer] = {}
         self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
@@ -163,11 +172,10 @@ class SerialExecutor:
         loader = self.datamodule.client_dataloader(task.client, task.seed)
         return Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler))
 
-    def _whole_epochs(self, options: dict[str, Any]) -> WholeEpochs:
+    def _whole_epochs(self, options: dict[str, Any], scaled: bool) -> WholeEpochs:
         for name in ONLY_BY_BATCH & options.keys():
             raise ValueError(f"{name}={options[name]!r}: must be absent, or executor.whole_epochs=false")
-        captured = self.device.type == "cuda" and str(options.get("precision", "")) != "16-mixed"
-        return WholeEpochs(self.module, cuda_graph if captured else None)
+        return WholeEpochs(self.module, cuda_graph if self.device.type == "cuda" and not scaled else None)
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""

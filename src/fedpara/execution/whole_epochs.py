@@ -64,8 +64,8 @@ class WholeEpochs(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh one; where steps are captured, the one that they hold, made as new."""
         fresh: torch.optim.Optimizer = self.module.configure_optimizers()
-        if fresh.defaults.get("dampening"):
-            self.capture = None  # zeros are no fresh start then
+        if fresh.defaults.get("dampening") or not fresh.defaults.get("fused"):
+            self.capture = None  # zeros are no fresh start then; only fused steps read the rate where it is
         if self.capture is None:
             return fresh
         if self._kept is None:
@@ -73,6 +73,7 @@ class WholeEpochs(LightningModule):
             self._rate = fresh.param_groups[0]["lr"]
             for group in fresh.param_groups:
                 group["lr"] = torch.tensor(group["lr"], device=self.device)
+                group |= {"capturable": True} if "capturable" in group else {}  # Adam asks to be told
             return fresh
         self._rate = fresh.param_groups[0]["lr"]
         for kept, new in zip(self._kept.param_groups, fresh.param_groups, strict=True):

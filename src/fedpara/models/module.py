@@ -1,6 +1,7 @@
 """The LightningModule of every classification network, trained by a client or tested by the server."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from pytorch_lightning import LightningModule
@@ -10,6 +11,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 Batch = tuple[Tensor, Tensor]
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # Adagrad is not in every PyTorch, on a GPU
+
+
+def fused(optimizer: MakeOptimizer) -> MakeOptimizer:
+    """As one kernel over all parameters, where the class has that and `fused` or `foreach` was not said already."""
+    made, said = getattr(optimizer, "func", optimizer), getattr(optimizer, "keywords", {})
+    return partial(optimizer, fused=True) if made in FUSED and not {"fused", "foreach"} & said.keys() else optimizer
 
 
 class ClassificationModule(LightningModule):

@@ -1,0 +1,302 @@
+"""What a round of very many clients costs their server: `python benchmarks/server.py [key=value ...]`.
+
+Times on states of ResNet50's size what the server does for a round, a client's upload or a client that is registered,
+and computes the rest: a round of `cohort` of `clients` over the link, memory and disk that are assumed (OPTIONS).
+Which of time, memory and disk is used up first is the first wall. With ray: what a second aggregator brings.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+import scale  # noqa: E402
+from fedpara.callbacks.checkpoint import Progress  # noqa: E402
+from fedpara.communication import Cast, Link, StochasticUniform  # noqa: E402
+from fedpara.nn import Dense, FedPara, PFedPara, factorize  # noqa: E402
+from fedpara.sampling import cohort, derive_seed  # noqa: E402
+from fedpara.state import State, combine, is_finite, num_elements, read_state, weighted_mean  # noqa: E402
+from fedpara.storage import ClientStates, write_tensors  # noqa: E402
+
+OPTIONS = {
+    "clients": 1_000_000, "cohort": 10_000, "gamma": 0.1, "width": 64, "repeats": 5, "threads": 1,
+    "federation": 1, "uploads": 64, "out": "",  # 0: no small run, no ray (uploads of its actors); where the JSON goes
+    # assumed: the server's network card and the site's link, its memory and disk, and how long a round may take
+    "nic_gbit": 10.0, "site_gbit": 100.0, "memory_gb": 256.0, "disk_tb": 10.0, "round_s": 600.0,
+    # assumed: a client's work, and the pace of one GPU at it
+    "images": 500, "epochs": 5, "images_per_s": 2500.0,
+}  # fmt: skip
+RECIPES = {"dense": Dense, "FedPara": FedPara}
+LINKS = {
+    "fp32": Link(Cast(), Cast()),
+    "fp16": Link(Cast("float16"), Cast("float16")),
+    "fedpaq": Link(StochasticUniform(8), Cast()),
+}
+ROWS = [("dense", "fp32"), ("FedPara", "fp32"), ("FedPara", "fedpaq")]
+
+
+def resnet50(width: int = 64) -> nn.Module:
+    """The layers of torchvision's ResNet50 (He et al. 2016) by name, to be counted and not to be run."""
+    layers = nn.ModuleDict()
+
+    def convolution(name: str, inputs: int, outputs: int, kernel: int) -> None:
+        layers[f"{name}_conv"] = nn.Conv2d(inputs, outputs, kernel, bias=False)
+        layers[f"{name}_norm"] = nn.BatchNorm2d(outputs)
+        del layers[f"{name}_norm"].num_batches_tracked  # a counter, which models of this package have not
+
+    convolution("stem", 3, width, 7)
+    channels = width
+    for stage, blocks in enumerate([3, 4, 6, 3]):
+        inner = width * 2**stage
+        for block in range(blocks):
+            name = f"stage{stage + 1}_{block + 1}"
+            convolution(f"{name}_1", channels, inner, 1)
+            convolution(f"{name}_2", inner, inner, 3)
+            convolution(f"{name}_3", inner, 4 * inner, 1)
+            if not block:
+                convolution(f"{name}_short", channels, 4 * inner, 1)
+            channels = 4 * inner
+    layers["output"] = nn.Linear(channels, 1000)
+    return layers
+
+
+def seconds(function: Callable[[], Any], repeats: int) -> float:
+    """Median of the clock."""
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def wire(state: State, link: Link, repeats: int) -> dict[str, float]:
+    """Bytes each way and seconds: to encode the broadcast, and of each upload to decode and check it."""
+    trained = {name: tensor + 1e-3 * torch.randn_like(tensor) for name, tensor in state.items()}
+    up = link.up_codec
+    packet = up.encode(combine(trained, -1, state) if up.of_updates else trained)
+
+    def receive() -> None:
+        values = up.decode(packet, like=state)
+        is_finite(combine(values, 1, state) if up.of_updates else values)
+
+    down = link.down_codec.encode(state)
+    return {
+        "down_bytes": down.num_bytes, "up_bytes": packet.num_bytes,
+        "encode_s": seconds(lambda: link.down_codec.encode(state), repeats),
+        "decode_s": seconds(receive, repeats),
+    }  # fmt: skip
+
+
+def accumulation(state: State, repeats: int) -> float:
+    """Seconds in which the running mean takes one more upload."""
+    one, many = (seconds(lambda n=n: weighted_mean((state, 1.0) for _ in range(n)), repeats) for n in (1, 5))  # type: ignore[misc]
+    return (many - one) / 4
+
+
+def storage(state: State, repeats: int) -> dict[str, float]:
+    """Seconds to write and to read what one client keeps, to write a checkpoint, and a file's to be looked at."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        kept = ClientStates(folder / "kept", state, 0)
+        result = {
+            "write_s": seconds(lambda: kept.__setitem__(0, state), repeats),
+            "read_s": seconds(lambda: kept[0], repeats),
+            "checkpoint_s": seconds(lambda: write_tensors(folder / "checkpoint", state, {}), repeats),
+        }
+        others, number = ClientStates(folder / "many", {}, 0), 20_000
+        others.folder.mkdir()
+        for client in range(number):
+            others._path(client, 1).touch()
+            others.versions[client] = 1
+        result["prune_s"] = seconds(others.prune, repeats) / number
+    return result
+
+
+def registry(options: dict[str, Any], repeats: int) -> dict[str, float]:
+    """What the clients cost that are registered: a cohort, its seeds, a checkpoint's versions; a whole small run."""
+    clients, chosen = options["clients"], options["cohort"]
+    progress = Progress(round=1, total_bytes=1, memories=dict.fromkeys(range(clients), 1))
+    result = {
+        "cohort_s": seconds(lambda: cohort(0, 1, clients, chosen), repeats),
+        "seeds_s": seconds(lambda: [derive_seed(0, 1, client, "local training") for client in range(chosen)], 1),
+        "versions_s": seconds(progress.model_dump_json, 1), "versions_bytes": len(progress.model_dump_json()),
+    }  # fmt: skip
+    if options["federation"]:
+        with tempfile.TemporaryDirectory() as folder:
+            few = min(100, chosen)
+            started, memory, taken = scale.measure(clients, few, [], Path(folder) / "run")
+        result |= {"start_s": started, "run_mb": memory, "run_round_s": taken, "run_cohort": few}
+    return result
+
+
+class Aggregator:
+    """An actor that decodes uploads and adds them up; one that it holds, as if it had come over the network."""
+
+    def __init__(self, state: State) -> None:
+        torch.set_num_threads(1)
+        self.state, self.codec = state, LINKS["fp32"].up_codec
+        self.packet = self.codec.encode(state)
+
+    def mean(self, number: int) -> dict[str, Any]:
+        """Of so many uploads, as arrays."""
+        uploads = ((self.codec.decode(self.packet, like=self.state), 1.0) for _ in range(number))
+        return {name: tensor.numpy() for name, tensor in weighted_mean(uploads).items()}
+
+
+def aggregators(state: State, uploads: int, repeats: int) -> dict[str, float]:
+    """Ray: seconds for 100 MB into its store and out; one actor for all uploads, against two and their sum."""
+    import ray
+
+    warnings.filterwarnings("ignore", message=".*not writable.*")  # they are only read
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    actors = [ray.remote(num_cpus=1)(Aggregator).remote(state) for _ in range(2)]
+
+    def together(count: int) -> None:
+        means = ray.get([actor.mean.remote(uploads // count) for actor in actors[:count]])
+        weighted_mean(({n: torch.from_numpy(a) for n, a in mean.items()}, 1.0) for mean in means)
+
+    together(2)  # started
+    block = torch.ones(25_000_000).numpy()
+    reference = ray.put(block)
+    result = {
+        "put_100mb_s": seconds(lambda: ray.put(block), repeats),
+        "get_100mb_s": seconds(lambda: float(ray.get(reference).sum()), repeats),
+        "uploads": uploads,
+        "one_s": seconds(lambda: together(1), repeats),
+        "two_s": seconds(lambda: together(2), repeats),
+    }
+    ray.shutdown()
+    return result
+
+
+def measure(options: dict[str, Any]) -> dict[str, Any]:
+    """All units: of each network and link, of the registry, and of ray."""
+    repeats = options["repeats"]
+    models: dict[str, Any] = {}
+    for name, recipe in RECIPES.items():
+        network = factorize(resnet50(options["width"]), recipe(gamma=options["gamma"]), ["output"])
+        state = read_state(network)
+        models[name] = {
+            "parameters": sum(parameter.numel() for parameter in network.parameters()), "values": num_elements(state),
+            "finite_s": seconds(lambda s=state: is_finite(s), repeats), "accumulate_s": accumulation(state, repeats),  # type: ignore[misc]
+            **storage(state, repeats), "links": {link: wire(state, LINKS[link], repeats) for link in LINKS},
+        }  # fmt: skip
+    personal = factorize(resnet50(options["width"]), PFedPara(gamma=options["gamma"]), ["output"])
+    kept = sum(p.numel() for name, p in personal.named_parameters() if name.endswith(("x2", "y2", "t2")))
+    units = {"models": models, "personal_values": kept, "registry": registry(options, repeats)}
+    dense = read_state(resnet50(options["width"]))
+    return units | ({"ray": aggregators(dense, options["uploads"], repeats)} if options["uploads"] else {})
+
+
+def round_of(units: dict[str, Any], model: str, link: str, options: dict[str, Any], share: int = 1) -> dict[str, float]:
+    """What the server needs for a round's uploads, or a `share`-th of them; decoding and adding on one core."""
+    made, number = units["models"][model], options["cohort"] / share
+    cost = made["links"][link]
+    state_bytes = 4 * made["values"]
+    return {
+        "down_bytes": number * cost["down_bytes"], "up_bytes": number * cost["up_bytes"],
+        "network_s": 8 * number * (cost["down_bytes"] + cost["up_bytes"]) / (1e9 * options["nic_gbit"]),
+        "compute_s": cost["encode_s"] + number * (cost["decode_s"] + made["accumulate_s"]),
+        "memory_bytes": 3 * state_bytes + cost["down_bytes"] + 2 * cost["up_bytes"],  # model, mean, one upload; packets
+    }  # fmt: skip
+
+
+def kept(units: dict[str, Any], options: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Algorithms under which clients keep something, and the bytes of one client."""
+    yield "pFedPara, W2", 4 * units["personal_values"]
+    for model in units["models"]:
+        yield f"SCAFFOLD, {model}", 4 * units["models"][model]["parameters"]
+
+
+def wall(shares: dict[str, float]) -> str:
+    """What is used up first, and how many times what there is of it."""
+    name = max(shares, key=shares.__getitem__)
+    return f"{name}, {shares[name]:.2g} x"
+
+
+def tables(units: dict[str, Any], options: dict[str, Any]) -> Iterator[str]:
+    """Everything in GitHub's markdown; units first."""
+    yield "| | values | link | encode | decode, check | add to the mean | down, up |\n|---|---|---|---|---|---|---|"
+    for model, made in units["models"].items():
+        rate = 4 * made["values"] / 1e9
+        for link, cost in made["links"].items():
+            taken = cost["encode_s"], cost["decode_s"], made["accumulate_s"]
+            times = " | ".join(f"{1e3 * s:.0f} ms ({rate / s:.1f} GB/s)" for s in taken)
+            sizes = f"{cost['down_bytes'] / 1e6:.1f}, {cost['up_bytes'] / 1e6:.1f} MB"
+            yield f"| {model} | {made['values']:,} | {link} | {times} | {sizes} |"
+    yield "\n| | write a client's state | read it | checkpoint | is_finite |\n|---|---|---|---|---|"
+    for model, made in units["models"].items():
+        row = " | ".join(f"{1e3 * made[key]:.0f} ms" for key in ("write_s", "read_s", "checkpoint_s", "finite_s"))
+        yield f"| {model} | {row} |"
+    for name in ("registry", "ray"):
+        if name in units:
+            values = " | ".join(f"{value:,.4g}" for value in units[name].values())
+            yield f"\n| {' | '.join(units[name])} |\n|{'---|' * len(units[name])}\n| {values} |"
+    yield "\n| a round | down | up | network | one core | memory | first wall |\n|---|---|---|---|---|---|---|"
+    for model, link in ROWS:
+        r = round_of(units, model, link, options)
+        shares = {"network": r["network_s"] / options["round_s"], "compute": r["compute_s"] / options["round_s"]}
+        shares["memory"] = r["memory_bytes"] / (1e9 * options["memory_gb"])
+        sizes = f"{r['down_bytes'] / 1e12:.2f} TB | {r['up_bytes'] / 1e12:.2f} TB | {r['network_s']:.0f} s"
+        rest = f"{r['compute_s']:.0f} s | {r['memory_bytes'] / 1e9:.2f} GB | {wall(shares)}"
+        yield f"| {model}, {link} | {sizes} | {rest} |"
+    yield "\n| what clients keep | a client | on disk, all | in memory, a round's | first wall |\n|---|---|---|---|---|"
+    for name, size in kept(units, options):
+        disk, memory = size * options["clients"] / 1e12, size * options["cohort"] / 1e9
+        first = wall({"disk": disk / options["disk_tb"], "memory": memory / options["memory_gb"]})
+        yield f"| {name} | {size / 1e6:.1f} MB | {disk:.1f} TB | {memory:.0f} GB | {first} |"
+    yield "\n| aggregators | each: network, compute | server: network, compute | the site's link |\n|---|---|---|---|"
+    for model, link in ROWS:
+        for share in (1, 10, 100):
+            yield f"| {share}, {model}, {link} | {tree(units, model, link, options, share)} |"
+    client = options["images"] * options["epochs"] / options["images_per_s"]
+    hours, devices = options["cohort"] * client / 3600, options["cohort"] * client / options["round_s"]
+    yield f"\nTraining at {client:.1f} GPU-seconds a client: {hours:.1f} GPU-hours a round, {devices:.0f} GPUs."
+    prune, name = options["clients"] * units["models"]["FedPara"]["prune_s"], units["registry"]["versions_s"]
+    yield f"A checkpoint where all clients keep something: {prune:.1f} s to look for old files, {name:.1f} s for names."
+
+
+def tree(units: dict[str, Any], model: str, link: str, options: dict[str, Any], share: int) -> str:
+    """Seconds with the uploads shared out, the server adding as many means, in float32."""
+    each, made = round_of(units, model, link, options, share), units["models"][model]
+    network = 8 * share * 8 * made["values"] / (1e9 * options["nic_gbit"])
+    compute = share * (made["links"]["fp32"]["decode_s"] + made["accumulate_s"])
+    site = 8 * share * (each["down_bytes"] + each["up_bytes"]) / (1e9 * options["site_gbit"])
+    own = f"{network:.1f} s, {compute:.1f} s" if share > 1 else "the same"
+    return f"{each['network_s']:.0f} s, {each['compute_s']:.0f} s | {own} | {site:.0f} s"
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print, keep."""
+    options: dict[str, Any] = dict(OPTIONS)
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in OPTIONS:
+            raise SystemExit(f"{key}: must be one of {', '.join(OPTIONS)}")
+        options[key] = type(OPTIONS[key])(value)
+    torch.set_num_threads(options["threads"])
+    torch.manual_seed(0)
+    units = measure(options)
+    for line in tables(units, options):
+        print(line, flush=True)
+    if options["out"]:
+        Path(options["out"]).parent.mkdir(parents=True, exist_ok=True)
+        Path(options["out"]).write_text(json.dumps({"options": options, "units": units}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

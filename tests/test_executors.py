@@ -1,0 +1,119 @@
+"""The contract of every executor: what serial gives, for every algorithm, factorisation and split.
+
+The whole product is slow (`pytest -m slow tests/test_executors.py`); by default each executor has every algorithm,
+every factorisation and every split once, in one precision.
+"""
+
+from functools import cache, partial
+from itertools import product
+
+import pytest
+import torch
+
+from conftest import make_federation
+from fedpara.communication import Cast, Link
+from fedpara.data import Dirichlet
+from fedpara.execution import ProcessesExecutor, RayExecutor, SerialExecutor, VectorizedExecutor
+from fedpara.models import VGG
+from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara
+from fedpara.state import join
+from test_algorithms import NAMES, named
+from test_federation import Watch
+
+EXECUTORS = {  # how each is made, and how far it may be off in float32 and in float64
+    "processes": (partial(ProcessesExecutor, workers=2), 0, 0),
+    "ray": (partial(RayExecutor, actors=2), 0, 0),
+    "vectorized": (partial(VectorizedExecutor, chunk_size=3), 1e-5, 1e-12),
+}
+BY_DEFAULT = [("processes", False), ("vectorized", True)]
+RECIPES = {  # and the layers that stay dense
+    "dense": (Dense(), 0),
+    "low_rank": (EqualSizeLowRank(gamma=0.5), 0),
+    "hybrid": (EqualSizeLowRank(gamma=0.5), 2),
+    "fedpara": (FedPara(gamma=0.5), 0),
+    "pfedpara": (PFedPara(gamma=0.5), 0),
+}
+SPLITS = {"full": [], "pfedpara": ["*.0.[xyt]2"], "fedper": ["classifier.3.*"], "fedbn": ["*norm*"], "local": ["*"]}
+USUAL = [(name, "pfedpara", "full") for name in NAMES]
+USUAL += [("scaffold", recipe, "full") for recipe in RECIPES if recipe != "pfedpara"]
+USUAL += [("scaffold", "pfedpara", split) for split in SPLITS if split != "full"]
+
+
+def cases():
+    """Those with the same executor, precision and factorisation after one another: they share what was made."""
+    for executor, double, recipe, split, algorithm in product(EXECUTORS, (False, True), RECIPES, SPLITS, NAMES):
+        case = executor, double, algorithm, recipe, split
+        quick = (executor, double) in BY_DEFAULT and (algorithm, recipe, split) in USUAL
+        if split != "pfedpara" or recipe == "pfedpara":
+            name = "-".join([executor, "double" if double else "float", algorithm, recipe, split])
+            yield pytest.param(*case, id=name, marks=() if quick else pytest.mark.slow)
+
+
+def finished(make, double, algorithm, recipe, split):
+    """Two rounds of convolutions, GroupNorm, dropout and linear layers, on clients of unequal size."""
+    factorization, num_dense = RECIPES[recipe]
+    watch = Watch()
+    federation = make_federation(
+        network=partial(VGG, [[4], [8]], [6], 3, in_channels=1, dropout=0.4), recipe=factorization, num_dense=num_dense,
+        algorithm=named(algorithm), personal=SPLITS[split], executor=partial(in_precision, make, double),
+        partition=Dirichlet(0.5, 6), clients_per_round=3, num_rounds=2, eval_every=2, evaluate_personal=False,
+        lr_decay=0.9, callbacks=[watch],
+    )  # fmt: skip
+    if double:
+        exact = Cast()
+        exact.dtype = torch.float64
+        federation.link = Link(exact, exact)
+    federation.fit()
+    return federation, watch
+
+
+def in_precision(make, double, module, data, trainer):
+    """The executor in float32 or float64."""
+    return make(module.double(), data, partial(trainer, precision="64-true")) if double else make(module, data, trainer)
+
+
+@cache
+def by_serial(*case):
+    return finished(SerialExecutor, *case)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """The executor that was made last: workers take seconds to start."""
+    made = {}
+
+    def executor(key, *given):
+        if key not in made:
+            for other in made.values():
+                other.close()
+            made.clear()
+            made[key] = EXECUTORS[key[0]][0](*given)
+        return made[key]
+
+    yield executor
+    for other in made.values():
+        other.close()
+
+
+def assert_close(states, expected, tolerance):
+    assert states.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            states[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize(("name", "double", "algorithm", "recipe", "split"), cases())
+def test_every_algorithm_factorisation_and_split_as_by_serial(kept, caplog, name, double, algorithm, recipe, split):
+    """Personal parts and what clients remember too."""
+    case = double, algorithm, recipe, split
+    (serial, expected), (other, watch) = by_serial(*case), finished(partial(kept, (name, double, recipe)), *case)
+    assert not caplog.messages  # no client was trained in another way than the one asked for
+    assert watch.results[0].state["classifier.0.bias"].dtype == (torch.float64 if double else torch.float32)
+    tolerance = EXECUTORS[name][1 + double]
+    assert_close(join(other.server), join(serial.server), tolerance)
+    assert_close(join(other.personal), join(serial.personal), tolerance)
+    assert_close(join(other.memories), join(serial.memories), tolerance)
+    assert [result.client for result in watch.results] == [result.client for result in expected.results]
+    losses, those = ([record.train_loss for record in one.records] for one in (watch, expected))
+    assert losses == (pytest.approx(those, rel=1e-5) if tolerance else those)
