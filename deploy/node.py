@@ -78,9 +78,13 @@ def answer(reply: Reply) -> Parcel:
     return Parcel(payload(reply.packet), values | ({} if reply.accuracy is None else {"accuracy": reply.accuracy}))
 
 
-def read_answer(client: int, parcel: Parcel) -> Reply:
-    """The reply at the server's end: with no state of the client's, neither its model nor what it keeps."""
+def read_answer(client: int, parcel: Parcel, upload: Parts) -> Reply:
+    """The reply at the server's end: with no state of the client's, neither its model nor what it keeps.
+
+    Args:
+        upload: any upload of the algorithm's, for its names, shapes and types.
+    """
     values = dict(parcel.values)
     finite, accuracy = bool(values.pop("finite")), values.pop("accuracy", None)
     result = LocalResult(client=client, state={}, **values)  # type: ignore[arg-type]
-    return Reply(result, parcel.packet, finite, Kept(), None if accuracy is None else float(accuracy))
+    return Reply(result, parcel.packet, upload, finite, Kept(), None if accuracy is None else float(accuracy))

@@ -71,7 +71,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         RuntimeError: it failed; its log and its summary.json say why.
     """
-    import server  # torch takes seconds to import
+    import deployment  # torch takes seconds to import
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look, each sent up as a line of the log
     given = context.run_config
@@ -80,6 +80,8 @@ def main(grid: Grid, context: Context) -> None:
             raise ValueError(f"--run-config: must say {name}=..., a folder of the server's")
     nodes = FlowerNodes(grid, float(given["patience-s"]), float(given["poll-s"]))
     try:
-        server.run(shlex.split(str(given["overrides"])), Path(str(given["data"])), Path(str(given["folder"])), nodes)
+        deployment.run(
+            shlex.split(str(given["overrides"])), Path(str(given["data"])), Path(str(given["folder"])), nodes
+        )
     except SystemExit as end:
         raise RuntimeError(f"the run failed; see the log in {given['folder']}") from end

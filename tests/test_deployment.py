@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import pytest
 from safetensors.torch import load_file
 
+import deployment
 import eval as evaluation
-import server
 import train
 from composition import compose
 from conftest import ROOT
@@ -90,7 +90,7 @@ def cut(tmp_path, choices):
 
 
 def deploy(tmp_path, overrides, nodes, folder="deployed"):
-    server.run(overrides, tmp_path / "data" / "server", tmp_path / folder, nodes)
+    deployment.run(overrides, tmp_path / "data" / "server", tmp_path / folder, nodes)
     return tmp_path / folder
 
 
@@ -218,7 +218,7 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
         ("callbacks.checkpoint.every=2", "every=2: must be 1"), ("faults.dropout=0.1", "faults.dropout=0.1: must be 0"),
     ):  # fmt: skip
         with pytest.raises(train.ConfigurationError, match=line):
-            server.build(compose([*overrides, typed]), tmp_path, nodes)
+            deployment.build(compose([*overrides, typed]), tmp_path, nodes)
 
 
 def test_without_the_extra_one_line_says_what_to_install():

@@ -29,7 +29,8 @@ class Reply:
 
     Attributes:
         result: of the local training; from a client behind a network without the state.
-        packet: the upload, which is all that travels.
+        packet: the upload, encoded, which is all that travels.
+        upload: its names, shapes and types; the values are the client's, and the server takes none of them.
         finite: whether the trained model is; a personal part is not for the server to see.
         kept: what the client keeps if the round counts.
         accuracy: of the trained model, from 0 to 1, on the client's own test distribution; None: not tested.
@@ -37,6 +38,7 @@ class Reply:
 
     result: LocalResult
     packet: Packet
+    upload: Parts
     finite: bool
     kept: Kept
     accuracy: float | None = None
@@ -87,7 +89,7 @@ class ClientSide:
         seed = derive_seed(self.seed, round_index, result.client, "upload")
         packet = self.link.encode_up(join(parts), known_to_both(received), seed)
         kept = Kept(self.split.personal_part(result.state), memory)
-        return Reply(result, packet, is_finite(result.state), kept)
+        return Reply(result, packet, parts, is_finite(result.state), kept)
 
 
 def known_to_both(received: Parts) -> State:

@@ -49,12 +49,10 @@ class Broadcast:
     Attributes:
         packet: what travels, once to each client of the round.
         received: what every client reads from it.
-        upload: names, shapes and types of what a client sends back; no values.
     """
 
     packet: Packet
     received: Parts
-    upload: Parts
 
 
 class Federation:
@@ -121,8 +119,6 @@ class Federation:
         self._initial = executor.initial_state()
         shared = split.shared_part(self._initial)
         self.server = algorithm.start(shared, [name for name in executor.trainable if name in shared], num_clients)
-        like = algorithm.broadcast(self.server)
-        self.client_side = ClientSide(algorithm, link, split, self._initial, like, seed, lr_decay)
         self.personal: MutableMapping[int, State] = {}
         self.memories: MutableMapping[int, State] = {}
         self.round = 0
@@ -197,13 +193,17 @@ class Federation:
         """Accuracy of every client's model, from 0 to 1, on the client's own test distribution."""
         return tuple(self.executor.evaluate(self.model(c), c)["acc"] for c in range(self.num_clients))
 
+    @property
+    def client_side(self) -> ClientSide:
+        """What clients do, at the moment."""
+        like = self.algorithm.broadcast(self.server)
+        return ClientSide(self.algorithm, self.link, self.split, self._initial, like, self.seed, self.lr_decay)
+
     def broadcast(self) -> Broadcast:
         """What the server would send now."""
         message = self.algorithm.broadcast(self.server)
         packet = self.link.encode_down(join(message), derive_seed(self.seed, self.round, 0, "broadcast"))
-        received = self.client_side.receive(packet)
-        upload, _ = self.algorithm.upload(received, received["model"], 0.0, {})  # as of a client that applied no step
-        return Broadcast(packet, received, upload)
+        return Broadcast(packet, self.client_side.receive(packet))
 
     def replies(
         self, chosen: list[int], broadcast: Broadcast, attempt: int, tally: "Tally"
@@ -256,7 +256,7 @@ class Federation:
     def _receive(self, reply: Reply, broadcast: Broadcast, tally: "Tally") -> Upload | ClientFailure:
         """Read the upload, count its bytes and the loss; what the client keeps waits for the round's end."""
         result, known = reply.result, known_to_both(broadcast.received)
-        state = self.link.decode_up(reply.packet, join(broadcast.upload), known)
+        state = self.link.decode_up(reply.packet, join(reply.upload), known)
         tally.up_bytes += reply.packet.num_bytes
         if not (reply.finite and is_finite(state)):
             reason = (
@@ -267,7 +267,7 @@ class Federation:
         for callback in self.callbacks:
             callback.on_client_end(self, result)
         tally.add(reply)
-        return Upload(separate(state, broadcast.upload), result.num_examples)
+        return Upload(separate(state, reply.upload), result.num_examples)
 
     def _finite(self, server: Parts) -> Parts:
         """What the server will keep; a step of its own can overflow where every upload was finite."""

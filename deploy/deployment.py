@@ -69,12 +69,13 @@ class DeployedFederation(Federation):
     ) -> Iterator[Reply | ClientFailure]:
         """Those of the nodes, once all are there, in the order in which a simulated round has them."""
         values = {"round": self.round, "attempt": attempt, "test": tally.tests_trained}
-        replies, failures = [], []
+        received, replies, failures = broadcast.received, [], []
+        upload, _ = self.algorithm.upload(received, received["model"], 0.0, {})  # as of a client that applied no step
         for client, given in tally.awaited(self._ask("train", chosen, broadcast, values)):
             if isinstance(given, ClientFailure):
                 failures.append(given)
             else:
-                replies.append(read_answer(client, given))
+                replies.append(read_answer(client, given, upload))
         replies.sort(key=lambda reply: (-reply.result.num_examples, reply.result.client))
         yield from replies
         yield from failures
