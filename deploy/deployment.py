@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 
 import folders
 import train
+from composition import compose
+from fedpara.algorithms.base import Upload
 from fedpara.client import Kept, Reply
 from fedpara.execution import ClientFailure
 from fedpara.federation import Broadcast, Federation, Tally
@@ -47,8 +49,8 @@ class DeployedFederation(Federation):
     def fit(self) -> None:
         """Train, from what the checkpoint knows of: a round that was done but not yet in it is done again."""
         path = self.folder / FILE
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        rows = [row for row in rows if row["round"] <= self.round]
+        whole, _, _ = (path.read_text() if path.is_file() else "").rpartition("\n")  # the last line may be half a one
+        rows = [row for row in map(json.loads, whole.splitlines()) if row["round"] <= self.round]
         write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
         self.last = {client: row["round"] for row in rows for client in row["clients"]}
         super().fit()
@@ -72,13 +74,23 @@ class DeployedFederation(Federation):
         received, replies, failures = broadcast.received, [], []
         upload, _ = self.algorithm.upload(received, received["model"], 0.0, {})  # as of a client that applied no step
         for client, given in tally.awaited(self._ask("train", chosen, broadcast, values)):
-            if isinstance(given, ClientFailure):
-                failures.append(given)
-            else:
-                replies.append(read_answer(client, given, upload))
+            try:
+                if isinstance(given, ClientFailure):
+                    failures.append(given)
+                else:
+                    replies.append(read_answer(client, given, upload))
+            except (KeyError, TypeError, ValueError) as error:
+                failures.append(ClientFailure(client, "crashed", error))
         replies.sort(key=lambda reply: (-reply.result.num_examples, reply.result.client))
         yield from replies
         yield from failures
+
+    def receive(self, reply: Reply, broadcast: Broadcast, tally: Tally) -> Upload | ClientFailure:
+        """Read the upload; one of another model or another version is its client's failure."""
+        try:
+            return super().receive(reply, broadcast, tally)
+        except ValueError as error:
+            return ClientFailure(reply.result.client, "crashed", error)
 
     def keep(self, kept: dict[int, Kept]) -> None:
         """The clients have it already; what the server keeps is that their round counts."""
@@ -131,8 +143,6 @@ def run(overrides: list[str], data: Path, folder: Path, nodes: Nodes) -> None:
     Raises:
         SystemExit: it failed, and has said why in one line.
     """
-    from composition import compose
-
     own = [f"paths.output_dir='{folder}'", "callbacks.partition_picture=null"]  # who holds what is not known here
     if (folder / "checkpoint.safetensors").is_file():
         own.append(f"resume='{folder}'")

@@ -83,8 +83,13 @@ def read_answer(client: int, parcel: Parcel, upload: Parts) -> Reply:
 
     Args:
         upload: any upload of the algorithm's, for its names, shapes and types.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no answer of this version.
     """
     values = dict(parcel.values)
     finite, accuracy = bool(values.pop("finite")), values.pop("accuracy", None)
     result = LocalResult(client=client, state={}, **values)  # type: ignore[arg-type]
+    if result.num_examples < 1:
+        raise ValueError(f"num_examples={result.num_examples}: must be 1 or more")
     return Reply(result, parcel.packet, upload, finite, Kept(), None if accuracy is None else float(accuracy))

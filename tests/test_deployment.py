@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 
@@ -160,6 +161,24 @@ def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
     line = "round 2: 2 of 3 clients succeeded | crashed (RuntimeError: what this client kept after round 1 is lost"
     assert line in (folder / "train.log").read_text()
     assert [row["clients/crashed"] for row in rows_without_times(folder)] == ["0", "1", "1"]
+
+
+@pytest.mark.parametrize("change", [{"num_examples": 0}, {"surprise": 1}, None])
+def test_an_answer_of_another_version_is_its_clients_failure(tmp_path, change):
+    overrides, nodes = cut(tmp_path, "federation.num_rounds=1 federation.clients_per_round=3")
+    right = nodes.nodes[1].train
+    nodes.nodes[1].train = lambda question: other_version(right(question), change)
+    folder = deploy(tmp_path, overrides, nodes)
+    (row,) = rows_without_times(folder)
+    assert (row["clients/succeeded"], row["clients/crashed"]) == ("2", "1")
+
+
+def other_version(answer, change):
+    return (
+        Parcel(answer.payload[4:], answer.values)
+        if change is None
+        else replace(answer, values={**answer.values, **change})
+    )
 
 
 def test_what_clients_kept_is_neither_tested_nor_simulated_without_them(tmp_path, monkeypatch, capsys):

@@ -243,7 +243,7 @@ class Federation:
         for attempt in range(self.retries + 1):
             tally.failures = []
             for outcome in self.replies(chosen, broadcast, attempt, tally):
-                arrived = self._receive(outcome, broadcast, tally) if isinstance(outcome, Reply) else outcome
+                arrived = self.receive(outcome, broadcast, tally) if isinstance(outcome, Reply) else outcome
                 if isinstance(arrived, Upload):
                     yield arrived
                 else:
@@ -253,7 +253,7 @@ class Federation:
         tally.train_seconds = time.perf_counter() - start
         self._judge(tally)
 
-    def _receive(self, reply: Reply, broadcast: Broadcast, tally: "Tally") -> Upload | ClientFailure:
+    def receive(self, reply: Reply, broadcast: Broadcast, tally: "Tally") -> Upload | ClientFailure:
         """Read the upload, count its bytes and the loss; what the client keeps waits for the round's end."""
         result, known = reply.result, known_to_both(broadcast.received)
         state = self.link.decode_up(reply.packet, join(reply.upload), known)
