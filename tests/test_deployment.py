@@ -141,6 +141,8 @@ def test_a_server_that_dies_after_the_training_counts_no_round_twice(tmp_path):
     nodes.before = die
     with pytest.raises(KeyboardInterrupt):
         deploy(tmp_path, overrides, nodes)
+    with (tmp_path / "deployed" / "participants.jsonl").open("a") as stream:
+        stream.write('{"round": 2, "cli')
     nodes = InProcess(overrides, tmp_path / "data")  # their processes are new too
     whole = deploy(tmp_path, overrides, nodes)
     assert same(checkpoint(whole), checkpoint(simulate(tmp_path, overrides)))
@@ -174,11 +176,9 @@ def test_an_answer_of_another_version_is_its_clients_failure(tmp_path, change):
 
 
 def other_version(answer, change):
-    return (
-        Parcel(answer.payload[4:], answer.values)
-        if change is None
-        else replace(answer, values={**answer.values, **change})
-    )
+    if change is None:
+        return replace(answer, payload=answer.payload[4:])
+    return replace(answer, values={**answer.values, **change})
 
 
 def test_what_clients_kept_is_neither_tested_nor_simulated_without_them(tmp_path, monkeypatch, capsys):
