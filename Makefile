@@ -2,26 +2,34 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+FLOWER := .venv-flower
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test lint format benchmark clean
+.PHONY: help install quickstart test lint format benchmark deploy-demo clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
 
-install: $(INSTALLED)  ## virtual environment with everything in it; torch for the CPU where there is no NVIDIA GPU
-$(INSTALLED): pyproject.toml constraints-cpu.txt
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(1)
 	@if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then \
-	  $(BIN)/pip install -q -e '.[dev]'; \
+	  $(1)/bin/pip install -q -e '.[$(2)]'; \
 	else \
-	  { $(BIN)/pip install -q -c constraints-cpu.txt torch 2>.venv/torch.log || \
-	    $(BIN)/pip install -q -c constraints-cpu.txt --index-url $(CPU_INDEX) torch || \
-	    { cat .venv/torch.log; exit 1; }; } && \
-	  $(BIN)/pip install -q -c constraints-cpu.txt -e '.[dev]'; \
+	  { $(1)/bin/pip install -q -c constraints-cpu.txt torch 2>$(1)/torch.log || \
+	    $(1)/bin/pip install -q -c constraints-cpu.txt --index-url $(CPU_INDEX) torch || \
+	    { cat $(1)/torch.log; exit 1; }; } && \
+	  $(1)/bin/pip install -q -c constraints-cpu.txt -e '.[$(2)]'; \
 	fi
 	@touch $@
+endef
+
+install: $(INSTALLED)  ## virtual environment with everything in it; torch for the CPU where there is no NVIDIA GPU
+$(INSTALLED): pyproject.toml constraints-cpu.txt
+	$(call environment,.venv,dev)
+
+$(FLOWER)/.installed: pyproject.toml constraints-cpu.txt
+	$(call environment,$(FLOWER),flower)
 
 quickstart: install  ## the main job on 5,000 real digits: dense and FedPara, minutes on two cores
 	$(BIN)/python src/train.py -m experiment=quickstart factorization=dense,fedpara
@@ -41,5 +49,8 @@ format: install  ## let ruff put the code in order
 benchmark: install  ## seconds a round beside a bare loop and other simulators; PART=scale, ARGS="net=tiny rounds=5"
 	$(BIN)/python benchmarks/$(or $(PART),rounds).py $(ARGS)
 
-clean:           ## forget the virtual environment and the caches
-	rm -rf .venv benchmarks/.environments .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
+deploy-demo: $(FLOWER)/.installed  ## five real processes with TLS on this machine, beside their simulation; ARGS="method=pfedpara"
+	$(FLOWER)/bin/python deploy/demo.py $(ARGS)
+
+clean:           ## forget the virtual environments and the caches
+	rm -rf .venv $(FLOWER) benchmarks/.environments .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

@@ -47,6 +47,7 @@ def load(folder: Path, overrides: list[str]) -> tuple[Experiment, "Federation"]:
     federation = build_federation(cfg, experiment)
     with blame(cfg, "run"):
         restore(federation, folder)
+    federation.tests_personal &= not _kept_elsewhere(federation)
     with blame(cfg, "data"):
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
@@ -99,11 +100,18 @@ def _find_data(cfg: Any, given: bool) -> None:
         cfg.data.dataset.data_dir = folder
 
 
-def _client(text: str | None, num_clients: int) -> int | None:
+def _kept_elsewhere(federation: "Federation") -> bool:
+    """Whether the clients were real ones, which have kept their part of the model themselves."""
+    return bool(federation.split.personal and federation.round and not federation.personal)
+
+
+def _client(text: str | None, federation: "Federation") -> int | None:
     if text is None:
         return None
-    if not text.isdigit() or int(text) >= num_clients:
-        raise ConfigurationError(f"client={text}: must be 0 to {num_clients - 1}")
+    if not text.isdigit() or int(text) >= federation.num_clients:
+        raise ConfigurationError(f"client={text}: must be 0 to {federation.num_clients - 1}")
+    if _kept_elsewhere(federation):
+        raise ConfigurationError(f"client={text}: must be absent, the clients of this run kept their models themselves")
     return int(text)
 
 
@@ -118,7 +126,7 @@ def main() -> None:
             raise ConfigurationError(f"export={form}: must be {' or '.join(FORMATS)}")
         chosen = arguments.pop("client", None)
         experiment, federation = load(folder, [f"{k}={v}" for k, v in arguments.items()])
-        client = _client(chosen, federation.num_clients)
+        client = _client(chosen, federation)
         metrics = evaluate(federation, client)
         for name, value in metrics.items():
             print(f"{name}: {value}")

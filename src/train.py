@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,9 @@ class Experiment:
     parameters: dict[str, int]
 
 
+Build = Callable[[DictConfig], "tuple[Experiment, Federation]"]
+
+
 def build_experiment(cfg: DictConfig) -> Experiment:
     """Network, data and executor of a configuration.
 
@@ -101,8 +105,14 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
 
 
-def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
-    """The federation over an experiment, without callbacks, and the sizes of what is shared and what is personal."""
+def build_federation(
+    cfg: DictConfig, experiment: Experiment, make: "Callable[..., Federation] | None" = None
+) -> "Federation":
+    """The federation over an experiment, without callbacks, and the sizes of what is shared and what is personal.
+
+    Args:
+        make: the class, or what takes its arguments; None: `Federation`, whose clients are in this process.
+    """
     from fedpara.federation import Federation
     from fedpara.state import num_elements
 
@@ -118,7 +128,7 @@ def build_federation(cfg: DictConfig, experiment: Experiment) -> "Federation":
         link = instantiate(cfg.link)
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     with blame(cfg, "federation"):
-        federation = Federation(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
+        federation = (make or Federation)(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
     return federation
@@ -135,7 +145,13 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
                 raise ValueError(f"{layer} would be split, {', '.join(kept)} personal; take factorization=pfedpara")
 
 
-def train(cfg: DictConfig) -> float | None:
+def build(cfg: DictConfig) -> "tuple[Experiment, Federation]":
+    """Everything of a configuration but its callbacks and loggers."""
+    experiment = build_experiment(cfg)
+    return experiment, build_federation(cfg, experiment)
+
+
+def train(cfg: DictConfig, build: Build = build) -> float | None:
     """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise.
 
     Loggers come first: what fails before the first round is a failed run there too.
@@ -152,18 +168,17 @@ def train(cfg: DictConfig) -> float | None:
         with blame(cfg, "logger"):
             for logger in loggers:
                 logger.log_hyperparams(resolved)
-        return _train(cfg, forwarding)
+        return _train(cfg, build, forwarding)
 
 
-def _train(cfg: DictConfig, forwarding: "LoggerForwarding") -> float | None:
+def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding") -> float | None:
     from fedpara.callbacks import RunFolder, restore
 
     require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
-    experiment = build_experiment(cfg)
+    experiment, federation = build(cfg)
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
-    federation = build_federation(cfg, experiment)
     with blame(cfg, "faults"):
         federation.executor = instantiate(cfg.faults, executor=federation.executor)
     with blame(cfg, "resume"):
@@ -303,6 +318,17 @@ def hydra_main(cfg: DictConfig) -> float | None:
     """Hydra's entry point, for a run and, in a sweep, once a job."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return _run_job(cfg)
+    if (Path(cfg.paths.output_dir) / "participants.jsonl").is_file():
+        raise ConfigurationError(f"resume={cfg.resume}: its clients are real ones; `flwr run deploy` goes on with it")
+    return run(cfg)
+
+
+def run(cfg: DictConfig, build: Build = build) -> float | None:
+    """One run in its folder, which no other process uses meanwhile, and which keeps the error of one that fails.
+
+    Args:
+        build: the run's objects; what is in deploy/ has its clients elsewhere.
+    """
     folder = Path(cfg.paths.output_dir)
     try:
         if cfg.resume:
@@ -310,7 +336,7 @@ def hydra_main(cfg: DictConfig) -> float | None:
         with blame(cfg, "paths.output_dir"):
             reservation = reserve(folder)
         with reservation:
-            return train(cfg)
+            return train(cfg, build)
     except Exception as error:
         line = _line(error)
         _record_failure(folder, error, line or f"{type(error).__name__}: {one_line(error)}")

@@ -1,6 +1,7 @@
 """The repository itself: requirements held equal, layers in order, no path of one machine."""
 
 import ast
+import re
 import tomllib
 
 import pytest
@@ -21,8 +22,9 @@ LAYERS = {
     "algorithms": {"state"},
     "data": {"sampling"},
     "execution": {"state", "sampling", "nn", "models", "data", "algorithms"},
+    "client": {"state", "sampling", "sharing", "algorithms", "communication", "execution"},
     "federation": {
-        "state", "record", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
+        "state", "record", "interruption", "sampling", "sharing", "algorithms", "communication", "execution", "client",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
 }  # fmt: skip
@@ -42,6 +44,12 @@ def test_layers(path):
         return
     used = {name.split(".")[1] for name in imports(path)} - {own}
     assert used <= LAYERS[own], f"{own} must not import {used - LAYERS[own]}"
+
+
+def test_flower_is_for_deploy_alone():
+    """Its pins are its own; the package must do without."""
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) flwr", path.read_text(), re.MULTILINE), path
 
 
 def test_environment_yaml_lists_what_pyproject_lists():

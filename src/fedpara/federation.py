@@ -5,12 +5,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, validate_call
 
 from fedpara.algorithms.base import FedAvg, Upload
-from fedpara.communication import Link
+from fedpara.client import ClientSide, Kept, Reply, known_to_both
+from fedpara.communication import Link, Packet
 from fedpara.execution.base import FAILURE_KINDS, ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.interruption import interruption
 from fedpara.record import RoundRecord
@@ -20,6 +22,7 @@ from fedpara.state import Parts, State, is_finite, join, num_elements, separate
 
 log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
+Awaited = TypeVar("Awaited")
 Outcome = Literal["finished", "failed", "interrupted"]
 
 
@@ -37,6 +40,19 @@ class FederationCallback:
 
     def on_fit_end(self, federation: "Federation", outcome: Outcome) -> None:
         """After the last round, an error or an interruption."""
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sends at the start of a round.
+
+    Attributes:
+        packet: what travels, once to each client of the round.
+        received: what every client reads from it.
+    """
+
+    packet: Packet
+    received: Parts
 
 
 class Federation:
@@ -132,18 +148,15 @@ class Federation:
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
         chosen.sort(key=self.executor.datamodule.num_examples, reverse=True)  # the longest first: workers end together
-        message = self.algorithm.broadcast(self.server)
-        delivery = self.link.down(join(message), self._seed(0, "broadcast"))
-        received = separate(delivery.state, message)
+        broadcast = self.broadcast()
         due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
-        tally = _Tally(tests_trained=due and self.tests_personal)
+        tally = Tally(tests_trained=due and self.tests_personal)
         try:
-            self.server = self._finite(self.algorithm.aggregate(self.server, self._uploads(chosen, received, tally)))
-            self.personal.update(tally.personal)
-            self.memories.update(tally.memories)
+            self.server = self._finite(self.algorithm.aggregate(self.server, self._uploads(chosen, broadcast, tally)))
+            self.keep(tally.kept)
         except _TooFewClients:  # a round without effect, but not without costs
             log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
-        down_bytes = delivery.num_bytes * len(chosen)
+        down_bytes = broadcast.packet.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal() if due and self.tests_personal else ()
@@ -169,8 +182,7 @@ class Federation:
 
     def model(self, client: int | None = None) -> State:
         """The global model, with the common start of what is personal; or a client's own."""
-        kept = self._initial if client is None else self.personal.get(client, self._initial)
-        return self._model(self.server["model"], kept)
+        return self.client_side.model(self.server["model"], Kept() if client is None else self._kept(client))
 
     def evaluate(self) -> dict[str, float]:
         """`test/acc` and `test/loss` of the global model, with the common start of what is personal."""
@@ -181,22 +193,57 @@ class Federation:
         """Accuracy of every client's model, from 0 to 1, on the client's own test distribution."""
         return tuple(self.executor.evaluate(self.model(c), c)["acc"] for c in range(self.num_clients))
 
-    def _tasks(self, chosen: Iterable[int], received: Parts, attempt: int = 0) -> Iterator[ClientTask]:
-        """Each client starts from what it received and what it kept."""
-        factor = self.lr_decay**self.round
-        for client in chosen:
-            kept = self.personal.get(client, self._initial)
-            seed = self._seed(client, "local training")
-            correction = self.algorithm.correction(received, self.memories.get(client, {}))
-            yield ClientTask(client, self._model(received["model"], kept), factor, seed, correction, attempt)
+    @property
+    def client_side(self) -> ClientSide:
+        """What clients do, at the moment."""
+        like = self.algorithm.broadcast(self.server)
+        return ClientSide(self.algorithm, self.link, self.split, self._initial, like, self.seed, self.lr_decay)
 
-    def _uploads(self, chosen: list[int], received: Parts, tally: "_Tally") -> Iterator[Upload]:
+    def broadcast(self) -> Broadcast:
+        """What the server would send now."""
+        message = self.algorithm.broadcast(self.server)
+        packet = self.link.encode_down(join(message), derive_seed(self.seed, self.round, 0, "broadcast"))
+        return Broadcast(packet, self.client_side.receive(packet))
+
+    def replies(
+        self, chosen: list[int], broadcast: Broadcast, attempt: int, tally: "Tally"
+    ) -> Iterator[Reply | ClientFailure]:
+        """What the chosen clients make of a broadcast, as it comes: here the server's half meets theirs.
+
+        Args:
+            attempt: how often these clients have failed in this round.
+        """
+        for outcome in tally.awaited(self.executor.run(self._tasks(chosen, broadcast.received, attempt))):
+            if isinstance(outcome, LocalResult):
+                yield self._reply(outcome, broadcast.received, tally.tests_trained)
+            else:
+                yield outcome
+
+    def keep(self, kept: dict[int, Kept]) -> None:
+        """After a round that counts: what its clients keep."""
+        self.personal.update({client: one.personal for client, one in kept.items() if one.personal})
+        self.memories.update({client: one.memory for client, one in kept.items() if one.memory})
+
+    def _kept(self, client: int) -> Kept:
+        return Kept(self.personal.get(client, {}), self.memories.get(client, {}))
+
+    def _tasks(self, chosen: Iterable[int], received: Parts, attempt: int = 0) -> Iterator[ClientTask]:
+        for client in chosen:
+            yield self.client_side.task(client, self.round, received, self._kept(client), attempt)
+
+    def _reply(self, result: LocalResult, received: Parts, test: bool) -> Reply:
+        reply = self.client_side.reply(result, self.round, received, self._kept(result.client))
+        if not (test and reply.finite):
+            return reply
+        return replace(reply, accuracy=self.executor.evaluate(result.state, result.client)["acc"])
+
+    def _uploads(self, chosen: list[int], broadcast: Broadcast, tally: "Tally") -> Iterator[Upload]:
         """What arrives from the clients that succeed, as it comes; those that fail are tried again, then left out."""
         start = time.perf_counter()
         for attempt in range(self.retries + 1):
             tally.failures = []
-            for outcome in tally.awaited(self.executor.run(self._tasks(chosen, received, attempt))):
-                arrived = self._receive(outcome, received, tally) if isinstance(outcome, LocalResult) else outcome
+            for outcome in self.replies(chosen, broadcast, attempt, tally):
+                arrived = self.receive(outcome, broadcast, tally) if isinstance(outcome, Reply) else outcome
                 if isinstance(arrived, Upload):
                     yield arrived
                 else:
@@ -206,14 +253,12 @@ class Federation:
         tally.train_seconds = time.perf_counter() - start
         self._judge(tally)
 
-    def _receive(self, result: LocalResult, received: Parts, tally: "_Tally") -> Upload | ClientFailure:
-        """Send up what is shared, keep for the round's end what is personal, count both the bytes and the loss."""
-        shared, memory = self.split.shared_part(result.state), self.memories.get(result.client, {})
-        parts, memory = self.algorithm.upload(received, shared, result.learning_rate_sum, memory)
-        known = join({"model": received["model"]})
-        delivery = self.link.up(join(parts), known, self._seed(result.client, "upload"))
-        tally.up_bytes += delivery.num_bytes
-        if not (is_finite(result.state) and is_finite(delivery.state)):
+    def receive(self, reply: Reply, broadcast: Broadcast, tally: "Tally") -> Upload | ClientFailure:
+        """Read the upload, count its bytes and the loss; what the client keeps waits for the round's end."""
+        result, known = reply.result, known_to_both(broadcast.received)
+        state = self.link.decode_up(reply.packet, join(reply.upload), known)
+        tally.up_bytes += reply.packet.num_bytes
+        if not (reply.finite and is_finite(state)):
             reason = (
                 f"client {result.client} returned NaN or infinite parameters in round {self.round + 1}: "
                 "the training diverged; try a smaller model.optimizer.lr"
@@ -221,14 +266,8 @@ class Federation:
             return ClientFailure(result.client, "diverged", FloatingPointError(reason))
         for callback in self.callbacks:
             callback.on_client_end(self, result)
-        if self.split.personal:
-            tally.personal[result.client] = self.split.personal_part(result.state)
-        if memory:
-            tally.memories[result.client] = memory
-        if tally.tests_trained:
-            tally.trained_accuracy.append(self.executor.evaluate(result.state, result.client)["acc"])
-        tally.add(result)
-        return Upload(separate(delivery.state, parts), result.num_examples)
+        tally.add(reply)
+        return Upload(separate(state, reply.upload), result.num_examples)
 
     def _finite(self, server: Parts) -> Parts:
         """What the server will keep; a step of its own can overflow where every upload was finite."""
@@ -239,7 +278,7 @@ class Federation:
             )
         return server
 
-    def _judge(self, tally: "_Tally") -> None:
+    def _judge(self, tally: "Tally") -> None:
         """Say who failed; stop a round that too few clients finished before it changes anything.
 
         Raises:
@@ -255,13 +294,6 @@ class Federation:
         if tally.num_clients < self.min_clients:
             raise _TooFewClients
 
-    def _seed(self, client: int, purpose: str) -> int:
-        return derive_seed(self.seed, self.round, client, purpose)
-
-    def _model(self, shared: State, personal: State) -> State:
-        """A whole model in the order of its own names."""
-        return {name: shared[name] if name in shared else personal[name] for name in self._initial}
-
     @property
     def num_shared(self) -> int:
         """Values of the model that travel each way; an algorithm may send more."""
@@ -272,7 +304,7 @@ class _TooFewClients(Exception):
     """Too few clients finished the round."""
 
 
-class _Tally:
+class Tally:
     """Sums over the clients of one round that succeeded, and the failures of the others.
 
     Args:
@@ -282,8 +314,7 @@ class _Tally:
     def __init__(self, tests_trained: bool) -> None:
         self.tests_trained = tests_trained
         self.trained_accuracy: list[float] = []
-        self.personal: dict[int, State] = {}
-        self.memories: dict[int, State] = {}
+        self.kept: dict[int, Kept] = {}
         self.failures: list[ClientFailure] = []
         self.num_clients = 0
         self.up_bytes = 0
@@ -291,8 +322,8 @@ class _Tally:
         self.num_examples = 0
         self.busy_seconds = self.wait_seconds = self.train_seconds = 0.0
 
-    def awaited(self, outcomes: Iterator[LocalResult | ClientFailure]) -> Iterator[LocalResult | ClientFailure]:
-        """The outcomes, with the time for which the server waits for each."""
+    def awaited(self, outcomes: Iterator[Awaited]) -> Iterator[Awaited]:
+        """The outcomes, counting the time for which the server waits for each."""
         while True:
             start = time.perf_counter()
             outcome = next(outcomes, None)
@@ -301,7 +332,12 @@ class _Tally:
                 return
             yield outcome
 
-    def add(self, result: LocalResult) -> None:
+    def add(self, reply: Reply) -> None:
+        """A client that succeeded."""
+        result = reply.result
+        self.kept[result.client] = reply.kept
+        if reply.accuracy is not None:
+            self.trained_accuracy.append(reply.accuracy)
         self.num_clients += 1
         self.loss_sum += result.train_loss * result.num_examples
         self.num_examples += result.num_examples

@@ -113,17 +113,19 @@ class FederatedDataModule(LightningDataModule):
         """Training examples of a client."""
         return len(self.parts[client])
 
+    def test_part(self, client: int) -> Tensor:
+        """Indices of the test examples that follow a client's own distribution."""
+        train, test = self.examples
+        seed = derive_seed(self.seed, 0, client, "test part")
+        return self.partition.test_part(train[self.parts[client]], test, seed)
+
     def client_dataloader(self, client: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
         """A client's training batches; their order is a function of (seed, epoch)."""
         return self._loader(self._train, EpochBatches(self.parts[client], self.batch_size, seed))
 
     def test_dataloader(self, client: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
         """The test set in its own order, or the part of it that has a client's own distribution."""
-        train, test = self.examples
-        chosen = torch.arange(len(test))
-        if client is not None:
-            seed = derive_seed(self.seed, 0, client, "test part")
-            chosen = self.partition.test_part(train[self.parts[client]], test, seed)
+        chosen = torch.arange(len(self.examples[1])) if client is None else self.test_part(client)
         return self._loader(self._test, EpochBatches(chosen, self.eval_batch_size, seed=0, shuffle=False))
 
     def _loader(self, batches: Batches, keys: EpochBatches) -> DataLoader[tuple[Tensor, Tensor]]:

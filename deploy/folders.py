@@ -1,0 +1,112 @@
+"""What each end has on its own disk: a client its examples, the server a test set; and how an experiment reads it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+
+from fedpara.data import DataSet, Examples, Normalize, Partition
+from fedpara.data.examples import Prepare
+from fedpara.files import UnusableFile
+from fedpara.state import State
+from fedpara.storage import read_tensors, write_tensors
+
+FILE = "data.safetensors"
+
+
+def write_data(folder: Path, data: DataSet, client: int | None = None) -> None:
+    """Write a data set, which `read_data` gives again, without the owners of its examples.
+
+    Args:
+        client: whose it is; None: the server's, of which only the test set is written.
+
+    Raises:
+        ValueError: the data set prepares its inputs in a way that the file has no words for.
+    """
+    parts = {"test": data.test} | ({} if client is None else {"train": data.train})
+    tensors = {f"{part}/inputs": examples.inputs for part, examples in parts.items()}
+    tensors |= {f"{part}/labels": examples.labels for part, examples in parts.items()}
+    about = {"name": data.name, "client": client, "num_classes": data.num_classes, "prepare": _words(data.prepare)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / FILE, tensors, {"about": json.dumps(about)})
+
+
+def read_data(folder: Path | str) -> DataSet:
+    """The data set in a folder. The server's has its test set for training too, of which no client is given any.
+
+    Raises:
+        UnusableFile: there is none, or it is damaged.
+    """
+    tensors, about = _read(Path(folder))
+    test = Examples(tensors["test/inputs"], tensors["test/labels"])
+    train = Examples(tensors["train/inputs"], tensors["train/labels"]) if "train/inputs" in tensors else test
+    prepare = Tensor.long if about["prepare"] is None else Normalize(*map(tuple, about["prepare"]))
+    return DataSet(about["name"], train, test, about["num_classes"], prepare)
+
+
+def owner(folder: Path) -> int:
+    """The number of the client whose data are in a folder.
+
+    Raises:
+        UnusableFile: there are none, or the server's.
+    """
+    _, about = _read(folder)
+    if about["client"] is None:
+        raise UnusableFile(f"{folder}: holds the server's test set, no client's data")
+    return int(about["client"])
+
+
+def _read(folder: Path) -> tuple[State, dict[str, Any]]:
+    if not (folder / FILE).is_file():
+        raise UnusableFile(f"{folder}: holds no {FILE}; python deploy/split.py writes it")
+    tensors, metadata = read_tensors(folder / FILE, {})
+    return tensors, json.loads(metadata["about"])
+
+
+def _words(prepare: Prepare) -> Any:
+    """Mean and deviation of images; None for texts, which are only made whole numbers."""
+    if isinstance(prepare, Normalize):
+        return prepare.mean, prepare.std
+    if prepare is Tensor.long:
+        return None
+    raise ValueError(f"{prepare!r}: deploy/folders.py knows Normalize and Tensor.long")
+
+
+class Own(Partition):
+    """Of all clients this folder's holds everything, and is tested on everything; the others' data are elsewhere.
+
+    Args:
+        client: whose the folder is; None: the server's, and no client's.
+    """
+
+    def __init__(self, client: int | None) -> None:
+        self.client = client
+
+    def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
+        """All examples to the one, none to the others.
+
+        Raises:
+            ValueError: there is no such client.
+        """
+        if self.client is not None and self.client >= num_clients:
+            raise ValueError(f"client={self.client}: must be below num_clients ({num_clients})")
+        return [torch.arange(len(train) if client == self.client else 0) for client in range(num_clients)]
+
+    def test_part(self, own: Examples, test: Examples, seed: int) -> Tensor:
+        """All of them: they were chosen when the data were cut."""
+        return torch.arange(len(test))
+
+
+def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
+    """The same experiment on the data of one folder, which are cut and capped already."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.data.dataset = OmegaConf.create(
+            {"_target_": "folders.read_data", "_partial_": True, "folder": str(folder.resolve())}
+        )
+        cfg.data.max_train, cfg.data.max_test, cfg.data.local_fraction = None, None, 1.0
+        cfg.partition = OmegaConf.create({"_target_": "folders.Own", "client": client})
+    return cfg

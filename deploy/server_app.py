@@ -1,0 +1,87 @@
+"""The Flower app of the SuperLink: finds the clients' nodes, and carries parcels to them and back."""
+
+import logging
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import Context, Message
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+
+from fedpara.execution import ClientFailure
+from messages import TYPES, content, read_message
+from parcel import Parcel
+
+log = logging.getLogger(__name__)
+NAME = "client-"  # and the number: what a node of a client is registered as
+app = ServerApp()
+
+
+class FlowerNodes:
+    """Clients as SuperNodes: client 3 is the node whose key was registered under the name `client-3`.
+
+    Args:
+        patience_s: for which a client is waited for that is not connected, or does not answer.
+        poll_s: between two looks for answers, and for nodes.
+    """
+
+    def __init__(self, grid: Grid, patience_s: float, poll_s: float) -> None:
+        self.grid, self.patience_s, self.poll_s = grid, patience_s, poll_s
+
+    def ask(
+        self, questions: Mapping[int, Parcel], what: Literal["train", "test"]
+    ) -> Iterator[tuple[int, Parcel | ClientFailure]]:
+        """Answers as they come; then `dropped`, who was not connected, and `late`, who did not answer in time."""
+        end = time.monotonic() + self.patience_s
+        unsent, asked = set(questions), dict[str, int]()
+        while (unsent or asked) and time.monotonic() < end:
+            for client, node in self._connected(unsent):
+                message = Message(content(questions[client]), node, TYPES[what], ttl=self.patience_s)
+                for message_id in filter(None, self.grid.push_messages([message])):
+                    unsent.discard(client)
+                    asked[message_id] = client
+            for reply in self.grid.pull_messages(list(asked)) if asked else []:
+                client = asked.pop(reply.metadata.reply_to_message_id)
+                yield client, _failure(client, reply) if reply.has_error() else read_message(reply)
+            time.sleep(self.poll_s)
+        yield from ((client, ClientFailure(client, "dropped")) for client in sorted(unsent))
+        yield from ((client, ClientFailure(client, "late")) for client in sorted(asked.values()))
+
+    def _connected(self, clients: set[int]) -> Iterator[tuple[int, int]]:
+        """Of some clients those that are there, with their nodes."""
+        for node in self.grid.get_nodes() if clients else []:
+            number = node.name.removeprefix(NAME)
+            if node.name.startswith(NAME) and number.isdecimal() and int(number) in clients:
+                yield int(number), node.node_id
+
+
+def _failure(client: int, reply: Message) -> ClientFailure:
+    if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+        return ClientFailure(client, "dropped")
+    return ClientFailure(client, "crashed", RuntimeError(reply.error.reason))
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One run, which is that of its folder: started again it goes on.
+
+    Raises:
+        RuntimeError: it failed; its log and its summary.json say why.
+    """
+    import deployment  # torch takes seconds to import
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look, each sent up as a line of the log
+    given = context.run_config
+    for name in ("data", "folder"):
+        if not given[name]:
+            raise ValueError(f"--run-config: must say {name}=..., a folder of the server's")
+    nodes = FlowerNodes(grid, float(given["patience-s"]), float(given["poll-s"]))
+    try:
+        deployment.run(
+            shlex.split(str(given["overrides"])), Path(str(given["data"])), Path(str(given["folder"])), nodes
+        )
+    except SystemExit as end:
+        raise RuntimeError(f"the run failed; see the log in {given['folder']}") from end
