@@ -121,6 +121,7 @@ def test_scale_has_as_many_examples_as_its_clients_need():
     assert np.unique(data.train.labels).tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_servers_resnet50_is_torchvisions_and_its_tables_are_computed_from_units(tmp_path, capsys):
     """25,557,032 parameters, and 53,120 running values of BatchNorm; a small one is measured and kept."""
     with torch.device("meta"):

@@ -590,9 +590,13 @@ def test_every_yaml_composes_and_says_what_it_is(group, choice):
 
 
 CONTRACT = {"algorithm", "executor", "factorization", "faults", "link", "partition", "sharing"}
+LONG = {("executor", "ray"): [pytest.mark.slow]}  # starts a cluster
 
 
-@pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] in CONTRACT])
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [pytest.param(*pair, marks=LONG.get(pair, []), id="-".join(pair)) for pair in CHOICES if pair[0] in CONTRACT],
+)
 def test_every_choice_trains_a_round(shell, tmp_path, group, choice):
     """A new algorithm, executor, factorisation, link, partition or split is found here by its yaml."""
     other = ["factorization=pfedpara"] if choice == "pfedpara" else ["federation.num_clients=5"]
