@@ -35,7 +35,7 @@ quickstart: install  ## the main job on 5,000 real digits: dense and FedPara, mi
 	$(BIN)/python src/train.py -m experiment=quickstart factorization=dense,fedpara
 
 test: lint  ## lint, types, tests
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 lint: install
 	$(BIN)/ruff check .

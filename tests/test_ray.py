@@ -20,7 +20,6 @@ from test_federation import same
 from test_processes import Obedient, by_hand, tasks
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all tests
 
 
 class Patient(Obedient):
@@ -195,7 +194,10 @@ def test_a_model_is_tested_where_the_gpus_are(told, cluster):
         ({"inner": partial(RayExecutor)}, "inner=ray: must train in its own process"),
     ],
 )
-def test_what_cannot_be_is_refused(told, options, message):
+def test_what_cannot_be_is_refused(monkeypatch, options, message):
+    """By two nodes that are told, since a cluster takes seconds to start."""
+    monkeypatch.setattr("fedpara.execution.ray._join", lambda address: False)
+    monkeypatch.setattr("fedpara.execution.ray._nodes", lambda: [{"CPU": 1.0, "memory": 1e9}] * 2)
     with pytest.raises(ValueError, match=message):
         make_federation(executor=partial(RayExecutor, **options)).executor.try_one_example()
 
