@@ -81,6 +81,8 @@ class Variant:
             "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("benchmarks", "benchmarks/peers", "src")),
             "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0",
         }  # fmt: skip
+        if name in PEERS:
+            environment["RAY_ADDRESS"] = "local"  # not the Ray of another variant
         environment.pop("OMP_NUM_THREADS", None)  # each takes the threads that it would take by itself
         if threads:
             environment["OMP_NUM_THREADS"] = threads
