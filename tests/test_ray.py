@@ -179,6 +179,11 @@ def test_a_model_is_tested_where_the_gpus_are(told, cluster):
     state = executor.initial_state()
     assert executor.evaluate(state, 3) == executor.here.evaluate(state, 3)
     assert executor.workers == 1
+    pool = executor._pool
+    pool._training["work"] = actor = pool._idle.pop()
+    ray.kill(actor)  # while it trains
+    assert executor.evaluate(state, 3) == executor.here.evaluate(state, 3)
+    del pool._training["work"]
     executor.close()
     cluster.remove_node(node)
 

@@ -166,10 +166,13 @@ class Actors:
     def capacity(self, work: int) -> int:
         """Pieces of work that may be in hand, one for every actor that has answered; as many start as there is work."""
         number = len(self._idle) + len(self._training)
-        if (missing := min(self.size, work) - number - len(self._starting)) > 0:
-            for actor in [self._make() for _ in range(missing)]:
-                self._starting[actor.ready.remote()] = actor
+        self._begin(min(self.size, work) - number - len(self._starting))
         return number
+
+    def _begin(self, number: int) -> None:
+        for _ in range(number):
+            actor = self._make()
+            self._starting[actor.ready.remote()] = actor
 
     def broadcast(self, task: ClientTask) -> None:
         """What this task shares with those that are submitted from now on, by identity, travels once to each node."""
@@ -232,17 +235,20 @@ class Actors:
 
     def evaluate(self, state: State, client: int | None) -> dict[str, float]:
         """In an actor; what is in training there comes first."""
-        self.size = self.size or 1
         data, memory = _parcel(state)
+        lost: list[Any] = []  # of what one trained, `outcomes` will say the same
         while True:
-            while not self.capacity(1):
+            alive = [actor for actor in [*self._training.values(), *self._idle] if actor not in lost]
+            if not alive:
+                self._begin(1 - len(self._starting))
                 self.wait([], block=True)
-            actor = [*self._training.values(), *self._idle][-1]
+                continue
             try:
-                metrics: dict[str, float] = self._get(actor.evaluate.remote(data, memory, client))
+                metrics: dict[str, float] = self._get(alive[-1].evaluate.remote(data, memory, client))
                 return metrics
             except WorkerDied:
-                self._idle = [other for other in self._idle if other is not actor]
+                lost.append(alive[-1])
+                self._idle = [actor for actor in self._idle if actor not in lost]
 
     def _get(self, reference: Any) -> Any:
         exceptions = self.ray.exceptions
