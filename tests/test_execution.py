@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
-from conftest import make_federation, tiny_images
+from conftest import Recording, make_federation, tiny_images
 from fedpara.algorithms import FedAvg
 from fedpara.algorithms.feddyn import FedDyn
 from fedpara.algorithms.fedprox import FedProx
@@ -152,6 +152,22 @@ def test_trying_an_example_leaves_the_network_training():
     assert all(module.training for module in federation.executor.module.network.modules())
 
 
+def rehearsed(step):
+    """As `cuda_graph`, on a CPU: steps to warm up, which must leave no trace, then the operators of one recorded."""
+    recording = Recording()
+    with torch.random.fork_rng():
+        for _ in range(3):
+            step()
+        with recording:
+            loss = step()
+
+    def replay():
+        recording.replay()
+        return loss
+
+    return replay
+
+
 ALGORITHMS = [FedAvg, partial(FedProx, mu=0.3), Scaffold, FedDyn]
 
 
@@ -218,20 +234,15 @@ def test_on_a_gpu_the_optimizer_is_the_fused_one_if_nothing_else_was_said(optimi
     assert made.module.make_optimizer.keywords == chosen
 
 
-def rehearsed(step):
-    """As `cuda_graph`, on a CPU: steps to warm up, which must leave no trace, then the step on its memory."""
-    with torch.random.fork_rng():
-        for _ in range(3):
-            step()
-    return step
-
-
-def test_whole_epochs_take_the_trainers_precision():
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_whole_epochs_take_the_trainers_precision(precision):
+    """Also in the backward pass, which autocast leaves alone: a factor's gradient is a product in float32."""
     torch.manual_seed(0)
-    networks = [factorize(MLP([16, 8, 3]), FedPara(gamma=0.5)).double() for _ in range(2)]
+    networks = [factorize(MLP([16, 8, 3]), FedPara(gamma=0.5)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     plain, whole = (
-        executor(n, precision="64-true", whole_epochs=w) for n, w in zip(networks, (False, True), strict=True)
+        executor(n.double() if precision == "64-true" else n, precision=precision, whole_epochs=w)
+        for n, w in zip(networks, (False, True), strict=True)
     )
     task = ClientTask(0, plain.initial_state(), 1.0, seed=0)
     (one,), (other,) = plain.run([task]), whole.run([task])

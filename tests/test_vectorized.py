@@ -7,10 +7,12 @@ import pytorch_lightning
 import torch
 from torch import nn
 
-from conftest import tiny_images
+from conftest import Recording, tiny_images
+from fedpara.algorithms.base import Correction
 from fedpara.data import IID, Dirichlet, FederatedDataModule
-from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, SerialExecutor, VectorizedExecutor
+from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, LocalResult, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
+from fedpara.execution.vectorized import ManyClients
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.nn import FedPara, factorize
 
@@ -27,7 +29,7 @@ def together(request, monkeypatch):
     monkeypatch.setattr(VectorizedExecutor, "_one_by_one", refuse)
 
 
-def convolutional(executor, double=True, network=None, optimizer=None, **options):
+def convolutional(executor, double=True, network=None, optimizer=None, precision=None, **options):
     """A VGG with dropout, GroupNorm and two factorised stages on clients of unequal size."""
     torch.manual_seed(0)
     if network is None:
@@ -39,7 +41,7 @@ def convolutional(executor, double=True, network=None, optimizer=None, **options
         tiny_images, Dirichlet(0.4, 3), num_clients=5, num_classes=3, in_channels=1, batch_size=8
     )
     data.setup()
-    precision = "64-true" if double else "32-true"
+    precision = precision or ("64-true" if double else "32-true")
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=2, precision=precision)
     return executor(module, data, trainer, **options)
 
@@ -59,6 +61,32 @@ def test_convolutions_dropout_momentum_and_unequal_clients(double, strength):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
         for name, tensor in one.state.items():
             torch.testing.assert_close(other.state[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_under_autocast_the_backward_pass_is_in_float32_as_by_serial():
+    serial, vectorized = (
+        convolutional(executor, double=False, precision="bf16-mixed", network=network)
+        for executor in (SerialExecutor, partial(VectorizedExecutor, chunk_size=5))
+        for network in [factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))]
+    )
+    tasks = [ClientTask(client, serial.initial_state(), 1.0, seed=client) for client in range(5)]
+    for one, other in zip(serial.run(tasks), vectorized.run(tasks), strict=True):
+        for name, tensor in one.state.items():
+            torch.testing.assert_close(other.state[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_no_step_of_a_chunk_waits_for_the_device(monkeypatch):
+    def watched(many, chunk, index):
+        with Recording():
+            steps(many, chunk, index)
+
+    steps = ManyClients.training_step
+    monkeypatch.setattr(ManyClients, "training_step", watched)
+    made = convolutional(VectorizedExecutor, chunk_size=5, jacobian_correction=1.0)
+    state = made.initial_state()
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    tasks = [ClientTask(client, state, 1.0, client, Correction(0.1, state, zeros)) for client in range(5)]
+    assert [type(outcome) for outcome in made.run(tasks)] == [LocalResult] * 5
 
 
 def test_chunks_are_as_many_as_memory_holds():

@@ -1,6 +1,7 @@
 """Lightning callbacks of one client's local training."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class GradientCorrection(Callback):
         self.correction = Correction()
         self._anchor: State = {}
         self._offset: State = {}
+        self._memory: tuple[State, State] = {}, {}
 
     @property
     def variant(self) -> tuple[float, frozenset[str], frozenset[str]]:
@@ -75,9 +77,9 @@ class GradientCorrection(Callback):
         return self.correction.proximal, frozenset(self.correction.anchor), frozenset(self.correction.offset)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the correction to the module's device, once, to where the last one was: a captured step looks there."""
-        self._anchor = _placed(self.correction.anchor, self._anchor, pl_module.device)
-        self._offset = _placed(self.correction.offset, self._offset, pl_module.device)
+        """Bring the correction to the module's device, once, to where it was before: a captured step looks there."""
+        given = self.correction.anchor, self.correction.offset
+        self._anchor, self._offset = map(partial(_placed, pl_module.device), given, self._memory)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -97,15 +99,14 @@ class GradientCorrection(Callback):
                     parameter.grad.add_(self._offset[name])
 
 
-def _placed(given: State, held: State, device: torch.device) -> State:
-    """A copy of `given`, in the memory of `held` where that has the shape."""
-
-    def place(tensor: Tensor, there: Tensor | None) -> Tensor:
-        if there is None or there.shape != tensor.shape:
-            return tensor.to(device, copy=True)
-        return there.copy_(tensor)
-
-    return {name: place(tensor, held.get(name)) for name, tensor in given.items()}
+def _placed(device: torch.device, given: State, memory: State) -> State:
+    """A copy of `given` in `memory`, which is kept also from those to whom nothing is given to those to whom it is."""
+    for name, tensor in given.items():
+        if name in memory and memory[name].shape == tensor.shape:
+            memory[name].copy_(tensor)
+        else:
+            memory[name] = tensor.to(device, copy=True)
+    return {name: memory[name] for name in given}
 
 
 class JacobianCorrection(Callback):

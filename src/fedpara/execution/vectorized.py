@@ -18,6 +18,7 @@ from fedpara.data.examples import Batch
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
 from fedpara.execution.folding import Folded, require_foldable
 from fedpara.execution.serial import SerialExecutor, interruptible
+from fedpara.execution.whole_epochs import descend
 from fedpara.models.module import ClassificationModule
 from fedpara.state import State, num_elements
 
@@ -59,9 +60,9 @@ class ManyClients(LightningModule):
             logits = self.folded(inputs)
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             losses = (losses.view_as(labels) * share.to(losses.dtype)).sum(0)
-            self.manual_backward(losses.sum())
-            optimizer.step()
-            chunk.add(losses.detach().float(), self.folded, optimizer.param_groups[0]["lr"])
+            descend(self, optimizer, losses.sum())
+            summed = losses.detach().float() * (share > 0).sum(0)  # what is on the device already is not sent there
+            chunk.add(summed, self.folded, optimizer.param_groups[0]["lr"])
 
 
 class Chunk:
@@ -83,7 +84,7 @@ class Chunk:
         self.generators = [torch.Generator(device).manual_seed(task.seed) for task in tasks]
         self.sizes: list[int] = []
         self.results: dict[int, tuple[State, int, float, Tensor]] = {}
-        self._steps, self._rates, self._losses = 0, 0.0, torch.zeros(len(tasks))
+        self._steps, self._rates, self._losses = 0, 0.0, torch.zeros(len(tasks), device=device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs (B, K, ...), labels (B, K), and of each example its share in its client's mean loss, 0 for padding."""
@@ -104,14 +105,14 @@ class Chunk:
             if batch is not None:
                 size = len(batch[1])
                 all_inputs[:size, client], all_labels[:size, client] = batch
-                share[:size, client] = 1 / size
+                share[:size, client].fill_(1 / size)
         return all_inputs, all_labels, share
 
     def add(self, losses: Tensor, folded: Folded, rate: float) -> None:
-        """After a step: sum up, and take the results of those for whom it was the last."""
+        """After a step, of losses summed by client: sum up, and take the results of those for whom it was the last."""
         self._steps += 1
         self._rates += rate
-        self._losses = self._losses.to(losses.device) + losses * torch.tensor(self.sizes, device=losses.device)
+        self._losses += losses
         for client, length in enumerate(self.lengths):
             if length == self._steps:
                 self.results[client] = folded.read(client), self._steps, self._rates, self._losses[client]

@@ -103,8 +103,7 @@ class WholeEpochs(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         loss = self.module.training_step(batch, 0)
-        self.manual_backward(loss)
-        optimizer.step()
+        descend(self, optimizer, loss)
         return loss.detach()
 
     def _replay(self, batch: Batch, capture: Capture) -> Tensor:
@@ -125,6 +124,16 @@ class WholeEpochs(LightningModule):
             here.copy_(there)
         self.record.count(self._rate)
         return step()
+
+
+def descend(module: LightningModule, optimizer: Any, loss: Tensor) -> None:
+    """The backward pass and the optimizer's step, outside of autocast as Lightning takes them batch by batch.
+
+    A factor's gradient would be a product of bfloat16 numbers otherwise.
+    """
+    with torch.autocast(module.device.type, enabled=False):
+        module.manual_backward(loss)
+        optimizer.step()
 
 
 def cuda_graph(step: Step, warm_up: int = 3) -> Step:
