@@ -1,5 +1,6 @@
 """The serial executor is a hand-written loop, to the bit, with everything of Lightning in between."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -14,10 +15,12 @@ from fedpara.algorithms.feddyn import FedDyn
 from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.data import IID, FederatedDataModule
+from fedpara.data.examples import CropAndFlip, Normalize
 from fedpara.execution import ClientTask, SerialExecutor
-from fedpara.models import MLP, ClassificationModule
+from fedpara.execution.folding import Folded
+from fedpara.models import MLP, VGG, ClassificationModule
 from fedpara.models.module import fused
-from fedpara.nn import FedPara, factorize
+from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, jacobian_correction
 
 FUSED_SGD = partial(torch.optim.SGD, fused=True)
 
@@ -249,6 +252,23 @@ def test_whole_epochs_take_the_trainers_precision(precision):
     assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
 
 
+@pytest.mark.parametrize("recipe", [FedPara(gamma=0.4), PFedPara(gamma=0.4), EqualSizeLowRank(gamma=0.4)])
+@pytest.mark.parametrize("num_clients", [None, 3])
+def test_a_step_stays_on_its_device(recipe, num_clients, monkeypatch):
+    """On the meta device, which mixes with no other: a constant left on the CPU would be an error on a GPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for it
+    network = factorize(VGG([[4, 8], [8]], [6], 3, in_channels=2), recipe)
+    network = (Folded(network, num_clients) if num_clients else network).to("meta")
+    augment, normalize = CropAndFlip(), Normalize((0.5, 0.5), (0.25, 0.25))
+    pixels = torch.zeros(5, 2, 8, 8, dtype=torch.uint8, device="meta")
+    inputs = normalize(augment(pixels, augment.draw(5, torch.Generator()).to("meta")))
+    logits = network(torch.stack([inputs] * num_clients, 1) if num_clients else inputs)
+    logits.sum().backward()
+    for _, factorization in factorizations(network):
+        jacobian_correction(factorization, torch.empty_like(factorization()), 0.1)
+    assert {parameter.grad.device.type for parameter in network.parameters()} == {"meta"}
+
+
 def test_whole_epochs_refuse_what_they_leave_out():
     with pytest.raises(ValueError, match=r"gradient_clip_val=1\.0: must be absent, or executor\.whole_epochs=false"):
         executor(gradient_clip_val=1.0, whole_epochs=True)
@@ -263,11 +283,10 @@ def test_a_local_epoch_never_waits_for_the_gpu():
     step = made._whole.training_step
 
     def watched(epoch, index):
-        batches = list(epoch)
         if made._whole._captured:  # capturing itself waits
             torch.cuda.set_sync_debug_mode("error")
         try:
-            step(batches, index)
+            step(epoch, index)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -13,6 +13,7 @@ from fedpara.data import IID, Dirichlet, FederatedDataModule
 from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, LocalResult, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.execution.vectorized import ManyClients
+from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.nn import FedPara, factorize
 
@@ -75,14 +76,22 @@ def test_under_autocast_the_backward_pass_is_in_float32_as_by_serial():
             torch.testing.assert_close(other.state[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
-def test_no_step_of_a_chunk_waits_for_the_device(monkeypatch):
-    def watched(many, chunk, index):
+@pytest.mark.parametrize(
+    ("executor", "trained"),
+    [
+        (partial(SerialExecutor, whole_epochs=True), WholeEpochs),
+        (partial(VectorizedExecutor, chunk_size=5), ManyClients),
+    ],
+    ids=["whole-epochs", "vectorized"],
+)
+def test_in_a_local_epoch_neither_host_nor_device_waits_for_the_other(trained, executor, monkeypatch):
+    def watched(module, batches, index):
         with Recording():
-            steps(many, chunk, index)
+            steps(module, batches, index)
 
-    steps = ManyClients.training_step
-    monkeypatch.setattr(ManyClients, "training_step", watched)
-    made = convolutional(VectorizedExecutor, chunk_size=5, jacobian_correction=1.0)
+    steps = trained.training_step
+    monkeypatch.setattr(trained, "training_step", watched)
+    made = convolutional(executor, jacobian_correction=1.0)
     state = made.initial_state()
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     tasks = [ClientTask(client, state, 1.0, client, Correction(0.1, state, zeros)) for client in range(5)]

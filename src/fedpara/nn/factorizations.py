@@ -67,11 +67,11 @@ class TanhProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         """From (..., 2, m, R) and (..., 2, n, R) to (..., m, n)."""
-        if x.is_cuda:
-            tanh = _times(x, y.mT).tanh_()
-        else:
+        if x.is_cpu:
             tanh = _times(x, -2 * y.mT).sigmoid_()
             torch.sub(ONE, tanh, alpha=2, out=tanh)
+        else:
+            tanh = _times(x, y.mT).tanh_()
         first, second = tanh.unbind(-3)
         ctx.large = first.numel() >= TanhProduct.large and first.dim() == 2 and first.itemsize >= 4
         if not ctx.large:
