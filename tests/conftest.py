@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import pytorch_lightning
 import torch
+from filelock import FileLock
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -126,6 +127,10 @@ def real_data(tmp_path_factory):
     packed = SHARED_DATA / "cifar_packed"
     if not packed.is_dir():
         pytest.skip("the real data sets are not at hand")
-    folder = tmp_path_factory.mktemp("data")
-    subprocess.run([sys.executable, SHARED_DATA / "restore.py", packed, folder], check=True, capture_output=True)
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "data"
+    with FileLock(f"{folder}.lock"):  # once for all of pytest-xdist's workers
+        if not folder.exists():
+            restore = [sys.executable, SHARED_DATA / "restore.py", packed, folder]
+            subprocess.run(restore, check=True, capture_output=True)
     return folder

@@ -1,7 +1,7 @@
 """The contract of every executor: what serial gives, for every algorithm, factorisation and split.
 
-The whole product is slow (`pytest -m slow tests/test_executors.py`); by default each executor has every algorithm,
-every factorisation and every split once, in one precision.
+The whole product is slow (`pytest -m slow tests/test_executors.py`); by default each executor has every factorisation,
+every split and every algorithm that corrects gradients once, in one precision. To it the others are FedAvg.
 """
 
 from functools import cache, partial
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import make_federation
+from fedpara.algorithms import FedAvg
 from fedpara.communication import Cast, Link
 from fedpara.data import Dirichlet
 from fedpara.execution import ProcessesExecutor, RayExecutor, SerialExecutor, VectorizedExecutor
@@ -34,7 +35,8 @@ RECIPES = {  # and the layers that stay dense
     "pfedpara": (PFedPara(gamma=0.5), 0),
 }
 SPLITS = {"full": [], "pfedpara": ["*.0.[xyt]2"], "fedper": ["classifier.3.*"], "fedbn": ["*norm*"], "local": ["*"]}
-USUAL = [(name, "pfedpara", "full") for name in NAMES]
+CORRECTING = [name for name in NAMES if type(named(name)).correction is not FedAvg.correction]
+USUAL = [(name, "pfedpara", "full") for name in ["fedavg", *CORRECTING]]
 USUAL += [("scaffold", recipe, "full") for recipe in RECIPES if recipe != "pfedpara"]
 USUAL += [("scaffold", "pfedpara", split) for split in SPLITS if split != "full"]
 

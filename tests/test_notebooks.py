@@ -6,6 +6,7 @@ from nbclient import NotebookClient
 
 from conftest import ROOT
 
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHOWN = {
     "fedpara_in_ten_minutes": [
         "4,000            20           100",
@@ -17,7 +18,13 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "personalisation" else ())
+        for path in NOTEBOOKS
+    ],
+)
 def test_notebook_runs_and_is_stored_clean(path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

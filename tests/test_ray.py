@@ -121,6 +121,7 @@ def go_on(folder):
         path.unlink()
 
 
+@pytest.mark.slow
 def test_what_a_node_takes_with_it_is_trained_again_elsewhere(told, cluster, caplog):
     executor, folder = told
     expected = by_hand(executor)
