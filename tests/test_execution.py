@@ -156,7 +156,7 @@ def test_trying_an_example_leaves_the_network_training():
 
 
 def rehearsed(step):
-    """As `cuda_graph`, on a CPU: steps to warm up, which must leave no trace, then the operators of one recorded."""
+    """As `CudaGraphs`, on a CPU: steps to warm up, which must leave no trace, then the operators of one recorded."""
     recording = Recording()
     with torch.random.fork_rng():
         for _ in range(3):
@@ -219,6 +219,22 @@ def test_a_step_that_would_read_its_rate_on_the_host_is_not_captured():
     made._whole.capture = rehearsed
     (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
     assert (result.num_steps, made._whole._captured) == (4, {})
+
+
+def test_a_step_that_no_graph_can_hold_is_run_as_it_is(caplog):
+    def refuse(step):
+        step()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    torch.manual_seed(0)
+    made = executor(optimizer=fused(torch.optim.SGD), whole_epochs=True)
+    tasks = [ClientTask(client, made.initial_state(), 1.0, seed=client) for client in range(2)]
+    expected = list(made.run(tasks))
+    made._whole.capture = refuse
+    for one, other in zip(expected, made.run(tasks), strict=True):
+        assert (one.num_steps, one.train_loss) == (other.num_steps, other.train_loss)
+        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+    assert [record.args[0].args for record in caplog.records] == [("operation not permitted when stream is capturing",)]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from fedpara.data.datamodule import FederatedDataModule
 from fedpara.data.examples import Batches, EpochBatches
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
-from fedpara.execution.whole_epochs import Epochs, WholeEpochs, cuda_graph
+from fedpara.execution.whole_epochs import CudaGraphs, Epochs, NotCaptured, WholeEpochs
 from fedpara.models.module import ClassificationModule, fused
 from fedpara.state import State, load_state, read_state
 
@@ -133,6 +133,11 @@ class SerialExecutor:
     def _try(self, task: ClientTask) -> LocalResult | ClientFailure:
         try:
             return self._fit(task)
+        except NotCaptured as error:
+            log.warning("every step is run as it is, for none could be captured: %s", error)
+            assert self._whole is not None
+            self._whole.capture = None
+            return self._try(task)
         except Exception as error:
             return failure(task.client, error)
 
@@ -175,7 +180,7 @@ class SerialExecutor:
     def _whole_epochs(self, options: dict[str, Any], scaled: bool) -> WholeEpochs:
         for name in ONLY_BY_BATCH & options.keys():
             raise ValueError(f"{name}={options[name]!r}: must be absent, or executor.whole_epochs=false")
-        return WholeEpochs(self.module, cuda_graph if self.device.type == "cuda" and not scaled else None)
+        return WholeEpochs(self.module, CudaGraphs() if self.device.type == "cuda" and not scaled else None)
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""

@@ -38,12 +38,16 @@ class Epochs:
             yield from self.batches.epoch(self.sampler)
 
 
+class NotCaptured(RuntimeError):
+    """A step that does what a graph cannot hold, such as asking the host; it may still be run as it is."""
+
+
 class WholeEpochs(LightningModule):
     """Trains `module` on all batches of an epoch in one `training_step`.
 
     Args:
         module: gives the loss of a batch and the optimizer; it must have `network`.
-        capture: makes of a step one that repeats it on the same memory, `cuda_graph`; None: every step is run as it is.
+        capture: makes of a step one that repeats it on the same memory, `CudaGraphs`; None: every step is run as it is.
             What a captured step reads, batch, model, learning rate and corrections, is copied to where it looks.
 
     Attributes:
@@ -112,7 +116,10 @@ class WholeEpochs(LightningModule):
             held: Batch = batch[0].clone(), batch[1].clone()
             state = [*self.network.state_dict().values(), *self._moments()]
             before = [tensor.clone() for tensor in state]
-            self._captured[key] = held, capture(lambda: self._step(held))
+            try:
+                self._captured[key] = held, capture(lambda: self._step(held))
+            except RuntimeError as error:
+                raise NotCaptured(str(error)) from error
             known = {tensor.data_ptr() for tensor in state}
             for moment in self._moments():
                 if moment.data_ptr() not in known:
@@ -136,20 +143,32 @@ def descend(module: LightningModule, optimizer: Any, loss: Tensor) -> None:
         optimizer.step()
 
 
-def cuda_graph(step: Step, warm_up: int = 3) -> Step:
-    """Capture a step, after some to warm up, as PyTorch's notes on CUDA graphs ask; what is returned replays it."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(warm_up):
-            step()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
+class CudaGraphs:
+    """Captures a step, after some to warm up, as PyTorch's notes on CUDA graphs ask; what is returned replays it.
 
-    def replay() -> Tensor:
-        graph.replay()
-        return loss
+    Clients of unequal size have last batches of many sizes, each a graph. One replays at a time and reads nothing that
+    another has left, so that all share the memory of the largest.
+    """
 
-    return replay
+    def __init__(self, warm_up: int = 3) -> None:
+        self.warm_up = warm_up
+        self._pool: Any = None
+
+    def __call__(self, step: Step) -> Step:
+        """On the current device."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(self.warm_up):
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss = step()
+        self._pool = graph.pool()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return loss
+
+        return replay
