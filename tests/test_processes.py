@@ -28,7 +28,7 @@ from fedpara.execution import (
     SerialExecutor,
     workers,
 )
-from fedpara.execution.dispatch import WINDOW
+from fedpara.execution.dispatch import WINDOW, _chunks
 from fedpara.execution.transfer import Room, dump, load
 from fedpara.interruption import interruption
 from fedpara.nn import FedPara, PFedPara, factorize
@@ -369,3 +369,13 @@ def test_workers_take_the_devices_in_turn(monkeypatch, worker, num_devices, devi
     monkeypatch.setattr(workers, "_given", given, raising=False)
     monkeypatch.setattr(workers, "_device", worker, raising=False)
     assert workers._executor.__wrapped__().trainer.keywords["devices"] == devices
+
+
+@pytest.mark.parametrize(
+    ("clients", "sizes"), [(16, [4, 4, 4, 4]), (5, [3, 2]), (11, [4, 4, 2, 1]), (1, [1]), (9, [4, 4, 1])]
+)
+def test_the_last_turn_gives_every_worker_as_much(clients, sizes):
+    """Two workers with four clients at once: five clients are not four and one."""
+    chunks = list(_chunks(iter(range(clients)), 4, 2))
+    assert [client for chunk in chunks for client in chunk] == list(range(clients))
+    assert [len(chunk) for chunk in chunks] == sizes

@@ -16,7 +16,7 @@ from fedpara.execution.vectorized import VectorizedExecutor
 from fedpara.models.module import ClassificationModule
 
 log = logging.getLogger(__name__)
-MOST_TOGETHER = 4  # clients in one computation: with more, a round's last chunks leave workers idle
+TOGETHER = 4  # clients in one computation: fewer gain little, with more a round's last chunks leave workers idle
 
 
 class AutoExecutor:
@@ -75,10 +75,10 @@ class AutoExecutor:
             yield from _allowed(self._whole)
             return
         for executor in _allowed(self._vectorized):
-            together = min(MOST_TOGETHER, executor.affordable())
-            vectorized = partial(VectorizedExecutor, chunk_size=together, **self._precision)
-            yield from _allowed(partial(self._processes, inner=vectorized, chunk=together), several and together > 1)
-            yield from _allowed(partial(self._vectorized, chunk_size=together), not several and together > 1)
+            fit = executor.affordable() >= TOGETHER
+            vectorized = partial(VectorizedExecutor, chunk_size=TOGETHER, **self._precision)
+            yield from _allowed(partial(self._processes, inner=vectorized, chunk=TOGETHER), several and fit)
+            yield from _allowed(partial(self._vectorized, chunk_size=TOGETHER), not several and fit)
         yield from _allowed(partial(self._processes, inner=partial(SerialExecutor, **self._precision)), several)
 
 

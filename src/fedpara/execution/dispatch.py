@@ -130,7 +130,7 @@ class ParallelExecutor:
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[Outcome]:
         """Results in the order of the tasks, as they come; whoever does not take all of them ends the workers too."""
-        source, more = iter(tasks), True
+        chunks, more = _chunks(iter(tasks), self.chunk, max(1, self.workers)), True
         num_threads = torch.get_num_threads()
         jobs: deque[_Job] = deque()  # a window over the tasks, in their order, so that memory is bounded
         pool: Pool | None = None
@@ -138,7 +138,7 @@ class ParallelExecutor:
             torch.set_num_threads(self.threads)  # here too: every core is taken, and idle threads would wait for one
             while True:
                 while more and len(jobs) <= WINDOW * (pool.size if pool else 1):
-                    chunk = list(islice(source, self.chunk))
+                    chunk = next(chunks, [])
                     more = bool(chunk)
                     jobs.extend([_Job(chunk)] if chunk else [])
                 if not jobs:
@@ -167,6 +167,13 @@ class ParallelExecutor:
 
     def _num_examples(self, job: "_Job") -> int:
         return sum(self.here.datamodule.num_examples(task.client) for task in job.tasks)
+
+
+def _chunks(tasks: Iterator[ClientTask], size: int, workers: int) -> Iterator[list[ClientTask]]:
+    """Of `size` each; those of the workers' last turn smaller, so that all have as many."""
+    while turn := list(islice(tasks, size * workers if size > 1 else 1)):  # read ahead only where it matters
+        even = -(-len(turn) // workers)
+        yield from (turn[start : start + even] for start in range(0, len(turn), even))
 
 
 def _collect(pool: Pool, jobs: "deque[_Job]") -> None:
