@@ -119,3 +119,13 @@ def test_resnets_wrong_shapes_are_refused():
         ResNet([4, 8], [1], 3)
     with pytest.raises(ValueError, match="groups=3: must divide every width of widths, not so for 4"):
         ResNet([3, 4], [1, 1], 3, norm="group", groups=3)
+
+
+def test_autocast_leaves_the_recurrence_in_float32():
+    """On a GPU it would be float16 even where bfloat16 was asked for."""
+    torch.manual_seed(0)
+    layer, inputs = LSTMLayer(3, 4, weight_norm=True), torch.randn(5, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = layer(inputs.bfloat16().float())
+        assert layer(inputs.bfloat16()).dtype == torch.float32
+    assert torch.equal(states, layer(inputs.bfloat16().float()))

@@ -107,6 +107,16 @@ def test_chunks_are_as_many_as_memory_holds():
     assert made.chunk_size < larger.chunk_size <= 64
 
 
+def test_a_composed_weight_is_counted_once_and_not_for_each_example():
+    dense, composed = MLP([16, 400, 400, 3]), factorize(MLP([16, 400, 400, 3]), FedPara(gamma=0.1))
+    chunks = []
+    for network in (dense, composed):
+        made = convolutional(VectorizedExecutor, double=False, network=network, memory_gb=0.1)
+        made.try_one_example()
+        chunks.append(made.chunk_size)
+    assert 0.25 < chunks[1] / chunks[0] < 1
+
+
 def test_a_network_is_folded_once_for_all_chunks_of_a_size(monkeypatch):
     folded = []
     monkeypatch.setattr("fedpara.execution.vectorized.Folded", lambda *args: folded.append(args) or Folded(*args))

@@ -142,16 +142,15 @@ def require_foldable(network: nn.Module, example: Tensor) -> None:
     Raises:
         ValueError: they do not.
     """
+    network = copy.deepcopy(network).double().cpu().eval()  # where no products are rounded to TF32
+    example = example.cpu().double() if example.is_floating_point() else example.cpu()
     folded = Folded(network, 3).eval()
-    training = network.training
-    network.eval()
     states = [{n: t + 0.1 * k * torch.randn_like(t) for n, t in network.state_dict().items()} for k in range(3)]
     folded.load(states)
     examples = [example + 0.1 * k * torch.randn_like(example) for k in range(3)]
     alone = [torch.func.functional_call(network, s, (e,)) for s, e in zip(states, examples, strict=True)]
-    network.train(training)
     try:
         together = folded(torch.stack(examples, dim=1))
-        torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=1e-6, atol=1e-6)
     except (RuntimeError, AssertionError, IndexError) as error:
         raise ValueError(f"{type(network).__name__} does more than its layers show") from error

@@ -13,6 +13,8 @@ from fedpara.algorithms.base import Correction
 from fedpara.nn import Factorization, Hadamard, factorizations, jacobian_correction
 from fedpara.state import State
 
+Memory = dict[tuple[str, torch.Size], Tensor]
+
 
 class LocalRecord(Callback):
     """Counts the steps that were applied and sums the training loss, without a word to any logger.
@@ -69,7 +71,7 @@ class GradientCorrection(Callback):
         self.correction = Correction()
         self._anchor: State = {}
         self._offset: State = {}
-        self._memory: tuple[State, State] = {}, {}
+        self._memory: tuple[Memory, Memory] = {}, {}
 
     @property
     def variant(self) -> tuple[float, frozenset[str], frozenset[str]]:
@@ -99,14 +101,16 @@ class GradientCorrection(Callback):
                     parameter.grad.add_(self._offset[name])
 
 
-def _placed(device: torch.device, given: State, memory: State) -> State:
-    """A copy of `given` in `memory`, which is kept also from those to whom nothing is given to those to whom it is."""
+def _placed(device: torch.device, given: State, memory: Memory) -> State:
+    """A copy of `given` in `memory`, which is kept for ever: it may be a while until the next one of that shape."""
+    placed = {}
     for name, tensor in given.items():
-        if name in memory and memory[name].shape == tensor.shape:
-            memory[name].copy_(tensor)
+        if (key := (name, tensor.shape)) in memory:
+            memory[key].copy_(tensor)
         else:
-            memory[name] = tensor.to(device, copy=True)
-    return {name: memory[name] for name in given}
+            memory[key] = tensor.to(device, copy=True)
+        placed[name] = memory[key]
+    return placed
 
 
 class JacobianCorrection(Callback):

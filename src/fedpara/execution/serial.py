@@ -87,7 +87,8 @@ class SerialExecutor:
         _require_hardware(precision, self.device)
         if self.device.type == "cuda" and not scaled:
             module.make_optimizer = fused(module.make_optimizer)
-        self.max_epochs = max_epochs
+        self.max_epochs, self._scaled = max_epochs, scaled
+        torch.backends.cudnn.allow_tf32 = matmul_precision != "highest"  # convolutions are products too
         torch.set_float32_matmul_precision(matmul_precision)
         module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are quicker
         self._corrections: list[Any] = [GradientCorrection()]
@@ -139,7 +140,11 @@ class SerialExecutor:
             self._whole.capture = None
             return self._try(task)
         except Exception as error:
-            return failure(task.client, error)
+            outcome = failure(task.client, error)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # raises where the device itself is lost: that is no client's failure
+                torch.cuda.empty_cache()
+            return outcome
 
     def _fit(self, task: ClientTask) -> LocalResult:
         start = time.perf_counter()
@@ -180,6 +185,8 @@ class SerialExecutor:
     def _whole_epochs(self, options: dict[str, Any], scaled: bool) -> WholeEpochs:
         for name in ONLY_BY_BATCH & options.keys():
             raise ValueError(f"{name}={options[name]!r}: must be absent, or executor.whole_epochs=false")
+        if self.device.type != "cpu" and (workers := self.datamodule.num_workers):
+            raise ValueError(f"data.num_workers={workers}: must be 0, or executor.whole_epochs=false")
         return WholeEpochs(self.module, CudaGraphs() if self.device.type == "cuda" and not scaled else None)
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
@@ -199,7 +206,8 @@ class SerialExecutor:
         trainer.fit_loop = _FitLoop(trainer, max_epochs=max_epochs or self.max_epochs)
         trainer.fit_loop.epoch_loop = _TrainingEpochLoop(trainer)
         yield trainer
-        self._trainers[purpose] = trainer
+        if not self._scaled:  # its scale would be the last client's
+            self._trainers[purpose] = trainer
 
     def _trainer(self) -> Trainer:
         trainer = self.make_trainer(
@@ -213,8 +221,10 @@ class SerialExecutor:
             plugins=[LightningEnvironment()],  # a Trainer a client must not read SLURM's number of tasks
         )
         self._given_callbacks: list[Any] = list(vars(trainer)["callbacks"])
-        # Lightning would move model and optimizer to the CPU after every client, and back before the next
+        # Lightning would move model and optimizer to the CPU after every client, and back before the next; and free all
+        # cached memory of a GPU before each
         trainer.strategy.teardown = lambda: None  # type: ignore[method-assign]
+        trainer.accelerator.setup = lambda trainer: None  # type: ignore[method-assign]
         return trainer
 
 
@@ -239,6 +249,7 @@ def interruptible() -> Iterator[None]:
 
 def _quiet() -> None:
     """A Trainer a client would repeat its banner thousands of times."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, validate_call
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.data import DataLoader, Dataset
 
 from fedpara.algorithms.base import Correction
@@ -20,6 +21,7 @@ from fedpara.execution.folding import Folded, require_foldable
 from fedpara.execution.serial import SerialExecutor, interruptible
 from fedpara.execution.whole_epochs import descend
 from fedpara.models.module import ClassificationModule
+from fedpara.nn import Factorization
 from fedpara.state import State, num_elements
 
 log = logging.getLogger(__name__)
@@ -166,12 +168,18 @@ class VectorizedExecutor(SerialExecutor):
 
     @torch.no_grad()
     def affordable(self) -> int:
-        """Clients for whom there is memory: weights thrice, activations twice, gradients included."""
-        seen = 0
+        """Clients for whom there is memory: activations twice, weights thrice, gradients included.
+
+        Composed weights ten times, as often as a composition and its backward pass go over them.
+        """
+        seen = composed = 0
 
         def count(layer: nn.Module, inputs: Any, output: Any) -> None:
-            nonlocal seen
-            seen += output.numel() if isinstance(output, Tensor) else 0
+            nonlocal seen, composed
+            if isinstance(layer, Factorization):
+                composed += output.numel()
+            elif isinstance(output, Tensor) and not isinstance(layer, ParametrizationList):
+                seen += output.numel()
 
         network = self.module.network
         handles = [layer.register_forward_hook(count) for layer in network.modules()]
@@ -179,7 +187,7 @@ class VectorizedExecutor(SerialExecutor):
         network.train()
         for handle in handles:
             handle.remove()
-        values = 3 * num_elements(self.initial_state()) + 2 * seen * self.datamodule.batch_size
+        values = 3 * num_elements(self.initial_state()) + 10 * composed + 2 * seen * self.datamodule.batch_size
         if (memory := self.memory_gb) is None:
             cuda = self.device.type == "cuda"
             memory = torch.cuda.mem_get_info(self.device)[0] / 2e9 if cuda else CACHE_GB

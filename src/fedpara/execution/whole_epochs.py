@@ -1,7 +1,8 @@
 """A local epoch as one batch of Lightning's: its loops once an epoch instead of once a step, on a GPU no host at all.
 
 What a user's LightningModule keeps: `training_step`, `configure_optimizers`, `on_before_optimizer_step` of its
-callbacks, the Trainer's precision and device. What it loses: `self.log`, hooks around single batches, gradient clipping
+callbacks, the Trainer's precision and device; of a captured step a replay repeats what they did on the device, their
+Python is not run again. What it loses: `self.log`, hooks around single batches, gradient clipping
 and accumulation by the Trainer, schedulers that step within an epoch. `executor.whole_epochs=false` has them all.
 """
 
@@ -39,7 +40,7 @@ class Epochs:
 
 
 class NotCaptured(RuntimeError):
-    """A step that does what a graph cannot hold, such as asking the host; it may still be run as it is."""
+    """A step that no graph can hold, for it asks the host; it may still be run as it is."""
 
 
 class WholeEpochs(LightningModule):
@@ -116,10 +117,8 @@ class WholeEpochs(LightningModule):
             held: Batch = batch[0].clone(), batch[1].clone()
             state = [*self.network.state_dict().values(), *self._moments()]
             before = [tensor.clone() for tensor in state]
-            try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 self._captured[key] = held, capture(lambda: self._step(held))
-            except RuntimeError as error:
-                raise NotCaptured(str(error)) from error
             known = {tensor.data_ptr() for tensor in state}
             for moment in self._moments():
                 if moment.data_ptr() not in known:
@@ -136,11 +135,13 @@ class WholeEpochs(LightningModule):
 def descend(module: LightningModule, optimizer: Any, loss: Tensor) -> None:
     """The backward pass and the optimizer's step, outside of autocast as Lightning takes them batch by batch.
 
-    A factor's gradient would be a product of bfloat16 numbers otherwise.
+    A factor's gradient would be a product of bfloat16 numbers otherwise, and the next step might find this one's
+    weights: casts are remembered until the end of autocast, which is the epoch's.
     """
     with torch.autocast(module.device.type, enabled=False):
         module.manual_backward(loss)
         optimizer.step()
+    torch.clear_autocast_cache()
 
 
 class CudaGraphs:
@@ -152,16 +153,28 @@ class CudaGraphs:
 
     def __init__(self, warm_up: int = 3) -> None:
         self.warm_up = warm_up
+        self._aside: Any = None  # one stream for all: there are 32, and the graphs' own must not be among those
         self._pool: Any = None
 
     def __call__(self, step: Step) -> Step:
-        """On the current device."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        """On the current device.
+
+        Raises:
+            NotCaptured: a step waits for the device; seen before capturing, after which there would be no way back.
+        """
+        self._aside = self._aside or torch.cuda.Stream()
+        self._aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._aside):
             for _ in range(self.warm_up):
                 step()
-        torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                step()
+            except RuntimeError as error:
+                raise NotCaptured(str(error)) from error
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.current_stream().wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             loss = step()

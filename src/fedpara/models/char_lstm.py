@@ -37,16 +37,21 @@ class LSTMLayer(nn.Module):
         self.recurrent_gain = nn.Parameter(norms[1]) if weight_norm else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(T, B, input_size) to the states (T, B, H), from a state of zeros."""
-        zeros = inputs.new_zeros(1, inputs.shape[1], self.hidden_size)
+        """(T, B, input_size) to the states (T, B, H), from a state of zeros; outside of autocast.
+
+        On a GPU that would be float16, whichever half precision was asked for, and no scaled loss (AutocastRNN.cpp).
+        """
         weights = [
             _normalized(self.input.weight, self.input_gain),
             _normalized(self.recurrent.weight, self.recurrent_gain),
             self.input.bias,
             self.recurrent.bias,
         ]
-        # has biases, 1 layer, no dropout, training or not, one direction, time first
-        states, _, _ = torch._VF.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
+        inputs = inputs.to(weights[0].dtype)
+        zeros = inputs.new_zeros(1, inputs.shape[1], self.hidden_size)
+        with torch.autocast(inputs.device.type, enabled=False):
+            # has biases, 1 layer, no dropout, training or not, one direction, time first
+            states, _, _ = torch._VF.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
         return states
 
     def plain(self) -> nn.LSTM:
