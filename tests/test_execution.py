@@ -1,5 +1,6 @@
 """The serial executor is a hand-written loop, to the bit, with everything of Lightning in between."""
 
+import copy
 from contextlib import nullcontext
 from functools import partial
 
@@ -22,9 +23,10 @@ from fedpara.execution import ClientTask, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.execution.local import GradientCorrection
 from fedpara.execution.whole_epochs import NotCaptured
-from fedpara.models import MLP, VGG, ClassificationModule
+from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.models.module import fused
 from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, jacobian_correction
+from test_vectorized import convolutional
 
 FUSED_SGD = partial(torch.optim.SGD, fused=True)
 
@@ -197,6 +199,36 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(algorithm, ca
         for name, tensor in state.items():
             torch.testing.assert_close(tensor, quick[part][name], rtol=0, atol=1e-7 if captured else 0, msg=name)
     assert [r.train_loss for r in records] == pytest.approx([r.train_loss for r in others], abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_captured_steps_are_the_eager_ones_bit_for_bit(precision, batch_norm):
+    """Clients of unequal size, with and without corrections in turn: a step for each of both and each size of batch."""
+    torch.manual_seed(0)
+    network = factorize(ResNet([4], [1], 3, in_channels=1), FedPara(gamma=0.4)) if batch_norm else None
+    optimizer = fused(partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01))
+    eager, captured = (
+        convolutional(
+            SerialExecutor,
+            False,
+            copy.deepcopy(network),
+            optimizer,
+            precision,
+            whole_epochs=True,
+            jacobian_correction=0.5,
+        )
+        for _ in range(2)
+    )
+    captured._whole.capture = rehearsed
+    state = eager.initial_state()
+    offset = {name: torch.randn(tensor.shape) / 100 for name, tensor in state.items()}
+    corrections = [Correction(), Correction(0.1, state, offset), Correction(), Correction(0.1, offset, state)]
+    tasks = [ClientTask(c, state, 1 / (c + 1), c, correction) for c, correction in enumerate(corrections)]
+    for one, other in zip(eager.run(tasks), captured.run(tasks), strict=True):
+        assert one.train_loss == other.train_loss
+        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+    assert len(captured._whole._captured) > 4
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
