@@ -43,8 +43,8 @@ class SerialExecutor:
         jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
         whole_epochs: a local epoch is one batch of Lightning's, see `WholeEpochs` for what that leaves out; on a GPU
             its steps are captured once and replayed.
-        matmul_precision: of float32 products, process-wide: `highest`, `high` (TF32 on a GPU) or `medium` (bfloat16
-            where the processor has units for it; on others oneDNN's float32 kernels, often the faster ones).
+        matmul_precision: of float32 products, process-wide: `highest`, `high` (TF32 on a GPU, in convolutions too) or
+            `medium` (bfloat16 where the processor has units for it; on others oneDNN's float32 kernels, often faster).
 
     Raises:
         ValueError: `trainer` would train no epoch, or without end, on more than one device, in a precision that the

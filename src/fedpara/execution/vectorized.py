@@ -199,14 +199,14 @@ class VectorizedExecutor(SerialExecutor):
         if self.chunk_size == 1:
             yield from self._one_by_one(waiting)
         while chunk := list(islice(waiting, self.chunk_size or 8)):
+            results: Iterable[LocalResult | ClientFailure]
             try:
                 results = self._train_chunk(chunk)
             except Exception as error:
                 clients = ", ".join(str(task.client) for task in chunk)
                 log.warning("clients %s are trained one by one: %r", clients, error)
-                yield from self._one_by_one(chunk)
-            else:
-                yield from results
+                results = self._one_by_one(chunk)  # begun when the error is gone, and the tensors that it holds
+            yield from results
 
     def _one_by_one(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
         return super().run(tasks)
