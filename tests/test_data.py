@@ -462,3 +462,13 @@ def test_real_cifar(real_data):
         assert len(set(images.train.labels.bincount().tolist())) == 1
         assert len(images.test) == 10_000
         assert images.prepare(images.train.inputs[::10]).mean((0, 2, 3)).abs().max() < 0.05
+
+
+def test_examples_on_a_gpu_are_not_sent_to_workers_beside_those_in_memory():
+    data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
+    data.setup()
+    expected = next(iter(data.client_dataloader(0, 0)))
+    data.to(torch.device("meta"))  # which holds no values
+    (images, labels), *_ = pickle.loads(pickle.dumps(data)).client_dataloader(0, 0)
+    assert torch.equal(images, expected[0])
+    assert torch.equal(labels, expected[1])

@@ -164,7 +164,7 @@ def test_an_interruption_ends_the_actors_at_once(told):
     with pytest.raises(KeyboardInterrupt), interruption.handled():
         list(executor.run(tasks(executor)))
     presser.join()
-    while ray.available_resources().get("CPU", 0) < 2:
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
         time.sleep(0.05)
     go_on(folder)
     assert all(isinstance(outcome, LocalResult) for outcome in executor.run(tasks(executor)))

@@ -82,8 +82,18 @@ class FederatedDataModule(LightningDataModule):
             self._kept(client, part) for client, part in enumerate(self.partition(train, self.num_clients, self.seed))
         ]
         self.examples = train, test  # `_train` and `_test` may move to a GPU
-        self._train = Batches(train, data.prepare, self.transform)
-        self._test = Batches(test, data.prepare)
+        self._train, self._test = self._batches()
+
+    def _batches(self) -> tuple[Batches, Batches]:
+        train, test = self.examples
+        return Batches(train, self.prepare, self.transform), Batches(test, self.prepare)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With batches of the examples in memory: a GPU's copies would be sent to workers beside these."""
+        state = dict(vars(self))
+        if "examples" in state:
+            state["_train"], state["_test"] = self._batches()
+        return state
 
     def _kept(self, client: int, part: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 0, client, "local fraction"))
