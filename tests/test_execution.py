@@ -337,6 +337,15 @@ def test_float32_is_float32_in_convolutions_too():
         assert torch.backends.cudnn.allow_tf32 == (precision == "high")
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_trainer_with_a_loss_scale_is_not_kept_for_the_next_client(scaled):
+    """Which steps are skipped would depend on who trained before."""
+    made = executor()
+    made._scaled = scaled
+    list(made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)]))
+    assert ("fit" in made._trainers) != scaled
+
+
 def test_a_gpus_whole_epochs_take_no_batches_of_loader_workers(monkeypatch):
     made = executor()
     made.datamodule.num_workers = 1
