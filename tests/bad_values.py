@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -32,8 +33,9 @@ CHOICES = [
 LEFT_OUT = {"paths.root_dir", "paths.log_dir", "paths.output_dir", "resume"}  # strings without a wrong value here
 
 
-def keys(choice):
-    """Dotted keys of the composed configuration that the choice brings, or all."""
+@cache
+def composed(*choice):
+    """Dotted keys of the composed configuration."""
 
     def leaves(node, prefix=""):
         for name, value in node.items():
@@ -42,10 +44,12 @@ def keys(choice):
                 yield from leaves(value, f"{prefix}{name}.")
 
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        composed = [
-            set(leaves(OmegaConf.to_container(hydra.compose("train", [*BASE, *extra])))) for extra in (choice, [])
-        ]
-    return sorted((composed[0] - composed[1] if choice else composed[0]) - LEFT_OUT)
+        return set(leaves(OmegaConf.to_container(hydra.compose("train", [*BASE, *choice]))))
+
+
+def keys(choice):
+    """Those that the choice brings, or all."""
+    return sorted((composed(*choice) - composed() if choice else composed()) - LEFT_OUT)
 
 
 def cases():

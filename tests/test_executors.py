@@ -9,8 +9,10 @@ from itertools import product
 
 import pytest
 import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 
-from conftest import make_federation
+from conftest import ROOT, make_federation
 from fedpara.algorithms import FedAvg
 from fedpara.communication import Cast, Link
 from fedpara.data import Dirichlet
@@ -35,7 +37,14 @@ RECIPES = {  # and the layers that stay dense
     "pfedpara": (PFedPara(gamma=0.5), 0),
 }
 SPLITS = {"full": [], "pfedpara": ["*.0.[xyt]2"], "fedper": ["classifier.3.*"], "fedbn": ["*norm*"], "local": ["*"]}
-CORRECTING = [name for name in NAMES if type(named(name)).correction is not FedAvg.correction]
+
+
+def of_yaml(name):
+    """An algorithm's class, for much less than composing it."""
+    return get_class(OmegaConf.load(ROOT / "configs" / "algorithm" / f"{name}.yaml")._target_)
+
+
+CORRECTING = [name for name in NAMES if of_yaml(name).correction is not FedAvg.correction]
 USUAL = [(name, "pfedpara", "full") for name in ["fedavg", *CORRECTING]]
 USUAL += [("scaffold", recipe, "full") for recipe in RECIPES if recipe != "pfedpara"]
 USUAL += [("scaffold", "pfedpara", split) for split in SPLITS if split != "full"]

@@ -242,12 +242,14 @@ def go_on(folder):
     return federation, kept
 
 
-def test_a_run_killed_before_any_of_its_writes_goes_on_to_the_same_end(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_killed_before_any_of_its_writes_goes_on_to_the_same_end(tmp_path, monkeypatch, step):
+    """Before each; by default before every third."""
     monkeypatch.setattr("fedpara.callbacks.run_folder.git_commit", lambda: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for time: a killed process needs none
     (tmp_path / "whole").mkdir()
     whole, whole_kept = go_on(tmp_path / "whole")
-    for last_call in count(1):
+    for last_call in count(1, step):
         folder = tmp_path / str(last_call)
         folder.mkdir()
         if (status := run_until(folder, last_call)) == 0:
