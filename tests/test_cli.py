@@ -517,6 +517,7 @@ def compose(*overrides):
 @pytest.mark.parametrize(
     ("experiment", "factorization"),
     [(e, f) for e in EXPERIMENTS for f in (None, "dense") if "/" not in e]
+    + [pytest.param(e, "low_rank", marks=pytest.mark.slow) for e in EXPERIMENTS if "/" not in e]
     + [(f"paper/{name}", None) for name in ("table3", "table10_pufferfish", "table11", "fig5", "fig8")],
 )
 def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factorization):

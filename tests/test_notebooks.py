@@ -6,7 +6,6 @@ from nbclient import NotebookClient
 
 from conftest import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHOWN = {
     "fedpara_in_ten_minutes": [
         "4,000            20           100",
@@ -22,7 +21,7 @@ SHOWN = {
     "path",
     [
         pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "personalisation" else ())
-        for path in NOTEBOOKS
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
     ],
 )
 def test_notebook_runs_and_is_stored_clean(path, monkeypatch):

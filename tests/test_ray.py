@@ -139,6 +139,7 @@ def test_what_a_node_takes_with_it_is_trained_again_elsewhere(told, cluster, cap
 def test_a_node_that_joins_is_used(told, cluster):
     """In place of the one that the test before has killed."""
     executor, folder = told
+    expected = by_hand(executor)
     if len(cluster.list_all_nodes()) == 1:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
@@ -147,6 +148,7 @@ def test_a_node_that_joins_is_used(told, cluster):
     go_on(folder)
     training.join()
     assert [result.client for result in results] == [0, 1, 2, 3, 4]
+    assert all(same(result.state, state) for result, state in zip(results, expected, strict=True))
 
 
 @pytest.mark.slow

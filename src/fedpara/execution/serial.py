@@ -94,7 +94,7 @@ class SerialExecutor:
         self._corrections: list[Any] = [GradientCorrection()]
         if jacobian_correction:
             self._corrections.insert(0, JacobianCorrection(jacobian_correction))
-        self._whole = self._whole_epochs(options, scaled) if whole_epochs else None
+        self._whole = self._whole_epochs(options) if whole_epochs else None
         self._trainers: dict[str, Trainer] = {}
         self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
@@ -182,12 +182,12 @@ class SerialExecutor:
         loader = self.datamodule.client_dataloader(task.client, task.seed)
         return Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler))
 
-    def _whole_epochs(self, options: dict[str, Any], scaled: bool) -> WholeEpochs:
+    def _whole_epochs(self, options: dict[str, Any]) -> WholeEpochs:
         for name in ONLY_BY_BATCH & options.keys():
             raise ValueError(f"{name}={options[name]!r}: must be absent, or executor.whole_epochs=false")
         if self.device.type != "cpu" and (workers := self.datamodule.num_workers):
             raise ValueError(f"data.num_workers={workers}: must be 0, or executor.whole_epochs=false")
-        return WholeEpochs(self.module, CudaGraphs() if self.device.type == "cuda" and not scaled else None)
+        return WholeEpochs(self.module, CudaGraphs() if self.device.type == "cuda" and not self._scaled else None)
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
