@@ -80,7 +80,7 @@ class DeployedFederation(Federation):
                 else:
                     replies.append(read_answer(client, given, upload))
             except (KeyError, TypeError, ValueError) as error:
-                failures.append(ClientFailure(client, "crashed", error))
+                failures.append(ClientFailure(client, "crashed", error, outside=True))
         replies.sort(key=lambda reply: (-reply.result.num_examples, reply.result.client))
         yield from replies
         yield from failures
@@ -90,7 +90,7 @@ class DeployedFederation(Federation):
         try:
             return super().receive(reply, broadcast, tally)
         except ValueError as error:
-            return ClientFailure(reply.result.client, "crashed", error)
+            return ClientFailure(reply.result.client, "crashed", error, outside=True)
 
     def keep(self, kept: dict[int, Kept]) -> None:
         """The clients have it already; what the server keeps is that their round counts."""

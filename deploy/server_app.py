@@ -61,7 +61,7 @@ class FlowerNodes:
 def _failure(client: int, reply: Message) -> ClientFailure:
     if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
         return ClientFailure(client, "dropped")
-    return ClientFailure(client, "crashed", RuntimeError(reply.error.reason))
+    return ClientFailure(client, "crashed", RuntimeError(reply.error.reason), outside=True)
 
 
 @app.main()

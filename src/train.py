@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedpara import sweep, sweep_table
 from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, read_yaml, require_nodes
+from fedpara.errors import CrashesAgain
 from fedpara.files import UnusableFile, reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.runs import Run, leaves, read_rows
@@ -41,7 +42,8 @@ log = logging.getLogger("train")
 PROGRAM = str(Path(__file__).resolve())
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
 RESUMABLE = (
-    "federation.num_rounds", "logger", "callbacks", "resume", "paths", "trainer.accelerator", "data.dataset.data_dir",
+    "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "paths",
+    "trainer.accelerator", "data.dataset.data_dir",
     "data.eval_batch_size", "data.num_workers", "executor.workers",
     "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb",
 )  # fmt: skip
@@ -190,6 +192,8 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding") -> flo
         experiment.datamodule.to(experiment.executor.device)
     with blame(cfg, "model.network"):
         experiment.executor.try_one_example()
+    with blame(cfg, "trainer"):
+        experiment.executor.rehearse()
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
@@ -273,10 +277,14 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+KEYS_ADDED = {"data.lone_example": "keep"}  # what runs did before the key was there
+
+
 def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to go on in `folder` under a configuration that would change the result."""
     saved = read_yaml(folder / "config.yaml", f"resume={folder}")
     before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
+    before = KEYS_ADDED | before
     differing = [
         k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
     ]
@@ -342,7 +350,7 @@ def run(cfg: DictConfig, build: Build = build) -> float | None:
         _record_failure(folder, error, line or f"{type(error).__name__}: {one_line(error)}")
         if line is None:
             raise
-        _stop(line, status=1 if isinstance(error, FloatingPointError) else 2)
+        _stop(line, status=1 if isinstance(error, FloatingPointError | CrashesAgain) else 2)
 
 
 def _record_failure(folder: Path, error: Exception, line: str) -> None:
@@ -448,7 +456,7 @@ def main() -> None:
 
 def _line(error: Exception) -> str | None:
     """What to show for an error that the person can mend; None for a fault of ours, which wants its stack trace."""
-    if isinstance(error, ConfigurationError | FloatingPointError | UnusableFile):
+    if isinstance(error, ConfigurationError | FloatingPointError | UnusableFile | CrashesAgain):
         return one_line(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"

@@ -54,7 +54,7 @@ class InProcess:
         try:
             answer = getattr(self.nodes[client], what)(self.sent(question))
         except Exception as error:
-            return ClientFailure(client, "crashed", RuntimeError(str(error)))
+            return ClientFailure(client, "crashed", RuntimeError(str(error)), outside=True)
         return self.sent(answer)
 
     def sent(self, parcel):

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "sampling": set(), "files": set(), "interruption": set(), "configuration": set(), "runs": {"files"},
+    "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "configuration": set(),
+    "runs": {"files"},
     "sweep": {"runs"}, "export": {"nn", "models", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
@@ -24,7 +25,8 @@ LAYERS = {
     "execution": {"state", "sampling", "nn", "models", "data", "algorithms"},
     "client": {"state", "sampling", "sharing", "algorithms", "communication", "execution"},
     "federation": {
-        "state", "record", "interruption", "sampling", "sharing", "algorithms", "communication", "execution", "client",
+        "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
+        "client",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
 }  # fmt: skip

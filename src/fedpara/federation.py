@@ -13,6 +13,7 @@ from pydantic import Field, validate_call
 from fedpara.algorithms.base import FedAvg, Upload
 from fedpara.client import ClientSide, Kept, Reply, known_to_both
 from fedpara.communication import Link, Packet
+from fedpara.errors import CrashesAgain
 from fedpara.execution.base import FAILURE_KINDS, ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.interruption import interruption
 from fedpara.record import RoundRecord
@@ -74,6 +75,8 @@ class Federation:
             an error, rather than by absence, that it could not be otherwise, the run ends with the first error.
         retries: more tries in a round for a client that failed; what never succeeds is left out of the round's means,
             and what the client itself keeps stays as it was.
+        max_crashes: a client that crashes, or runs out of memory, in so many of its rounds running ends the run, since
+            configuration or data make it; injected faults do not count. None: it is left out, however often.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
         seed: of cohorts, batch orders, augmentation and dropout.
 
@@ -83,6 +86,7 @@ class Federation:
         memories: what the algorithm lets each client remember; empty where it needs none.
         round: rounds finished.
         total_bytes: bytes both ways in the finished rounds.
+        crashes: of clients that crashed in their last rounds, in how many running.
 
     Raises:
         ValueError: more clients per round than clients, or more wanted than there are in a round.
@@ -103,6 +107,7 @@ class Federation:
         evaluate_personal: bool | None = None,
         min_clients: Positive = 1,
         retries: Annotated[int, Field(ge=0)] = 0,
+        max_crashes: Positive | None = 2,
         lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0,
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
@@ -114,7 +119,7 @@ class Federation:
         self.algorithm, self.link, self.split, self.callbacks = algorithm, link, split, callbacks
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
         self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
-        self.min_clients, self.retries = min_clients, retries
+        self.min_clients, self.retries, self.max_crashes = min_clients, retries, max_crashes
         self.tests_personal = bool(split.personal) if evaluate_personal is None else evaluate_personal
         self._initial = executor.initial_state()
         shared = split.shared_part(self._initial)
@@ -123,6 +128,7 @@ class Federation:
         self.memories: MutableMapping[int, State] = {}
         self.round = 0
         self.total_bytes = 0
+        self.crashes: dict[int, int] = {}
 
     def fit(self) -> None:
         """Train until `num_rounds`; callbacks learn of the end, whatever it was."""
@@ -283,7 +289,9 @@ class Federation:
 
         Raises:
             Exception: the first client's own, where errors alone make them too few.
+            CrashesAgain: a client crashes again, see `max_crashes`.
         """
+        self._count_crashes(tally)
         if not tally.failures:
             return
         num_chosen = tally.num_clients + len(tally.failures)
@@ -293,6 +301,19 @@ class Federation:
             raise errors[0]
         if tally.num_clients < self.min_clients:
             raise _TooFewClients
+
+    def _count_crashes(self, tally: "Tally") -> None:
+        for client in tally.kept:
+            self.crashes.pop(client, None)
+        for failure in tally.failures:
+            if not failure.recurs:
+                continue
+            count = self.crashes[failure.client] = self.crashes.get(failure.client, 0) + 1
+            if count == self.max_crashes:
+                raise CrashesAgain(
+                    f"client {failure.client} failed in {count} of its rounds running, {failure.reason}; "
+                    "federation.max_crashes=null goes on without such clients"
+                ) from failure.error
 
     @property
     def num_shared(self) -> int:

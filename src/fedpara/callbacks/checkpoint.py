@@ -26,6 +26,7 @@ class Progress(BaseModel):
     total_bytes: NonNegativeInt
     personal: Versions = Field(default_factory=dict)
     memories: Versions = Field(default_factory=dict)
+    crashes: dict[NonNegativeInt, NonNegativeInt] = Field(default_factory=dict)
 
 
 class Checkpoint(FederationCallback):
@@ -73,7 +74,9 @@ class Checkpoint(FederationCallback):
 
     def _write(self, federation: Federation) -> None:
         clients = {"personal": self.personal.versions, "memories": self.memories.versions}
-        progress = Progress(round=federation.round, total_bytes=federation.total_bytes, **clients)
+        progress = Progress(
+            round=federation.round, total_bytes=federation.total_bytes, crashes=federation.crashes, **clients
+        )
         for states in (self.personal, self.memories):
             states.flush()
         write_tensors(self.folder / FILE, _on_file(federation), {"progress": progress.model_dump_json()})
@@ -104,6 +107,7 @@ def restore(federation: Federation, folder: Path) -> None:
     federation.personal = ClientStates(folder / CLIENTS / "personal", personal, 0, progress.personal)
     federation.memories = ClientStates(folder / CLIENTS / "memories", memories, 0, progress.memories)
     federation.round, federation.total_bytes = progress.round, progress.total_bytes
+    federation.crashes = progress.crashes
 
 
 def _on_file(federation: Federation) -> State:

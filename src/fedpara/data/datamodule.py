@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fedpara.data.examples import Batches, DataSet, EpochBatches, Examples, Transform
+from fedpara.data.examples import Batches, DataSet, EpochBatches, Examples, LoneExample, Transform
 from fedpara.data.partition import Partition
 from fedpara.sampling import derive_seed
 
@@ -31,6 +31,7 @@ class FederatedDataModule(LightningDataModule):
         eval_batch_size: examples of a test batch.
         max_train, max_test: cap the examples used, drawn at random once for all seeds; None: all.
         local_fraction: share of its training examples that each client keeps, drawn at random, at least one.
+        lone_example: `keep`, `merge` or `drop` a last batch of a single example, see `EpochBatches`.
         transform: augmentation of training batches, or None.
         num_workers: processes that make batches; batches are the same with any number.
         seed: of the partition.
@@ -54,6 +55,7 @@ class FederatedDataModule(LightningDataModule):
         max_train: Positive | None = None,
         max_test: Positive | None = None,
         local_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        lone_example: LoneExample = "keep",
         transform: Transform | None = None,
         num_workers: NonNegative = 0,
         seed: NonNegative = 0,
@@ -65,7 +67,7 @@ class FederatedDataModule(LightningDataModule):
         self.num_classes, self.in_channels = num_classes, in_channels
         self.num_clients, self.batch_size, self.eval_batch_size = num_clients, batch_size, eval_batch_size
         self.max_train, self.max_test, self.local_fraction = max_train, max_test, local_fraction
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.lone_example = num_workers, seed, lone_example
 
     def setup(self, stage: str | None = None) -> None:
         """Read the examples into memory and partition them.
@@ -131,7 +133,14 @@ class FederatedDataModule(LightningDataModule):
 
     def client_dataloader(self, client: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
         """A client's training batches; their order is a function of (seed, epoch)."""
-        return self._loader(self._train, EpochBatches(self.parts[client], self.batch_size, seed))
+        return self._loader(self._train, self._keys(client, seed))
+
+    def clients_with_a_lone_example(self) -> list[int]:
+        """Those with a training batch of a single example."""
+        return [client for client in range(self.num_clients) if self._keys(client, seed=0).has_lone_example]
+
+    def _keys(self, client: int, seed: int) -> EpochBatches:
+        return EpochBatches(self.parts[client], self.batch_size, seed, lone_example=self.lone_example)
 
     def test_dataloader(self, client: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
         """The test set in its own order, or the part of it that has a client's own distribution."""

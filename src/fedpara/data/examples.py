@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, validate_call
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 Key = tuple[Tensor, int]
 Batch = tuple[Tensor, Tensor]
 Prepare = Callable[[Tensor], Tensor]
+LoneExample = Literal["keep", "merge", "drop"]
 
 
 @dataclass(frozen=True)
@@ -165,23 +166,47 @@ def _moved(parts: Sequence[Tensor], device: torch.device) -> Tensor:
 class EpochBatches(Sampler[Key]):
     """Keys of an epoch's batches: a fresh order for every epoch, a function of (seed, epoch) alone.
 
-    Lightning calls `set_epoch` before each epoch. The last batch may be smaller; none is dropped.
+    Lightning calls `set_epoch` before each epoch. The last batch may be smaller.
 
     Args:
         indices: (n,) int64, the examples of one client.
         shuffle: whether order depends on the seed; otherwise as given.
+        lone_example: what becomes of a last batch of a single example, which batch norms cannot be trained on: `keep`
+            it, `merge` it into the batch before, or `drop` it in that epoch. A client's only example is kept.
     """
 
-    def __init__(self, indices: Tensor, batch_size: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, indices: Tensor, batch_size: int, seed: int, shuffle: bool = True, lone_example: LoneExample = "keep"
+    ) -> None:
         self.indices, self.batch_size, self.seed, self.shuffle = indices, batch_size, seed, shuffle
+        self.lone_example = lone_example
+        self._alone = len(indices) > 1 and len(indices) % batch_size == 1 and lone_example != "keep"
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives."""
         self.epoch = epoch
 
+    @property
+    def num_examples(self) -> int:
+        """Of an epoch."""
+        return len(self.indices) - (self._alone and self.lone_example == "drop")
+
+    @property
+    def has_lone_example(self) -> bool:
+        """Whether a batch holds a single example."""
+        return self.batch_size == 1 or (len(self.indices) % self.batch_size == 1 and not self._alone)
+
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return -(-len(self.indices) // self.batch_size) - self._alone
+
+    def _split(self, order: Tensor) -> list[Tensor]:
+        batches = list(order.split(self.batch_size))
+        if self._alone:
+            *batches, last = batches
+            if self.lone_example == "merge":
+                batches[-1] = torch.cat([batches[-1], last])
+        return batches
 
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
@@ -189,4 +214,4 @@ class EpochBatches(Sampler[Key]):
         if self.shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
         seeds = torch.randint(2**62, (len(self),), generator=generator)
-        yield from zip(order.split(self.batch_size), seeds.tolist(), strict=True)
+        yield from zip(self._split(order), seeds.tolist(), strict=True)

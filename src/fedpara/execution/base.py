@@ -68,11 +68,19 @@ class ClientFailure:
         kind: `dropped` never answered, `late` answered after the deadline, `diverged` returned NaN or infinite values,
             `crashed` and `out_of_memory` raised.
         error: what the client raised, or would have; None for one that was merely absent.
+        outside: whether its cause is outside of this run's configuration and data: injected, or on a client's own
+            machine.
     """
 
     client: int
     kind: FailureKind
     error: Exception | None = None
+    outside: bool = False
+
+    @property
+    def recurs(self) -> bool:
+        """Whether the same configuration and data may be expected to make the client fail again."""
+        return self.kind in ("crashed", "out_of_memory") and not self.outside
 
     @property
     def reason(self) -> str:

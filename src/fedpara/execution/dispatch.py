@@ -22,7 +22,7 @@ WINDOW = 8  # chunks a worker that may be in memory, waiting, in training or don
 
 
 class WorkerDied(Exception):
-    """The worker that trained is no more, and its work lost."""
+    """The worker that trained is dead, and its work lost; the text says of what it died."""
 
 
 class Pool(Protocol):
@@ -184,10 +184,10 @@ def _collect(pool: Pool, jobs: "deque[_Job]") -> None:
         job.work = None
         try:
             job.outcomes = pool.outcomes(work)
-        except WorkerDied:
+        except WorkerDied as death:
             job.losses += 1
             if job.losses > 2:  # the first may have been another's doing
-                died = RuntimeError("its worker process died, three times")
+                died = RuntimeError(f"its worker process died, three times: {death}")
                 job.outcomes = [ClientFailure(task.client, "crashed", died) for task in job.tasks]
 
 

@@ -73,7 +73,9 @@ class FaultInjection:
                 outcome = replace(outcome, state=_injured(outcome.state))
             yield outcome
         yield from (
-            ClientFailure(client, kind, ERRORS.get(kind)) for client, kind in fates.items() if kind != "diverged"
+            ClientFailure(client, kind, ERRORS.get(kind), outside=True)
+            for client, kind in fates.items()
+            if kind != "diverged"
         )
 
     def fate(self, task: ClientTask) -> FailureKind | None:

@@ -1,5 +1,6 @@
 """The reference executor: one client after the other, each a Lightning `Trainer.fit` with an optimizer of its own."""
 
+import copy
 import logging
 import signal
 import time
@@ -21,18 +22,33 @@ from fedpara.data.datamodule import FederatedDataModule
 from fedpara.data.examples import Batches, EpochBatches
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
+from fedpara.execution.onednn import guard
 from fedpara.execution.whole_epochs import CudaGraphs, Epochs, NotCaptured, WholeEpochs
-from fedpara.models.module import ClassificationModule, fused
+from fedpara.models.module import ClassificationModule, evaluating, fused
 from fedpara.state import State, load_state, read_state
 
 log = logging.getLogger(__name__)
 CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
 ONLY_BY_BATCH = {"gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "overfit_batches"}
+OF_EVERY_FIT = {  # what a client's Trainer does without, and where a run has it
+    "logger": (False, "the group logger"),
+    "enable_checkpointing": (False, "callbacks.checkpoint"),
+    "enable_progress_bar": (False, "callbacks.progress"),
+    "enable_model_summary": (False, "print(network)"),
+    "num_sanity_val_steps": (0, "federation.eval_every"),
+    "limit_val_batches": (0, "federation.eval_every"),
+    "limit_test_batches": (None, "data.max_test"),
+    "use_distributed_sampler": (False, "executor=processes or ray"),
+}
+Plain = bool | int | float | str | None
 MakeTrainer = Callable[..., Trainer]
 
 
 class SerialExecutor:
     """Trains each task with a fresh optimizer and fresh loops of one Trainer, on one network that is loaded and read.
+
+    Where the Trainer is given objects (callbacks, plugins, a profiler), which may remember a client or change what they
+    are attached to, each task has a Trainer of its own, with copies of them, and a copy of the module as it was built.
 
     Args:
         module: the LightningModule; its `learning_rate_factor` is set for every task, and on a GPU its optimizer is
@@ -48,8 +64,8 @@ class SerialExecutor:
 
     Raises:
         ValueError: `trainer` would train no epoch, or without end, on more than one device, in a precision that the
-            device has not, in one whose scaled gradients a fused optimizer would step on, or with what whole epochs
-            leave out.
+            device has not, in one whose scaled gradients a fused optimizer would step on, with what whole epochs
+            leave out, or with what a client's Trainer cannot be given.
     """
 
     workers = 1
@@ -68,8 +84,9 @@ class SerialExecutor:
         self.make_trainer: MakeTrainer = trainer
         _quiet()
         options: dict[str, Any] = getattr(trainer, "keywords", {})
-        for name in CUT_EPOCHS & options.keys():
-            raise ValueError(f"{name}={options[name]!r}: must be absent, it cuts a client's epochs; see data.max_train")
+        _require_allowed(options)
+        self._objects = {name for name, value in options.items() if name == "profiler" or not isinstance(value, Plain)}
+        self._pristine = copy.deepcopy(module) if self._objects else module
         max_epochs = options.get("max_epochs")
         if not isinstance(max_epochs, int) or max_epochs < 1:
             raise ValueError(f"max_epochs={max_epochs!r}: must be a whole number of local epochs, 1 or more")
@@ -79,7 +96,7 @@ class SerialExecutor:
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
-        precision = str(options.get("precision", probe.precision))
+        precision = str(options.get("precision") or probe.precision)
         scaled = precision in ("16", "16-mixed")
         if scaled and getattr(module.configure_optimizers(), "_step_supports_amp_scaling", False):
             # it unscales gradients itself, after corrections were added to them
@@ -96,6 +113,7 @@ class SerialExecutor:
             self._corrections.insert(0, JacobianCorrection(jacobian_correction))
         self._whole = self._whole_epochs(options) if whole_epochs else None
         self._trainers: dict[str, Trainer] = {}
+        self._guarded = self.device.type != "cpu"
         self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
 
@@ -110,16 +128,48 @@ class SerialExecutor:
         Raises:
             ValueError: it does not.
         """
-        one, network = self.example(), self.module.network.to(self.device).eval()
+        one, network = self.example(), self.module.network.to(self.device)
         try:
-            shape = tuple(network(one).shape)
+            with evaluating(network):
+                logits = network(one)
         except (RuntimeError, IndexError) as error:
             given = f"inputs of {self.datamodule.name}, {tuple(one.shape[1:])}"
             raise ValueError(f"{type(network).__name__} cannot take {given}: {error}") from error
-        finally:
-            network.train()  # Lightning trains in the mode that it finds
-        if shape != (1, self.datamodule.num_classes):
-            raise ValueError(f"{type(network).__name__} gives {shape[1:]}, not a logit for each of the classes")
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if found != (1, self.datamodule.num_classes):
+            found = found[1:] if isinstance(found, tuple) else f"a {found}"
+            raise ValueError(f"{type(network).__name__} gives {found}, not a logit for each of the classes")
+        self._require_no_lone_example(one)
+
+    def _require_no_lone_example(self, one: Tensor) -> None:
+        """A batch of one is an error of some norms in training, which would fail the same clients in every round."""
+        if not (clients := self.datamodule.clients_with_a_lone_example()):
+            return
+        network = copy.deepcopy(self.module.network).train()
+        try:
+            with torch.random.fork_rng():
+                network(one)
+        except ValueError as error:
+            names = ", ".join(map(str, clients[:10])) + (", ..." if len(clients) > 10 else "")
+            raise ValueError(
+                f"clients {names} have a batch of a single example, on which {type(network).__name__} cannot train "
+                f"({error}); take data.lone_example=merge or drop, or another data.batch_size"
+            ) from error
+
+    def rehearse(self) -> None:
+        """One step of one client, where the Trainer is given objects: what they refuse, all clients would fail with.
+
+        Raises:
+            ValueError: the Trainer cannot train with them.
+        """
+        if not self._objects:
+            return
+        loader = self.datamodule.client_dataloader(0, seed=0)
+        try:
+            with torch.random.fork_rng(), interruptible():
+                self._trainer(max_epochs=1, limit_train_batches=1).fit(self._own_module(), loader)
+        except Exception as error:
+            raise ValueError(f"a client cannot be trained with what it is given: {error}") from error
 
     def example(self) -> Tensor:
         """A batch of one, as the network takes it, where the network is trained."""
@@ -148,42 +198,55 @@ class SerialExecutor:
 
     def _fit(self, task: ClientTask) -> LocalResult:
         start = time.perf_counter()
-        load_state(self.module.network, task.state)
-        self.module.learning_rate_factor = task.learning_rate_factor
-        record = LocalRecord()
-        self._train(task, record)
-        num_examples = self.datamodule.num_examples(task.client)
+        module = self._own_module()
+        load_state(module.network, task.state)
+        module.learning_rate_factor = task.learning_rate_factor
+        loader, record = self._loader(task), LocalRecord()
+        self._train(task, module, loader, record)
         if record.num_steps == 0:
             log.warning("client %d applied no step: every one overflowed in half precision", task.client)
-        assert record.num_examples == num_examples * self.max_epochs, "Lightning skipped or repeated batches"
+        if record.num_examples != (expected := loader.sampler.num_examples * self.max_epochs):
+            raise RuntimeError(
+                f"client {task.client} trained on {record.num_examples} examples, not on the {expected} of its "
+                f"{self.max_epochs} epochs: a callback of trainer.callbacks or a hook of the module cut them"
+            )
         return LocalResult(
             task.client,
-            read_state(self.module.network),
-            num_examples,
+            read_state(module.network),
+            self.datamodule.num_examples(task.client),
             record.num_steps,
             record.learning_rate_sum,
             record.mean_loss,
             time.perf_counter() - start,
         )
 
-    def _train(self, task: ClientTask, record: LocalRecord) -> None:
+    def _own_module(self) -> ClassificationModule:
+        """The one module, or a copy as it was built where something could be left behind in it."""
+        return copy.deepcopy(self._pristine) if self._objects else self.module
+
+    def _train(self, task: ClientTask, module: ClassificationModule, loader: Any, record: LocalRecord) -> None:
         *_, gradient = self._corrections
         gradient.correction = task.correction
         torch.manual_seed(task.seed)
         with self._kept_trainer("fit") as trainer, interruptible():
-            vars(trainer)["callbacks"] = [*self._given_callbacks, record, *self._corrections]
+            vars(trainer)["callbacks"] += [record, *self._corrections]
             if self._whole is None:
-                trainer.fit(self.module, self.datamodule.client_dataloader(task.client, task.seed))
+                trainer.fit(module, loader)
             else:
                 self._whole.record, self._whole.variant = record, gradient.variant
-                trainer.fit(self._whole, self._epochs(task))
+                trainer.fit(self._whole, epochs_of(loader))
 
-    def _epochs(self, task: ClientTask) -> Epochs:
+    def _loader(self, task: ClientTask) -> Any:
+        """A client's batches, on which the network can be trained safely."""
         loader = self.datamodule.client_dataloader(task.client, task.seed)
-        return Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler))
+        if not self._guarded:
+            self._guarded = True
+            inputs, _ = loader.dataset[next(iter(loader.sampler))]
+            guard(self.module.network.to(self.device), inputs[:1].to(self.device))
+        return loader
 
     def _whole_epochs(self, options: dict[str, Any]) -> WholeEpochs:
-        for name in ONLY_BY_BATCH & options.keys():
+        for name in ONLY_BY_BATCH & options.keys() | self._objects:
             raise ValueError(f"{name}={options[name]!r}: must be absent, or executor.whole_epochs=false")
         if self.device.type != "cpu" and (workers := self.datamodule.num_workers):
             raise ValueError(f"data.num_workers={workers}: must be 0, or executor.whole_epochs=false")
@@ -191,9 +254,10 @@ class SerialExecutor:
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
-        load_state(self.module.network, state)
+        module = self._own_module()
+        load_state(module.network, state)
         with parametrize.cached(), self._kept_trainer("test") as trainer, interruptible():
-            (metrics,) = trainer.test(self.module, self.datamodule.test_dataloader(client), verbose=False)
+            (metrics,) = trainer.test(module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
     def close(self) -> None:
@@ -201,31 +265,46 @@ class SerialExecutor:
 
     @contextmanager
     def _kept_trainer(self, purpose: str, max_epochs: int | None = None) -> Iterator[Trainer]:
-        """One Trainer for all clients, with new loops for each; after an error another one."""
+        """One Trainer for all clients, with new loops and callbacks for each; after an error another one."""
         trainer = self._trainers.pop(purpose, None) or self._trainer()
         trainer.fit_loop = _FitLoop(trainer, max_epochs=max_epochs or self.max_epochs)
         trainer.fit_loop.epoch_loop = _TrainingEpochLoop(trainer)
+        given = list(vars(trainer)["callbacks"])
         yield trainer
-        if not self._scaled:  # its scale would be the last client's
+        if not (self._scaled or self._objects):  # its scale, or what it was given, would be the last client's
+            vars(trainer)["callbacks"] = given
             self._trainers[purpose] = trainer
 
-    def _trainer(self) -> Trainer:
-        trainer = self.make_trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
-            plugins=[LightningEnvironment()],  # a Trainer a client must not read SLURM's number of tasks
+    def _trainer(self, **options: Any) -> Trainer:
+        """A new one, which shares nothing with others."""
+        make = copy.deepcopy(self.make_trainer)
+        plugins = getattr(make, "keywords", {}).get("plugins") or []
+        trainer = make(
+            **{name: value for name, (value, _) in OF_EVERY_FIT.items()},
+            # a Trainer a client must not read SLURM's number of tasks
+            plugins=[*(plugins if isinstance(plugins, list) else [plugins]), LightningEnvironment()],
+            **options,
         )
-        self._given_callbacks: list[Any] = list(vars(trainer)["callbacks"])
         # Lightning would move model and optimizer to the CPU after every client, and back before the next; and free all
         # cached memory of a GPU before each
         trainer.strategy.teardown = lambda: None  # type: ignore[method-assign]
         trainer.accelerator.setup = lambda trainer: None  # type: ignore[method-assign]
         return trainer
+
+
+def epochs_of(loader: Any) -> Epochs:
+    """The same batches, an epoch an item."""
+    return Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler))
+
+
+def _require_allowed(options: dict[str, Any]) -> None:
+    """Refuse what would cut a client's epochs, and what is not for a client's Trainer to say."""
+    for name in CUT_EPOCHS & options.keys():
+        raise ValueError(f"{name}={options[name]!r}: must be absent, it cuts a client's epochs; see data.max_train")
+    for name in OF_EVERY_FIT.keys() & options.keys():
+        ours, instead = OF_EVERY_FIT[name]
+        if options[name] is not None and options[name] != ours:
+            raise ValueError(f"{name}={options[name]!r}: must be absent from a client's Trainer; see {instead}")
 
 
 def _require_hardware(precision: str, device: torch.device) -> None:

@@ -18,9 +18,9 @@ from fedpara.data.datamodule import FederatedDataModule
 from fedpara.data.examples import Batch
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
 from fedpara.execution.folding import Folded, require_foldable
-from fedpara.execution.serial import SerialExecutor, interruptible
+from fedpara.execution.serial import SerialExecutor, epochs_of, interruptible
 from fedpara.execution.whole_epochs import descend
-from fedpara.models.module import ClassificationModule
+from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.nn import Factorization
 from fedpara.state import State, num_elements
 
@@ -183,8 +183,8 @@ class VectorizedExecutor(SerialExecutor):
 
         network = self.module.network
         handles = [layer.register_forward_hook(count) for layer in network.modules()]
-        network.eval()(self.example())
-        network.train()
+        with evaluating(network):
+            network(self.example())
         for handle in handles:
             handle.remove()
         values = 3 * num_elements(self.initial_state()) + 10 * composed + 2 * seen * self.datamodule.batch_size
@@ -222,7 +222,7 @@ class VectorizedExecutor(SerialExecutor):
         *_, gradient = self._corrections
         gradient.correction = _stacked([task.correction for task in tasks])
         with self._kept_trainer("fit", max_epochs=1) as trainer, interruptible():
-            vars(trainer)["callbacks"] = [*self._given_callbacks, *self._corrections]
+            vars(trainer)["callbacks"] += self._corrections
             trainer.fit(many, DataLoader(cast(Dataset, [chunk]), batch_size=None))
         return [self._result(chunk, client, time.perf_counter() - start) for client in range(len(tasks))]
 
@@ -230,7 +230,7 @@ class VectorizedExecutor(SerialExecutor):
         """Of each client the batches of all its epochs, and how many they are."""
         streams, lengths = [], []
         for task in tasks:
-            epochs = self._epochs(task)
+            epochs = epochs_of(self._loader(task))
             streams.append(epochs.all(self.max_epochs))
             lengths.append(len(epochs.sampler) * self.max_epochs)
         return streams, lengths
@@ -238,8 +238,8 @@ class VectorizedExecutor(SerialExecutor):
     def _result(self, chunk: Chunk, client: int, seconds: float) -> LocalResult:
         state, num_steps, rates, loss = chunk.results[client]
         task = chunk.tasks[client]
+        loss_mean = float(loss) / (self._loader(task).sampler.num_examples * self.max_epochs)
         num_examples = self.datamodule.num_examples(task.client)
-        loss_mean = float(loss) / (num_examples * self.max_epochs)
         return LocalResult(task.client, state, num_examples, num_steps, rates, loss_mean, seconds / len(chunk.tasks))
 
 

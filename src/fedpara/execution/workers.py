@@ -11,8 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import active_children, forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
@@ -90,6 +91,7 @@ class Workers:
         lifeline, self._lifeline = self._context.Pipe(duplex=False)
         given = lifeline, self._context.Value("i", 0), self._given
         self._pool = ProcessPoolExecutor(self.size, self._context, _begin, given)
+        self._processes: set[BaseProcess] = set()
 
     def close(self) -> None:
         """End all workers at once, whatever they do."""
@@ -112,7 +114,7 @@ class Workers:
         try:
             future = self._send(tasks, slot)
         except BrokenProcessPool:
-            log.warning("a worker process died (was memory short?); what was in training is trained again")
+            log.warning("a worker process died (%s); what was in training is trained again", self._death())
             self.close()  # waits for the others' end: they may still write
             self._start()
             future = self._send(tasks, slot)
@@ -124,7 +126,18 @@ class Workers:
         data = dump(tasks, room)
         room.write(self._memory)
         with _without_interruption():
-            return self._pool.submit(_train, data, slot)
+            before = set(active_children())
+            future = self._pool.submit(_train, data, slot)  # may start a process
+            self._processes |= set(active_children()) - before
+        return future
+
+    def _death(self) -> str:
+        """Of what a worker died; the pool ends the others with SIGTERM."""
+        codes = {process.exitcode for process in self._processes} - {None, 0, -signal.SIGTERM}
+        signals = [signal.Signals(-code).name for code in codes if code and code < 0]
+        others = [f"exit status {code}" for code in codes if code and code > 0]
+        hint = " (was memory short?)" if "SIGKILL" in signals else ""
+        return (", ".join(sorted(signals + others)) or "unknown cause") + hint
 
     def wait(self, work: Collection[Future[Place | bytes]], block: bool) -> Iterable[Future[Place | bytes]]:
         """Which of the work is done; with `block`, one at least."""
@@ -143,7 +156,7 @@ class Workers:
             data = found if isinstance(found, bytes) else look(found, self._memory).numpy().tobytes()
             return load(data, self._memory, copy=True)
         except BrokenProcessPool as error:
-            raise WorkerDied from error
+            raise WorkerDied(self._death()) from error
         finally:
             self._free.append(slot)
 
@@ -158,7 +171,7 @@ def _shared_memory(num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8).share_memory_()
     except RuntimeError as error:
         raise ValueError(
-            f"executor=processes: {num_bytes / 2**20:.0f} MiB of shared memory are not to be had ({error}); enlarge "
+            f"executor=processes: {num_bytes / 2**20:.0f} MiB of shared memory cannot be allocated ({error}); enlarge "
             "/dev/shm (docker run --shm-size), or take executor=serial"
         ) from error
 

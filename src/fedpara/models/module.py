@@ -1,6 +1,7 @@
 """The LightningModule of every classification network, trained by a client or tested by the server."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -18,6 +19,18 @@ def fused(optimizer: MakeOptimizer) -> MakeOptimizer:
     """As one kernel over all parameters, where the class has that and `fused` or `foreach` was not said already."""
     made, said = getattr(optimizer, "func", optimizer), getattr(optimizer, "keywords", {})
     return partial(optimizer, fused=True) if made in FUSED and not {"fused", "foreach"} & said.keys() else optimizer
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network as it is tested, and every layer in its own mode again after that."""
+    modes = {layer: layer.training for layer in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
 
 
 class ClassificationModule(LightningModule):

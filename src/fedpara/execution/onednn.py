@@ -1,0 +1,96 @@
+"""A guard against oneDNN's faulty backward pass of strided 1x1 convolutions with few input channels.
+
+Note [oneDNN and strided 1x1 convolutions]
+oneDNN 3.12, which torch 2.13 has, overruns its memory in the backward pass by weights of a convolution whose kernel is
+1x1 (or 1x1x1), whose stride is more than 1, and which has fewer input channels than a SIMD register holds: 8 floats
+with AVX2, 16 with AVX-512 (uxlfoundation/oneDNN#6035). The process aborts or hangs, or the gradients are wrong. Only
+channels_last memory leads there, and the executors put every network into it, for most convolutions are quicker so.
+`guard` hands such a convolution, and no other, to oneDNN in contiguous memory. It replaces the CPU kernel of
+`aten::convolution_backward`, so it holds for every way to write a convolution: a layer of any class, a functional
+call, a folded network. The check costs each backward pass of a convolution some 20 microseconds, so it is put in only
+where a network has such a convolution.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedpara.models.module import evaluating
+
+SIMD_CHANNELS = 16  # the floats of the widest register
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def is_affected(weight: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether oneDNN may fail at a convolution.
+
+    Args:
+        weight: shape of its weight, (O, I / groups, *kernel).
+        stride: one number for each dimension of the kernel.
+    """
+    return prod(weight[2:]) == 1 and max(stride) > 1 and weight[1] < SIMD_CHANNELS
+
+
+def guard(network: nn.Module, example: Tensor) -> None:
+    """Make the backward pass of `network` safe in channels_last memory; once for a process, and at no cost elsewhere.
+
+    Args:
+        example: a batch of one, as the network takes it; shows the convolutions that are not layers.
+    """
+    if any(_is_affected_layer(layer) for layer in network.modules()) or _runs_affected(network, example):
+        _install()
+
+
+def _is_affected_layer(layer: nn.Module) -> bool:
+    if not isinstance(layer, CONVOLUTIONS):
+        return False
+    return is_affected((layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size), layer.stride)
+
+
+def _runs_affected(network: nn.Module, example: Tensor) -> bool:
+    watch, types = _Watch(), {parameter.dtype for parameter in network.parameters()}
+    if example.is_floating_point() and len(types) == 1:
+        example = example.to(types.pop())
+    with suppress(Exception), torch.no_grad(), evaluating(network), watch:  # training will say what is wrong
+        network(example)
+    return watch.found
+
+
+class _Watch(TorchDispatchMode):
+    """Looks out for affected convolutions among the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operator is torch.ops.aten.convolution.default:
+            self.found |= is_affected(args[1].shape, args[3])
+        return operator(*args, **(kwargs or {}))
+
+
+@cache
+def _install() -> torch.library.Library:
+    """Put the check in front of the CPU kernel, for as long as the process lives."""
+    operator = torch.ops.aten.convolution_backward.default
+    kernel = torch.library.get_kernel(operator, "CPU")
+
+    def checked(keys: Any, gradient: Tensor, inputs: Tensor, weight: Tensor, bias: Any, stride: Any, *rest: Any) -> Any:
+        if is_affected(weight.shape, stride):
+            inputs, weight = contiguous(inputs), contiguous(weight)
+        return kernel.call_boxed(keys, gradient, inputs, weight, bias, stride, *rest)
+
+    library = torch.library.Library("aten", "IMPL")  # ends with the process
+    library.impl("convolution_backward", checked, "CPU", with_keyset=True, allow_override=True)
+    return library
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """A copy whose strides are those of contiguous memory, also where a dimension of 1 leaves the choice."""
+    return tensor.clone(memory_format=torch.contiguous_format)
