@@ -99,7 +99,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         optimizer(network.parameters())  # its own checks of its values, before anything costs time
     module = ClassificationModule(network, optimizer, cfg.data.num_classes)
     with blame(cfg, "trainer"):
-        trainer = instantiate(cfg.trainer)
+        trainer = instantiate(cfg.trainer, _convert_="all")  # a copy of a ListConfig shares the objects in it
         executor = instantiate(
             cfg.executor, module=module, datamodule=datamodule, trainer=trainer,
             jacobian_correction=cfg.factorization.get("jacobian_correction", 0.0),

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 
+import hydra
 import pytest
 import pytorch_lightning
 import torch
@@ -17,6 +18,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
 
+import train
 from conftest import ROOT, make_federation, tiny_images
 from fedpara.data import IID, FederatedDataModule
 from fedpara.errors import CrashesAgain
@@ -381,3 +383,17 @@ def test_injected_crashes_do_not_end_a_run():
     federation.fit()
     assert federation.round == 4
     assert federation.crashes == {}
+
+
+def test_callbacks_that_hydra_made_are_copied_too():
+    """A deep copy of OmegaConf's list shares what lies in it."""
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        given = "+trainer.callbacks=[{_target_: pytorch_lightning.callbacks.WeightAveraging}]"
+        cfg = hydra.compose("train", ["debug=default", "model=mlp", "trainer=cpu", "trainer.max_epochs=3", given])
+    experiment, _ = train.build(cfg)
+    experiment.datamodule.setup()
+    executor = experiment.executor
+    first, second = executor.run(tasks(executor, [0, 1]))
+    (alone,) = executor.run(tasks(executor, [1]))
+    assert same(second, alone)
+    assert not same(first, second)
