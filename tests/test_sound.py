@@ -390,10 +390,13 @@ def test_callbacks_that_hydra_made_are_copied_too():
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         given = "+trainer.callbacks=[{_target_: pytorch_lightning.callbacks.WeightAveraging}]"
         cfg = hydra.compose("train", ["debug=default", "model=mlp", "trainer=cpu", "trainer.max_epochs=3", given])
-    experiment, _ = train.build(cfg)
-    experiment.datamodule.setup()
-    executor = experiment.executor
-    first, second = executor.run(tasks(executor, [0, 1]))
-    (alone,) = executor.run(tasks(executor, [1]))
+    first, second = of_config(cfg, [0, 1])
+    (alone,) = of_config(cfg, [1])
     assert same(second, alone)
     assert not same(first, second)
+
+
+def of_config(cfg, clients):
+    experiment, _ = train.build(cfg)
+    experiment.datamodule.setup()
+    return list(experiment.executor.run(tasks(experiment.executor, clients)))
