@@ -1,4 +1,4 @@
-"""Whether a refactor gives the same bits: `same_bits.py write before.json`, refactor, `same_bits.py compare before.json`.
+"""Whether a refactor gives the same bits: `write before.json`, refactor, `compare before.json`.
 
 Trains every algorithm x factorisation x split x link x executor for two rounds at a fixed seed, and keeps a checksum of
 the server's state, the clients' own states and the metrics. One thread, so that it does not depend on the machine's
