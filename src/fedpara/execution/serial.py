@@ -23,6 +23,7 @@ from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failu
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.execution.whole_epochs import CudaGraphs, Epochs, NotCaptured, WholeEpochs
 from fedpara.models.module import ClassificationModule, fused
+from fedpara.sampling import substream
 from fedpara.state import State, load_state, read_state
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class SerialExecutor:
     def _train(self, task: ClientTask, record: LocalRecord) -> None:
         *_, gradient = self._corrections
         gradient.correction = task.correction
-        torch.manual_seed(task.seed)
+        torch.manual_seed(substream(task.seed, "dropout"))
         with self._kept_trainer("fit") as trainer, interruptible():
             vars(trainer)["callbacks"] = [*self._given_callbacks, record, *self._corrections]
             if self._whole is None:
