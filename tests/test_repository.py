@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "sampling": set(), "files": set(), "interruption": set(), "configuration": set(), "runs": {"files"},
+    "sampling": set(), "files": set(), "interruption": set(), "configuration": set(), "runs": {"files", "record"},
     "sweep": {"runs"}, "export": {"nn", "models", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
