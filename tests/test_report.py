@@ -130,6 +130,13 @@ def test_the_answer_names_those_that_the_best_is_not_told_apart_from(tmp_path):
     assert "Best: dense, 55.8 ± 2.0 % for 1.26 GB. Within 95 % intervals of it: fedpara. To 46 %, " in page
 
 
+def test_personal_results_are_judged_by_the_clients_own_models_and_local_ones_send_nothing(tmp_path):
+    write_report(find_runs(KEPT.parent / "fig5_two_cores" / "mnist_shards"), tmp_path, "t")
+    page = (tmp_path / "report.html").read_text()
+    assert re.search(r"Best: [^.]*9[67]\.\d ± ", page)  # local training, whose global model stays near 10 %
+    assert " sends the least, 0.00 MB, and " in page
+
+
 def test_kept_results_without_a_record_of_what_was_typed_go_by_their_folders():
     found = {setting.label: setting for setting in settings(find_runs(KEPT))}
     assert {name: len(setting.runs) for name, setting in found.items()} == {"dense": 3, "fedpara": 3, "low_rank": 3}

@@ -89,9 +89,10 @@ def _answer(found: list[Setting], target: float | None) -> str:
     if len(costs) > 1:
         ranked = sorted(costs, key=lambda pair: pair[0])
         (least, cheapest), (most, dearest) = ranked[0], ranked[-1]
+        times = f" ({most / least:.1f} times as much)" if least else ""  # local training sends nothing
         sentence += (
             f" To {_percent(target)}, {cheapest.label} sends the least, {size(least)}, "
-            f"and {dearest.label} the most, {size(most)} ({most / least:.1f} times as much)."
+            f"and {dearest.label} the most, {size(most)}{times}."
         )
     return sentence
 
