@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedpara.sampling import cohort, derive_seed
+from fedpara.sampling import cohort, derive_seed, substream
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "fedpara"
 NUM_CLASSES, SHAPE = 10, (3, 32, 32)
@@ -77,7 +77,8 @@ class Workload:
         """A client's batches in one local epoch, in the order of `fedpara.data.EpochBatches`."""
         inputs, labels = self.data
         seed = derive_seed(self.seed, round_index, client, "local training")
-        order = torch.randperm(self.num_examples, generator=torch.Generator().manual_seed(seed + epoch))
+        generator = torch.Generator().manual_seed(substream(seed, "batch order", epoch))
+        order = torch.randperm(self.num_examples, generator=generator)
         for indices in (client * self.num_examples + order).split(self.batch_size):
             yield inputs[indices], labels[indices]
 

@@ -72,7 +72,7 @@ class DeployedFederation(Federation):
         """Those of the nodes, once all are there, in the order in which a simulated round has them."""
         values = {"round": self.round, "attempt": attempt, "test": tally.tests_trained}
         received, replies, failures = broadcast.received, [], []
-        upload, _ = self.algorithm.upload(received, received["model"], 0.0, {})  # as of a client that applied no step
+        upload = self.algorithm.upload(received, received["model"], 0.0, {})  # as of a client that applied no step
         for client, given in tally.awaited(self._ask("train", chosen, broadcast, values)):
             try:
                 if isinstance(given, ClientFailure):
@@ -96,9 +96,9 @@ class DeployedFederation(Federation):
         """The clients have it already; what the server keeps is that their round counts."""
         self.last.update(dict.fromkeys(kept, self.round + 1))
 
-    def evaluate_personal(self) -> tuple[float, ...]:
+    def evaluate_personal(self, round_index: int) -> tuple[float, ...]:
         """Accuracy of every client's model, from 0 to 1, as the clients that answer measured it."""
-        broadcast = self.broadcast()
+        broadcast = self.broadcast(round_index)
         self.test_bytes = broadcast.packet.num_bytes * self.num_clients
         answers = dict(self._ask("test", range(self.num_clients), broadcast, {}))
         silent = [client for client, given in answers.items() if isinstance(given, ClientFailure)]

@@ -68,7 +68,7 @@ def evaluate(federation: "Federation", client: int | None = None) -> dict[str, f
         return {"round": federation.round, f"personal/acc/{client}": accuracy}
     metrics = {"round": federation.round, **federation.evaluate()}
     if federation.tests_personal:
-        accuracies = federation.evaluate_personal()
+        accuracies = federation.evaluate_personal(federation.round)
         metrics |= {f"personal/acc/{number}": accuracy for number, accuracy in enumerate(accuracies)}
         metrics |= spread("personal/acc", accuracies)
     return metrics

@@ -22,7 +22,7 @@ def report(arguments: list[str]) -> list[Path]:
         raise ValueError(f"folder: missing; {USAGE}")
     output = Path(options.get("output", roots[0] / "report"))
     title = options.get("title", ", ".join(map(str, roots)))
-    return write_report(find_runs(*roots), output, title, _target(options), options.get("metric", "test/acc"))
+    return write_report(find_runs(*roots), output, title, _target(options), options.get("metric"))
 
 
 def _target(options: dict[str, str]) -> float | None:

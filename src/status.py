@@ -42,7 +42,7 @@ def _progress(run: Run) -> list[str]:
     rounds = f"{len(run.rows)}/{asked}" if asked else str(len(run.rows))
     if not run.rows:
         return [rounds, "", "", "", run.summary.get("error", "")]
-    accuracy = run.last("test/acc")
+    accuracy = run.last(run.objective)
     shown = "" if accuracy is None else f"{accuracy:.2%}"
     left = _duration(run.rounds_left * run.seconds / len(run.rows)) if run.state == "running" else ""
     ago = f"{_duration(time.time() - _last_written(run))} ago"

@@ -28,6 +28,7 @@ from fedpara.configuration import ConfigurationError, blame, composition_line, o
 from fedpara.errors import CrashesAgain
 from fedpara.files import UnusableFile, reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
+from fedpara.record import objective, size
 from fedpara.runs import Run, leaves, read_rows
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
@@ -154,7 +155,7 @@ def build(cfg: DictConfig) -> "tuple[Experiment, Federation]":
 
 
 def train(cfg: DictConfig, build: Build = build) -> float | None:
-    """One run; returns the last test accuracy (0 to 1), for a sweeper to maximise.
+    """One run; returns the last value (0 to 1) of the metric it is judged by, for a sweeper to maximise.
 
     Loggers come first: what fails before the first round is a failed run there too.
     """
@@ -209,7 +210,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding") -> flo
     finally:
         federation.executor.close()
     _conclude(record, federation, folder)
-    return record.rows[-1].get("test/acc") if record.rows else None
+    return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
 
 
 def _present(cfg: DictConfig, group: str) -> list[str]:
@@ -256,8 +257,6 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
 
 def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     """What was reached, what it cost, what the dense model would have cost, where to look."""
-    from fedpara.record import size
-
     if not record.rows:
         log.info("nothing to do: the run has its %d rounds", federation.num_rounds)
         return
@@ -266,9 +265,10 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     if 0 < sizes["shared"] < sizes["dense"]:
         ratio = sizes["dense"] / sizes["shared"]
         saved = f", the dense model would have sent {size(federation.total_bytes * ratio)} ({ratio:.1f}x)"
-    accuracy = 100 * last.get("test/acc", float("nan"))
+    judged = objective(bool(federation.split.personal))
+    accuracy = f"{judged.partition('/')[0]} accuracy {100 * last[judged]:.2f} %" if judged in last else "not tested"
     sent = size(federation.total_bytes)
-    log.info("test accuracy %.2f %% after %d rounds | sent %s%s", accuracy, federation.round, sent, saved)
+    log.info("%s after %d rounds | sent %s%s", accuracy, federation.round, sent, saved)
     log.info("run folder: %s (metrics.csv, summary.json, config.yaml, checkpoint.safetensors)", _short(folder))
 
 
@@ -366,7 +366,7 @@ def _record_failure(folder: Path, error: Exception, line: str) -> None:
 
 
 def _run_job(cfg: DictConfig) -> float:
-    """A job of a sweep in a process of its own, where it is not finished; its last test accuracy, for a sweeper."""
+    """A job of a sweep in a process of its own, where it is not finished; its last accuracy, for a sweeper."""
     hydra_cfg, folder = HydraConfig.get(), Path(cfg.paths.output_dir)
     run = Run(folder)
     if (folder / "config.yaml").is_file():
@@ -377,7 +377,8 @@ def _run_job(cfg: DictConfig) -> float:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
         overrides = [*sweep.inherited(hydra_cfg), *hydra_cfg.overrides.task]
         sweep.run_job(Path(PROGRAM), overrides, folder, hydra_cfg.job.num, quiet=parallel)
-    accuracy = Run(folder).last("test/acc")
+    run = Run(folder)
+    accuracy = run.last(run.objective)
     return float("nan") if accuracy is None else accuracy
 
 

@@ -1,5 +1,7 @@
 """Algorithms against closed forms: quadratic clients of known optimum, one round by numpy, limits that are FedAvg."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -21,12 +23,24 @@ from fedpara.sharing import Split
 from fedpara.state import join
 
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "algorithm").glob("*.yaml"))
+LINKS = sorted(path.stem for path in (ROOT / "configs" / "link").glob("*.yaml"))
+FEWER_BITS = ["fedpaq link.up_codec.bits=4", "fedpaq link.up_codec.bits=2"]
+
+
+@cache
+def composed(*overrides):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("train", [*overrides])
 
 
 def named(name):
     """The algorithm as its yaml builds it."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return instantiate(compose("train", [f"algorithm={name}"]).algorithm)
+    return instantiate(composed(f"algorithm={name}").algorithm)
+
+
+def linked(choice):
+    """The link as its yaml builds it; behind the name may be an override."""
+    return instantiate(composed(*f"link={choice}".split()).link)
 
 
 class Quadratics(ByHand):
@@ -76,11 +90,15 @@ class _Sent:
         self.state, self.num_bytes = state, 8 * sum(tensor.numel() for tensor in state.values())
 
 
-def distance_after(algorithm, num_rounds, clients_per_round=6):
-    federation = Federation(
-        Quadratics(), algorithm, Link(Exact(), Exact()), Split(["w"]), [],
-        num_clients=6, clients_per_round=clients_per_round, num_rounds=num_rounds, eval_every=num_rounds,
+def quadratic_federation(algorithm, num_rounds, clients_per_round=6, num_clients=6, link=None, executor=Quadratics):
+    return Federation(
+        executor(num_clients), algorithm, link or Link(Exact(), Exact()), Split(["w"]), [],
+        num_clients=num_clients, clients_per_round=clients_per_round, num_rounds=num_rounds, eval_every=num_rounds,
     )  # fmt: skip
+
+
+def distance_after(algorithm, num_rounds, *args, **options):
+    federation = quadratic_federation(algorithm, num_rounds, *args, **options)
     for _ in range(num_rounds):
         record = federation.run_round()
     return record.metrics["test/distance"], federation
@@ -107,11 +125,63 @@ def test_fedprox_shortens_the_distance_of_fedavg():
     assert distance_after(FedProx(mu=3.0), 600)[0] < distance_after(FedAvg(), 600)[0]
 
 
-def test_scaffold_keeps_c_the_mean_of_the_clients_c():
-    """Line 17 of Algorithm 1 adds |S|/N of the mean change, which is what keeps c = 1/N sum(c_i)."""
-    _, federation = distance_after(Scaffold(), 9, clients_per_round=2)
-    total = sum(memory["w"] for memory in federation.memories.values())
-    torch.testing.assert_close(federation.server["control"]["w"], total / 6)
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("algorithm", [Scaffold(), FedDyn(alpha=1.0)], ids=["scaffold", "feddyn"])
+def test_coarse_uploads_reach_the_optimum_too(algorithm, bits):
+    """Updates vanish at the optimum, and with them their rounding, unless a memory sums it up for ever."""
+    link = linked(f"fedpaq link.up_codec.bits={bits}")
+    assert distance_after(algorithm, 100, 20, num_clients=20, link=link)[0] < 1e-3
+
+
+@pytest.mark.parametrize("choice", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_rounded_broadcasts_lead_within_their_rounding_of_the_same_model(name, choice):
+    """The server's own model is never rounded, so that nothing adds up."""
+    down = linked(choice).down_codec
+    exact, rounded = (distance_after(named(name), 100, link=Link(Exact(), c))[1] for c in (Exact(), down))
+    expected, found = exact.server["model"]["w"], rounded.server["model"]["w"]
+    assert float((found - expected).abs().max()) < torch.finfo(down.dtype).eps * float(expected.abs().max())
+
+
+MEMORIES = {"scaffold": "control", "feddyn": "h"}  # what of the server's is the mean of what the clients remember
+
+
+@pytest.mark.parametrize("choice", [*LINKS, *FEWER_BITS])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_both_ends_hold_alike_is_alike_under_every_link(name, choice):
+    """c = 1/N sum(c_i) in SCAFFOLD, h = 1/N sum(g_k) in FedDyn: Algorithm 1 of both papers moves both ends alike."""
+    link = linked(choice)
+    for way in (link, Link(link.down_codec, link.up_codec)):
+        _, federation = distance_after(named(name), 5, clients_per_round=2, link=way)
+        assert bool(federation.memories) == (name in MEMORIES)
+        if name in MEMORIES:
+            mean = sum(memory["w"] for memory in federation.memories.values()) / 6
+            torch.testing.assert_close(federation.server[MEMORIES[name]]["w"], mean)
+
+
+class Idle(Quadratics):
+    """Clients that apply no step."""
+
+    def initial_state(self):
+        return {"w": torch.tensor([1 / 3, -0.7, 1e-3, 5.1], dtype=torch.float64)}
+
+    def run(self, tasks):
+        for task in tasks:
+            yield LocalResult(task.client, task.state, 1, 0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("choice", [*LINKS, *FEWER_BITS])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rounding_of_a_broadcast_is_no_step(name, choice):
+    """A server that took its step from its own model, which no client had, would move, or remember that it should."""
+    link = linked(choice)
+    for down in (link.down_codec, link.up_codec):
+        federation = quadratic_federation(named(name), 2, link=Link(Exact(), down), executor=Idle)
+        sent = federation.broadcast(0).received["model"]["w"]
+        federation.run_round()
+        after = federation.server.pop("model")["w"]
+        assert torch.equal(after, sent) or torch.equal(after, Idle().initial_state()["w"])
+        assert all(not part["w"].any() for key, part in federation.server.items() if key != "v")
 
 
 def test_scaffold_at_the_optimum_stays_there():
@@ -141,7 +211,7 @@ def test_adaptive_servers_by_numpy(algorithm, second):
     server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)}, ["w"], 2)
     x, m, v = 1.0, 0.0, 0.01**2
     for values in ([(2.0, 1), (4.0, 3)], [(0.0, 2), (1.0, 2)], [(5.0, 1)]):
-        server = algorithm.aggregate(server, uploads(*values))
+        server = algorithm.aggregate(server, server, uploads(*values))
         delta = np.average([value for value, _ in values], weights=[n for _, n in values]) - x
         m, v = 0.9 * m + 0.1 * delta, second(v, delta)
         x += 0.1 * m / (np.sqrt(v) + 0.01)
@@ -151,8 +221,8 @@ def test_adaptive_servers_by_numpy(algorithm, second):
 def test_server_momentum_by_hand():
     algorithm = FedAvgM(momentum=0.5, server_lr=2.0)
     server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)}, ["w"], 2)
-    server = algorithm.aggregate(server, uploads((2.0, 1)))  # m = 1, x = 3
-    server = algorithm.aggregate(server, uploads((4.0, 1)))  # m = 0.5 + 1, x = 6
+    server = algorithm.aggregate(server, server, uploads((2.0, 1)))  # m = 1, x = 3
+    server = algorithm.aggregate(server, server, uploads((4.0, 1)))  # m = 0.5 + 1, x = 6
     assert float(server["model"]["w"]) == 6.0
 
 
@@ -217,6 +287,8 @@ def test_corrections_reach_the_gradients_of_a_lightning_step():
 def test_scaffold_client_that_applied_no_step_changes_nothing():
     algorithm = Scaffold()
     server = algorithm.start({"w": torch.ones(2)}, ["w"], 3)
-    parts, memory = algorithm.upload(server, {"w": torch.ones(2)}, 0.0, {"w": torch.full((2,), 7.0)})
+    before = {"w": torch.full((2,), 7.0)}
+    parts = algorithm.upload(server, {"w": torch.ones(2)}, 0.0, before)
+    memory = algorithm.remember(server, parts, before)
     assert torch.equal(parts["control"]["w"], torch.zeros(2))
     assert torch.equal(memory["w"], torch.full((2,), 7.0))

@@ -19,6 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import eval as evaluation
+import report as reporting
+import status as stand
 import train
 from conftest import ROOT
 from fedpara import sweep
@@ -67,6 +69,31 @@ def rows(folder):
         return []
     with (folder / "metrics.csv").open() as stream:
         return list(csv.DictReader(stream))
+
+
+def test_where_something_is_personal_runs_are_judged_by_the_clients_own_models(shell, tmp_path, monkeypatch):
+    """The shared part's test accuracy has an untrained personal part: no sweeper, line or table is to go by it."""
+    returned, trained = [], train.train
+    monkeypatch.setattr(train, "train", lambda *given: returned.append(trained(*given)) or returned[-1])
+    status, _, out = shell(*SMALL, "sharing=fedper")
+    assert status == 0
+    folder = newest(tmp_path)
+    personal = [float(row["personal/acc_mean"]) for row in rows(folder)]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert returned == [personal[-1]] != [float(rows(folder)[-1]["test/acc"])]
+    with monkeypatch.context() as job:  # of a sweep, finished before
+        job.setattr(train, "HydraConfig", SimpleNamespace(get=lambda: None))
+        assert train._run_job(OmegaConf.load(folder / "config.yaml")) == personal[-1]
+    assert summary["metrics"]["best"]["personal/acc_mean"] == max(personal)
+    assert f"personal accuracy {100 * personal[-1]:.2f} % after 2 rounds" in out
+    assert f"acc {personal[-1]:.2%}" in out
+    made = train.sweep_table.table([Run(folder)], "t")
+    assert [column.header for column in made.columns][1] == "personal accuracy"
+    assert [list(column.cells) for column in made.columns[1:3]] == [[f"{personal[-1]:.2%}"], [f"{max(personal):.2%}"]]
+    status, _, out = shell(str(folder), program=stand)
+    assert f"{personal[-1]:.2%}" in out
+    shell(str(folder), program=reporting)
+    assert f">{100 * personal[-1]:.1f}<" in (folder / "report" / "report.html").read_text()
 
 
 def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):

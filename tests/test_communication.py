@@ -93,6 +93,18 @@ def test_quantiser_is_unbiased(bits):
     assert float((mean - state["w"]).abs().max()) < 5 * step / 2 / 4000**0.5
 
 
+@pytest.mark.parametrize(("bits", "noise"), [(8, 0.0005), (4, 0.15), (2, 3.7)])
+def test_the_readmes_noise_of_a_heavy_tailed_tensor(bits, noise):
+    """Laplace, 10,000 values, means over 20 tensors; the quantiser's seeds are not those of the tensors."""
+    codec, ratios = StochasticUniform(bits), []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        values = torch.distributions.Laplace(0.0, 1.0).sample((10_000,))
+        decoded = codec.decode(codec.encode({"w": values}, seed + 10**6), {"w": values})["w"]
+        ratios.append(float((decoded - values).square().mean() / values.square().mean()))
+    assert sum(ratios) / 20 == pytest.approx(noise, rel=0.1)
+
+
 def test_quantisers_act_on_updates():
     """The error is a step of the update's scale, not of the parameters'."""
     known = {"w": torch.full((100,), 1000.0)}

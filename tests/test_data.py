@@ -131,6 +131,20 @@ def test_batches_are_a_function_of_seed_and_epoch():
     assert first != [(i.tolist(), s) for i, s in batches]
 
 
+def test_no_epoch_of_any_seed_has_the_batches_of_another():
+    """Seeds that follow each other too: seed 5 in its second epoch is not seed 6 in its first."""
+    orders, augmented = [], []
+    for seed in (5, 6, 7):
+        batches = EpochBatches(torch.arange(50), batch_size=10, seed=seed)
+        for epoch in range(3):
+            batches.set_epoch(epoch)
+            indices, seeds = zip(*batches, strict=True)
+            orders.append(tuple(torch.cat(indices).tolist()))
+            augmented += seeds
+    assert len(set(orders)) == 9
+    assert len(set(augmented)) == 9 * 5
+
+
 def test_batches_do_not_depend_on_workers():
     def batches(num_workers):
         data = FederatedDataModule(

@@ -29,7 +29,8 @@ from test_federation import rows_without_times, same
 
 OPTIONS = [*TINY[:3], "model=mlp", "model.network.widths=[784,16,10]", "federation.num_clients=3", "logger=none"]
 OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callbacks.partition_picture=null"]
-CHOICES = ["method=fedavg", "method=pfedpara", "algorithm=scaffold link=fedpaq partition=dirichlet"]
+CHOICES = ["method=fedavg", "method=pfedpara link.down_codec.dtype=bfloat16"]
+CHOICES += ["algorithm=scaffold link=fedpaq partition=dirichlet"]
 VALUES = {"client", "last", "run", "round", "attempt", "test"}
 ANSWERS = {"num_examples", "num_steps", "finite", "learning_rate_sum", "train_loss", "seconds", "accuracy"}
 

@@ -19,7 +19,7 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.data import IID, FederatedDataModule
 from fedpara.data.examples import CropAndFlip, Normalize
-from fedpara.execution import ClientTask, SerialExecutor, VectorizedExecutor
+from fedpara.execution import ClientTask, LocalResult, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.execution.local import GradientCorrection
 from fedpara.execution.whole_epochs import NotCaptured
@@ -396,3 +396,29 @@ def test_a_local_epoch_never_waits_for_the_gpu():
     for result, eager in zip(made.run(tasks), executor(accelerator="gpu", max_epochs=3).run(tasks), strict=True):
         for name, value in result.state.items():
             torch.testing.assert_close(value.cpu(), eager.state[name].cpu(), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [SerialExecutor, partial(SerialExecutor, whole_epochs=True), VectorizedExecutor],
+    ids=["serial", "whole", "many"],
+)
+def test_no_two_purposes_epochs_or_tasks_share_a_stream(monkeypatch, make):
+    """Dropout, batch order and augmentation, two epochs each, of tasks whose seeds follow each other."""
+    seeds, seed_all = [], torch.manual_seed
+
+    class Recorded(torch.Generator):
+        def manual_seed(self, seed):
+            seeds.append(seed)
+            return super().manual_seed(seed)
+
+    federation = make_federation(dropout=0.5, executor=make)
+    data, state = federation.executor.datamodule, federation.executor.initial_state()
+    data.transform = CropAndFlip(1)
+    data.setup()
+    monkeypatch.setattr(torch, "Generator", Recorded)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seed_all(seed))
+    tasks = [ClientTask(client, state, 1.0, seed=7 + client) for client in range(3)]
+    assert all(isinstance(result, LocalResult) for result in federation.executor.run(tasks))
+    assert len(seeds) == 3 * (1 + 2 * (1 + 1 + 2))  # of each epoch the order, the seeds of its two batches, and those
+    assert len(set(seeds)) == len(seeds)

@@ -59,7 +59,7 @@ def rows(experiment, chosen=None):
         federation = train.build_federation(cfg, made)
         message = federation.algorithm.broadcast(federation.server)
         down = federation.link.down(join(message), 0)
-        parts, _ = federation.algorithm.upload(message, message["model"], 1.0, {})
+        parts = federation.algorithm.upload(message, message["model"], 1.0, {})
         up = federation.link.up(join(parts), join({"model": message["model"]}), 0)
         sizes, cohort = made.parameters, federation.clients_per_round
         yield job, sizes, up.num_bytes * cohort, down.num_bytes * cohort

@@ -17,6 +17,7 @@ from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, LoggerForwarding, PartitionPicture, ProgressDisplay, RunFolder, restore
 from fedpara.callbacks.checkpoint import FILE
 from fedpara.callbacks.partition_picture import draw_partition
+from fedpara.communication import Cast, Link
 from fedpara.data import Dirichlet, Shards
 from fedpara.federation import FederationCallback
 from fedpara.nn import Dense
@@ -219,6 +220,20 @@ def test_whether_personal_models_are_tested_can_be_said():
     assert make_federation(evaluate_personal=True).run_round().personal_accuracy
     assert not make_federation(evaluate_personal=False, personal=["*2"]).run_round().personal_accuracy
     assert not make_federation().run_round().personal_accuracy
+
+
+def test_what_is_tested_as_a_clients_own_is_what_the_client_would_have_received():
+    """The link's rounding included, as clients behind a network measure it."""
+    federation = make_federation(personal=["*2"], num_rounds=1)
+    federation.link = Link(Cast(), Cast("bfloat16"))
+    federation.run_round()
+    tested = []
+    federation.executor.evaluate = lambda state, client: tested.append(state) or {"acc": 0.0}
+    federation.evaluate_personal(1)
+    for client, state in enumerate(tested):
+        assert same(state, federation.model(client))
+        for name, tensor in federation.server["model"].items():
+            assert torch.equal(state[name], tensor.bfloat16().float())
 
 
 def test_local_only_sends_nothing_and_each_client_goes_on_where_it_stopped():

@@ -5,18 +5,20 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib import resources
 
-import hydra
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 import report as program
 import status as status_program
+from composition import compose
 from conftest import ROOT
 from fedpara.files import reserve
 from fedpara.record import three_digits
 from fedpara.report import common_target, compare, draw, settings, write_report
+from fedpara.report import paper as report_paper
 from fedpara.runs import Run, axes, find_runs
 
 KEPT = ROOT / "results" / "cifar10_two_cores"
@@ -128,6 +130,13 @@ def test_the_answer_names_those_that_the_best_is_not_told_apart_from(tmp_path):
     assert "Best: dense, 55.8 ± 2.0 % for 1.26 GB. Within 95 % intervals of it: fedpara. To 46 %, " in page
 
 
+def test_personal_results_are_judged_by_the_clients_own_models_and_local_ones_send_nothing(tmp_path):
+    write_report(find_runs(KEPT.parent / "fig5_two_cores" / "mnist_shards"), tmp_path, "t")
+    page = (tmp_path / "report.html").read_text()
+    assert re.search(r"Best: [^.]*9[67]\.\d ± ", page)  # local training, whose global model stays near 10 %
+    assert " sends the least, 0.00 MB, and " in page
+
+
 def test_kept_results_without_a_record_of_what_was_typed_go_by_their_folders():
     found = {setting.label: setting for setting in settings(find_runs(KEPT))}
     assert {name: len(setting.runs) for name, setting in found.items()} == {"dense": 3, "fedpara": 3, "low_rank": 3}
@@ -160,12 +169,15 @@ PAPER = [
 ]  # fmt: skip
 
 
+def configured(*overrides):
+    """The resolved configuration, as in a run's folder."""
+    return OmegaConf.to_container(compose([*overrides, "logger=none", "paths.output_dir=x"]), resolve=True)
+
+
 @pytest.mark.parametrize(("experiment", "overrides", "accuracy", "row", "sources"), PAPER)
 def test_a_run_of_the_papers_set_up_is_put_beside_its_numbers(tmp_path, experiment, overrides, accuracy, row, sources):
     """The configurations that are in configs/ are those that paper.yaml describes."""
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = hydra.compose("train", [f"experiment={experiment}", *overrides, "logger=none", "paths.output_dir=x"])
-    config = OmegaConf.to_container(cfg, resolve=False)
+    config = configured(f"experiment={experiment}", *overrides)
     run = write_run(tmp_path / "run", [accuracy], config=config, state="interrupted")
     found = compare(settings([run]))
     assert {comparison.source for comparison in found} == sources
@@ -173,10 +185,55 @@ def test_a_run_of_the_papers_set_up_is_put_beside_its_numbers(tmp_path, experime
     assert all(c.note == "so far, after 1 rounds" for c in found if c.source.startswith("Table"))
 
 
+DIFFERING = [
+    (["model.optimizer.lr=0.001"], "model.optimizer.lr 0.001 (0.1 there)"),
+    (["federation.lr_decay=0.9"], "federation.lr_decay 0.9 (0.992 there)"),
+    (["data.local_fraction=0.1"], "data.local_fraction 0.1 (1.0 there)"),
+    (["sharing=fedper"], "sharing.personal ['classifier.6.*'] ([] there)"),
+    (
+        ["data.transform=null"],
+        "data.transform._target_ None (fedpara.data.CropAndFlip there), data.transform.padding None (4 there)",
+    ),
+    (["+model.optimizer.momentum=0.9"], "model.optimizer.momentum 0.9 (None there)"),
+    (["model.optimizer._target_=torch.optim.Adam"],
+     "model.optimizer._target_ torch.optim.Adam (torch.optim.SGD there)"),
+    (["model.network.dropout=0"], "model.network.dropout 0 (0.5 there)"),
+    (["faults.dropout=0.3"], "faults.dropout 0.3 (0.0 there)"),
+    (["trainer.precision=bf16-mixed"], "trainer.precision bf16-mixed (32-true there)"),
+    (["executor=processes", "executor.inner.matmul_precision=medium"],
+     "executor.matmul_precision medium (highest there)"),
+    (["federation.num_clients=50"], None),
+    (["data.max_train=5000"], None),
+    (["executor=processes", "seed=3", "data.num_workers=2", "data.eval_batch_size=100", "trainer=cpu", "resume=x"], ""),
+    (["federation.num_rounds=1000", "federation.eval_every=10", "paths.data_dir=x", "factorization.gamma=0.3"], ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "named"), DIFFERING, ids=[overrides[0] for overrides, _ in DIFFERING])
+def test_a_run_of_another_set_up_says_what_differs_or_is_not_beside_the_paper(tmp_path, overrides, named):
+    config = configured("experiment=paper/table9_original", *overrides)
+    found = compare(settings([write_run(tmp_path / "run", [0.8] * 200, config=config)]))
+    if named is None:
+        assert not found
+    else:
+        assert {c.source for c in found} == {"Table 9", "Fig. 3g"}
+        assert {c.note for c in found if c.source == "Fig. 3g"} == {f"another set-up: {named}" if named else ""}
+        assert all(c.note.startswith(f"another set-up: {named}" if named else "") for c in found)
+
+
+def test_every_row_is_recognised_as_what_is_typed_for_it():
+    """The two descriptions of a row in paper.yaml, what recognises it and what composes it, are of one set-up."""
+    paper = yaml.safe_load(resources.files("fedpara.report").joinpath("paper.yaml").read_text())
+    pairs = {(t["setup"], row) for kind in ("accuracies", "costs") for t in paper[kind] for row in t["values"]}
+    assert {name for pair in pairs for name in pair} <= paper["typed"].keys()
+    for setup, row in [pair for pair in pairs if "non-IID" not in pair[0] and "FedPara 0." not in pair[1]]:
+        composed = report_paper._composed(setup, row)
+        wanted = paper["setups"][setup] | paper["rows"][row]
+        assert {key: composed.get(key) for key in wanted} == wanted, (setup, row)
+
+
 def test_the_difference_to_the_paper(tmp_path):
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = hydra.compose("train", ["experiment=fedpara_cifar10", "logger=none", "paths.output_dir=x"])
-    run = write_run(tmp_path / "run", [0.81] * 200, config=OmegaConf.to_container(cfg, resolve=False))
+    run = write_run(tmp_path / "run", [0.81] * 200, config=configured("experiment=fedpara_cifar10"))
     found = {(c.source, c.quantity): c for c in compare(settings([run]))}
     assert found["Table 2", "accuracy after 200 rounds, %"].difference == pytest.approx(81 - 82.88)
     assert found["Fig. 3g", "GiB to 80%"].difference == pytest.approx(4 * CLIENT_BYTES / 2**30 - 20.3)

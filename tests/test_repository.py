@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
     "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "configuration": set(),
-    "runs": {"files"},
+    "runs": {"files", "record"},
     "sweep": {"runs"}, "export": {"nn", "models", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),

@@ -69,6 +69,14 @@ def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
     assert [r["exit"].get("exit_code", 0) for r in (records[-1], failed[-1])] == [0, 1]
 
 
+def test_what_is_personal_is_judged_by_the_clients_own_models(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger, rows = FederationWandbLogger(project="test", save_dir=str(offline), target=0.01), []
+    monkeypatch.setattr(logger.experiment, "log", rows.append)
+    make_federation(personal=["*2"], num_rounds=1, callbacks=[LoggerForwarding([logger], offline)]).fit()
+    assert rows[0]["acc_over_gb"] == rows[0]["personal/acc_mean"] != rows[0]["test/acc"]
+
+
 @pytest.mark.parametrize(("known", "logged"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [3])])
 def test_a_run_that_goes_on_logs_each_round_that_wandb_lacks_once(offline, monkeypatch, known, logged):
     """Offline W&B sees nothing of what was before; online it has what a killed process had sent."""

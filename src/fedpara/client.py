@@ -83,11 +83,13 @@ class ClientSide:
         return ClientTask(client, state, self.lr_decay**round_index, seed, correction, attempt)
 
     def reply(self, result: LocalResult, round_index: int, received: Parts, kept: Kept) -> Reply:
-        """Send up what is shared, keep what is personal."""
+        """Send up what is shared, keep what is personal, remember what the server reads."""
         shared = self.split.shared_part(result.state)
-        parts, memory = self.algorithm.upload(received, shared, result.learning_rate_sum, kept.memory)
-        seed = derive_seed(self.seed, round_index, result.client, "upload")
-        packet = self.link.encode_up(join(parts), known_to_both(received), seed)
+        parts = self.algorithm.upload(received, shared, result.learning_rate_sum, kept.memory)
+        seed, known = derive_seed(self.seed, round_index, result.client, "upload"), known_to_both(received)
+        packet = self.link.encode_up(join(parts), known, seed)
+        sent = separate(self.link.decode_up(packet, join(parts), known), parts)
+        memory = self.algorithm.remember(received, sent, kept.memory)
         kept = Kept(self.split.personal_part(result.state), memory)
         return Reply(result, packet, parts, is_finite(result.state), kept)
 

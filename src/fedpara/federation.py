@@ -154,18 +154,19 @@ class Federation:
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
         chosen.sort(key=self.executor.datamodule.num_examples, reverse=True)  # the longest first: workers end together
-        broadcast = self.broadcast()
+        broadcast = self.broadcast(self.round)
         due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
         tally = Tally(tests_trained=due and self.tests_personal)
         try:
-            self.server = self._finite(self.algorithm.aggregate(self.server, self._uploads(chosen, broadcast, tally)))
+            uploads = self._uploads(chosen, broadcast, tally)
+            self.server = self._finite(self.algorithm.aggregate(self.server, broadcast.received, uploads))
             self.keep(tally.kept)
         except _TooFewClients:  # a round without effect, but not without costs
             log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
         down_bytes = broadcast.packet.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
-        personal = self.evaluate_personal() if due and self.tests_personal else ()
+        personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
         self.round += 1  # last: a round that is interrupted while it is tested has not been
         return RoundRecord(
             round=self.round,
@@ -187,17 +188,21 @@ class Federation:
         )
 
     def model(self, client: int | None = None) -> State:
-        """The global model, with the common start of what is personal; or a client's own."""
-        return self.client_side.model(self.server["model"], Kept() if client is None else self._kept(client))
+        """The global model, with the common start of what is personal; or that from which a client would start now."""
+        if client is None:
+            return self.client_side.model(self.server["model"], Kept())
+        return self._start_of(client, self.broadcast(self.round))
 
     def evaluate(self) -> dict[str, float]:
         """`test/acc` and `test/loss` of the global model, with the common start of what is personal."""
         metrics = self.executor.evaluate(self.model())
         return {f"test/{name}": value for name, value in metrics.items()}
 
-    def evaluate_personal(self) -> tuple[float, ...]:
-        """Accuracy of every client's model, from 0 to 1, on the client's own test distribution."""
-        return tuple(self.executor.evaluate(self.model(c), c)["acc"] for c in range(self.num_clients))
+    def evaluate_personal(self, round_index: int) -> tuple[float, ...]:
+        """Accuracy of the model from which every client would start a round, from 0 to 1, on its own distribution."""
+        broadcast = self.broadcast(round_index)
+        models = (self._start_of(client, broadcast) for client in range(self.num_clients))
+        return tuple(self.executor.evaluate(model, client)["acc"] for client, model in enumerate(models))
 
     @property
     def client_side(self) -> ClientSide:
@@ -205,10 +210,10 @@ class Federation:
         like = self.algorithm.broadcast(self.server)
         return ClientSide(self.algorithm, self.link, self.split, self._initial, like, self.seed, self.lr_decay)
 
-    def broadcast(self) -> Broadcast:
-        """What the server would send now."""
+    def broadcast(self, round_index: int) -> Broadcast:
+        """What the server would send in a round, were it as it is now."""
         message = self.algorithm.broadcast(self.server)
-        packet = self.link.encode_down(join(message), derive_seed(self.seed, self.round, 0, "broadcast"))
+        packet = self.link.encode_down(join(message), derive_seed(self.seed, round_index, 0, "broadcast"))
         return Broadcast(packet, self.client_side.receive(packet))
 
     def replies(
@@ -229,6 +234,9 @@ class Federation:
         """After a round that counts: what its clients keep."""
         self.personal.update({client: one.personal for client, one in kept.items() if one.personal})
         self.memories.update({client: one.memory for client, one in kept.items() if one.memory})
+
+    def _start_of(self, client: int, broadcast: Broadcast) -> State:
+        return self.client_side.model(broadcast.received["model"], self._kept(client))
 
     def _kept(self, client: int) -> Kept:
         return Kept(self.personal.get(client, {}), self.memories.get(client, {}))

@@ -11,6 +11,16 @@ from fedpara.cost import SPEEDS_MBPS, megajoules, round_seconds
 GIGABYTE = 1e9
 
 
+def objective(personal: bool) -> str:
+    """The metric by which a run is judged.
+
+    Args:
+        personal: whether a part of the model stays with the clients. The global model has that part untrained, so that
+            its accuracy says nothing; the mean over the clients' own models does.
+    """
+    return "personal/acc_mean" if personal else "test/acc"
+
+
 @dataclass(frozen=True)
 class RoundRecord:
     """Figures of one finished round.

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from fedpara.files import UnusableFile, is_reserved
+from fedpara.record import objective
 
 MARKS = {"summary.json", "metrics.csv", "overrides.yaml", ".hydra"}
 UNINTERESTING = ("resume", "paths.", "logger", "callbacks", "sweep", "data.num_workers")  # change no result
@@ -70,6 +71,11 @@ class Run:
     def best(self, metric: str) -> float | None:
         """The largest value of a metric."""
         return max((row[metric] for row in self.rows if metric in row), default=None)
+
+    @property
+    def objective(self) -> str:
+        """The metric by which the run is judged."""
+        return objective(bool(self.summary.get("parameters", {}).get("personal")))
 
     @property
     def seconds(self) -> float:

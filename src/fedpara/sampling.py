@@ -14,6 +14,11 @@ def derive_seed(seed: int, round_index: int, client: int, purpose: str) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
+def substream(seed: int, purpose: str, epoch: int = 0) -> int:
+    """A 63-bit seed for one purpose of a task in one local epoch; `seed` is the task's, of its round and client."""
+    return derive_seed(seed, epoch, 0, purpose)
+
+
 def cohort(seed: int, round_index: int, num_clients: int, clients_per_round: int) -> list[int]:
     """The clients of a round: `clients_per_round` of `num_clients`, uniformly without replacement, sorted."""
     generator = np.random.default_rng(derive_seed(seed, round_index, 0, "cohort"))

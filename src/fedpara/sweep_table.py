@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from fedpara.record import size
+from fedpara.record import objective, size
 from fedpara.runs import Run, axes, find_runs
 
 unfinished: list[str] = []  # jobs of the sweep that this process ran, for its exit status
@@ -31,19 +31,21 @@ class SweepTable(Callback):
 def table(runs: list[Run], title: str) -> Table:
     """What varies between runs, last and best accuracy, what was sent, wall time, state."""
     varying = axes(runs)
-    made = Table(*(varying or ["run"]), "accuracy", "best", "sent", "vs dense", "seconds", "state", title=title)
+    metric = objective(any(run.objective != objective(False) for run in runs))  # one for all, to be compared
+    shown = "accuracy" if metric == objective(False) else "personal accuracy"
+    made = Table(*(varying or ["run"]), shown, "best", "sent", "vs dense", "seconds", "state", title=title)
     for number, run in enumerate(runs):
         names = [values[number] for values in varying.values()] or [run.name]
-        made.add_row(*names, *_outcome(run), run.state)
+        made.add_row(*names, *_outcome(run, metric), run.state)
     return made
 
 
-def _outcome(run: Run) -> list[str]:
+def _outcome(run: Run, metric: str) -> list[str]:
     if not run.rows:
         return [""] * 5
     sizes, sent = run.summary["parameters"], run.rows[-1]["comm/total_bytes"]
     return [
-        _percent(run.last("test/acc")), _percent(run.best("test/acc")), size(sent),
+        _percent(run.last(metric)), _percent(run.best(metric)), size(sent),
         f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}", f"{run.seconds:.1f}",
     ]  # fmt: skip
 

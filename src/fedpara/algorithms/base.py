@@ -4,6 +4,10 @@ FedPara's Algorithm 1 is FedAvg on the factors: the factors are averaged, not th
 
 What a client does differently is data, not code: a `Correction` of its gradients. What client and server remember and
 send is states: the server's `Parts`, the client's memory. There is one local loop, and it knows no algorithm.
+
+What both ends are to hold alike is computed from what travelled, which a link may have rounded: a client's memory from
+its upload as the server decodes it, the server's step from the broadcast as the clients decoded it. The server adds the
+step to its own model, which no broadcast rounds: steps smaller than the rounding are summed up and not lost.
 """
 
 from collections.abc import Iterable, Iterator
@@ -70,21 +74,33 @@ class FedAvg:
         """What a client adds to its gradients; `memory` is what its last upload left, or empty."""
         return Correction()
 
-    def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> tuple[Parts, State]:
-        """What a client sends after training, and what it remembers.
+    def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> Parts:
+        """What a client sends after training.
 
         Args:
             model: the shared part of the client's model after training.
             learning_rate_sum: sum of the learning rates of the steps that were applied.
         """
-        return {"model": model}, {}
+        return {"model": model}
+
+    def remember(self, received: Parts, sent: Parts, memory: State) -> State:
+        """What a client remembers until its next round.
+
+        Args:
+            sent: its upload, as the server decodes it.
+        """
+        return {}
 
     def remembered(self, server: Parts) -> State:
         """Names, shapes and types of what a client remembers; no values."""
         return {}
 
-    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
-        """What the server keeps for the next round, in one pass over the uploads."""
+    def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
+        """What the server keeps for the next round, in one pass over the uploads.
+
+        Args:
+            received: the broadcast, as the clients decoded it: where they started.
+        """
         mean = weighted_mean((upload.parts["model"], upload.num_examples) for upload in uploads)
         return server | {"model": mean}
 

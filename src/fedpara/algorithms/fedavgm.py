@@ -10,7 +10,9 @@ from fedpara.state import Parts, State, combine, zeros_like
 
 
 class FedAvgM(FedAvg):
-    """m <- beta m + D, x <- x + lr m, D the mean update; with beta = 0 and lr = 1 this is FedAvg.
+    """m <- beta m + D, x <- x + lr m, D the mean update of the model that clients received.
+
+    With beta = 0 and lr = 1 this is FedAvg, where the link rounds nothing on the way down.
 
     Args:
         momentum: beta, 0 to 1.
@@ -28,9 +30,10 @@ class FedAvgM(FedAvg):
         server = super().start(model, trainable, num_clients)
         return server | {"m": zeros_like(only(trainable, model))}
 
-    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
+    def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """One step along the momentum; buffers take the mean."""
-        mean = super().aggregate(server, uploads)["model"]
+        mean = super().aggregate(server, received, uploads)["model"]
         before = only(self.trainable, server["model"])
-        m = combine(combine(only(self.trainable, mean), -1, before), self.momentum, server["m"])
+        update = combine(only(self.trainable, mean), -1, only(self.trainable, received["model"]))
+        m = combine(update, self.momentum, server["m"])
         return {"model": combine(mean | before, self.server_lr, m), "m": m}

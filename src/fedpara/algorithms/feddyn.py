@@ -29,18 +29,24 @@ class FedDyn(FedAvg):
         """-g_k + alpha (w - w^t)."""
         return Correction(self.alpha, received["model"], {name: -g for name, g in memory.items()})
 
-    def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> tuple[Parts, State]:
+    def remember(self, received: Parts, sent: Parts, memory: State) -> State:
         """g_k <- g_k - alpha (w_k - w^t)."""
-        moved = combine(only(self.trainable, model), -1, only(self.trainable, received["model"]))
-        return {"model": model}, combine(memory or zeros_like(moved), -self.alpha, moved)
+        moved = self._moved(sent, received)
+        return combine(memory or zeros_like(moved), -self.alpha, moved)
 
     def remembered(self, server: Parts) -> State:
         """g_k, of the shape of h."""
         return server["h"]
 
-    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
-        """h <- h - alpha / N sum(w_k - w^t), w <- mean(w_k) - h / alpha: clients weigh the same, as in the paper."""
+    def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
+        """h <- h - alpha / N sum(w_k - w^t), w <- mean(w_k) - h / alpha: clients weigh the same, as in the paper.
+
+        So h is the mean of all clients' g_k, and sums up what a rounded w^t cannot show.
+        """
         mean, num_received = uniform_mean(uploads)
-        moved = combine(only(self.trainable, mean["model"]), -1, only(self.trainable, server["model"]))
-        h = combine(server["h"], -self.alpha * num_received / self.num_clients, moved)
+        h = combine(server["h"], -self.alpha * num_received / self.num_clients, self._moved(mean, received))
         return {"model": combine(mean["model"], -1 / self.alpha, h), "h": h}
+
+    def _moved(self, after: Parts, before: Parts) -> State:
+        """What is trained, w_k - w^t."""
+        return combine(only(self.trainable, after["model"]), -1, only(self.trainable, before["model"]))

@@ -16,7 +16,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class FedAdam(FedAvg):
     """m <- b1 m + (1 - b1) D, v <- b2 v + (1 - b2) D^2, x <- x + lr m / (sqrt(v) + tau), D the mean update.
 
-    No bias correction, as in the paper; v starts at tau^2. Buffers take the mean.
+    D is of the model that clients received. No bias correction, as in the paper; v starts at tau^2. Buffers take the
+    mean.
 
     Args:
         server_lr: the server's step; 0.01 in FedPara's Table 3.
@@ -44,12 +45,12 @@ class FedAdam(FedAvg):
         """v after a round, from v and D^2."""
         return self.beta2 * v + (1 - self.beta2) * square
 
-    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
+    def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """One step of the server's optimiser on the pseudo-gradient."""
-        model = dict(super().aggregate(server, uploads)["model"])
+        model = dict(super().aggregate(server, received, uploads)["model"])
         m, v = dict(server["m"]), dict(server["v"])
         for name in m:
-            delta = model[name] - server["model"][name]
+            delta = model[name] - received["model"][name]
             m[name] = self.beta1 * m[name] + (1 - self.beta1) * delta
             v[name] = self.second_moment(v[name], delta.square())
             model[name] = server["model"][name] + self.server_lr * m[name] / (v[name].sqrt() + self.tau)

@@ -43,25 +43,31 @@ class Scaffold(FedAvg):
         """y_i <- y_i - eta_l (g_i(y_i) - c_i + c)."""
         return Correction(offset=combine(received["control"], -1, memory))
 
-    def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> tuple[Parts, State]:
-        """c_i+ = c_i - c + (x - y_i) / (K eta_l); sends y_i and c_i+ - c_i. K eta_l is the sum over applied steps."""
+    def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> Parts:
+        """y_i and c_i+ - c_i = (x - y_i) / (K eta_l) - c, where K eta_l is the sum over applied steps."""
         control = received["control"]
-        before = memory or zeros_like(control)
         if not learning_rate_sum:
-            return {"model": model, "control": zeros_like(control)}, before
+            return {"model": model, "control": zeros_like(control)}
         drift = {name: (received["model"][name] - model[name]) / learning_rate_sum for name in control}
-        change = combine(drift, -1, control)
-        return {"model": model, "control": change}, combine(before, 1, change)
+        return {"model": model, "control": combine(drift, -1, control)}
+
+    def remember(self, received: Parts, sent: Parts, memory: State) -> State:
+        """c_i <- c_i+."""
+        change = sent["control"]
+        return combine(memory or zeros_like(change), 1, change)
 
     def remembered(self, server: Parts) -> State:
         """c_i, of the shape of c."""
         return server["control"]
 
-    def aggregate(self, server: Parts, uploads: Iterable[Upload]) -> Parts:
-        """x <- x + eta_g / |S| sum(y_i - x), c <- c + 1 / N sum(c_i+ - c_i): clients weigh the same, as there."""
+    def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
+        """x <- x + eta_g / |S| sum(y_i - x), c <- c + 1 / N sum(c_i+ - c_i): clients weigh the same, as there.
+
+        The x that is subtracted is the clients' own, as they received it. So c is the mean of all clients' c_i.
+        """
         mean, num_received = uniform_mean(uploads)
         before = only(self.trainable, server["model"])
-        step = combine(only(self.trainable, mean["model"]), -1, before)
+        step = combine(only(self.trainable, mean["model"]), -1, only(self.trainable, received["model"]))
         return {
             "model": combine(mean["model"] | before, self.server_lr, step),
             "control": combine(server["control"], num_received / self.num_clients, mean["control"]),

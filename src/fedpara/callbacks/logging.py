@@ -7,7 +7,7 @@ from pytorch_lightning.loggers import Logger
 
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.federation import Federation, FederationCallback, Outcome
-from fedpara.record import RoundRecord
+from fedpara.record import RoundRecord, objective
 from fedpara.runs import Run, read_rows
 
 
@@ -27,6 +27,7 @@ class LoggerForwarding(FederationCallback):
         """Log what W&B lacks of the rounds before: a process that is killed takes W&B's buffer with it."""
         for logger in self.loggers:
             if isinstance(logger, FederationWandbLogger):
+                logger.judge_by(objective(bool(federation.split.personal)))
                 for row in read_rows(self.folder / "metrics.csv"):
                     logger.log_metrics(row)
 

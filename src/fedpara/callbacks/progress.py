@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fedpara.execution.base import LocalResult
 from fedpara.federation import Federation, FederationCallback, Outcome
-from fedpara.record import RoundRecord, size
+from fedpara.record import RoundRecord, objective, size
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ProgressDisplay(FederationCallback):
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Show the round."""
         self._clients = 0
-        self._accuracy = record.metrics.get("test/acc", self._accuracy)
+        self._accuracy = record.as_row().get(objective(bool(federation.split.personal)), self._accuracy)
         accuracy = "" if self._accuracy is None else f"acc {self._accuracy:.2%}"
         if self._bar:
             self._bar.update(self._task, completed=record.round, accuracy=accuracy, sent=size(record.total_bytes))

@@ -14,7 +14,7 @@ from fedpara.cost import SPEEDS_MBPS
 from fedpara.execution.base import FAILURE_KINDS
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.files import UnusableFile, write_atomically
-from fedpara.record import RoundRecord
+from fedpara.record import RoundRecord, objective
 from fedpara.runs import read_rows, read_summary
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
@@ -76,6 +76,7 @@ class RunFolder(FederationCallback):
 
     def _summarise(self, outcome: Outcome, federation: Federation) -> None:
         evaluated = [row for row in self.rows if "test/acc" in row]
+        judged = objective(bool(federation.split.personal))
         last = self.rows[-1] if self.rows else {}
         summary = {
             "state": outcome,
@@ -84,7 +85,7 @@ class RunFolder(FederationCallback):
             "bytes_per_round": {"up": last.get("comm/up_bytes"), "down": last.get("comm/down_bytes")},
             "metrics": {
                 "last": {**(evaluated[-1] if evaluated else {}), **last},  # the last test, where this round had none
-                "best": max(evaluated, key=lambda row: row["test/acc"], default={}),
+                "best": max((row for row in evaluated if judged in row), key=lambda row: row[judged], default={}),
             },
             **self._origin,
         }

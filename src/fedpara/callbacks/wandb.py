@@ -21,8 +21,8 @@ class FederationWandbLogger(WandbLogger):
         project, group, name, tags, notes, entity: as `wandb.init`.
         save_dir: the folder that holds `wandb/`, one for all runs of a project.
         resumed: whether the run `id` goes on; otherwise W&B starts it anew.
-        target: test accuracy, 0 to 1, at whose first sight the GB so far go into the summary as `gb_to_target`; None:
-            no such figure.
+        target: accuracy, 0 to 1, at whose first sight the GB so far go into the summary as `gb_to_target`; None: no
+            such figure. Of the global model, or of the clients' own where a part of the model is personal.
 
     Raises:
         ValueError: `target` is no share.
@@ -40,8 +40,13 @@ class FederationWandbLogger(WandbLogger):
         for name in ("test/*", "train/*", "personal/*", "comm/*", "clients/*", "time/*", "cost/*"):
             run.define_metric(name, step_metric="round")
         run.define_metric("acc_over_gb", step_metric="comm/total_gb")
-        run.define_metric("test/acc", step_metric="round", summary="max")
         super().__init__(experiment=run)
+        self.judge_by("test/acc")
+
+    def judge_by(self, objective: str) -> None:
+        """Which metric is drawn over GB, has its best in the summary and is to reach the target."""
+        self.objective = objective
+        self.experiment.define_metric(objective, step_metric="round", summary="max")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log a row that holds its own axes, once; W&B's internal step is left alone, so a resumed run appends."""
@@ -49,10 +54,10 @@ class FederationWandbLogger(WandbLogger):
         if row["round"] <= self.rounds:
             return
         self.rounds = int(row["round"])
-        if "test/acc" in row:
-            row["acc_over_gb"] = row["test/acc"]
+        if self.objective in row:
+            row["acc_over_gb"] = row[self.objective]
         self.experiment.log(row)
-        reached = self.target is not None and row.get("test/acc", 0.0) >= self.target
+        reached = self.target is not None and row.get(self.objective, 0.0) >= self.target
         if reached and self.experiment.summary.get("gb_to_target") is None:
             self.experiment.summary["gb_to_target"] = row["comm/total_gb"]
 

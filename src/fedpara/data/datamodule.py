@@ -157,4 +157,5 @@ def _capped(examples: Examples, largest: int | None) -> Examples:
     """At most `largest` examples, in their order, the same in every run; all where None."""
     if largest is None or largest >= len(examples):
         return examples
-    return examples[torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:largest].sort().values]
+    generator = torch.Generator().manual_seed(derive_seed(0, 0, 0, "cap"))
+    return examples[torch.randperm(len(examples), generator=generator)[:largest].sort().values]

@@ -10,6 +10,8 @@ from pydantic import Field, validate_call
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from fedpara.sampling import substream
+
 Key = tuple[Tensor, int]
 Batch = tuple[Tensor, Tensor]
 Prepare = Callable[[Tensor], Tensor]
@@ -209,9 +211,11 @@ class EpochBatches(Sampler[Key]):
         return batches
 
     def __iter__(self) -> Iterator[Key]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = self.indices
         if self.shuffle:
-            order = order[torch.randperm(len(order), generator=generator)]
-        seeds = torch.randint(2**62, (len(self),), generator=generator)
+            order = order[torch.randperm(len(order), generator=self._stream("batch order"))]
+        seeds = torch.randint(2**62, (len(self),), generator=self._stream("augmentation"))
         yield from zip(self._split(order), seeds.tolist(), strict=True)
+
+    def _stream(self, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(substream(self.seed, purpose, self.epoch))

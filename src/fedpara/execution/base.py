@@ -24,7 +24,7 @@ class ClientTask:
         state: the whole model the client starts from: what it received and what it kept.
         learning_rate_factor: multiplies the optimizer's learning rate.
         correction: what is added to the gradients before each step.
-        seed: of batch order, augmentation and dropout.
+        seed: of batch order, augmentation and dropout, each of which has a `substream` of its own.
         attempt: how often the client has failed in this round; a second try trains on the same batches.
     """
 

@@ -25,6 +25,7 @@ from fedpara.execution.local import GradientCorrection, JacobianCorrection, Loca
 from fedpara.execution.onednn import guard
 from fedpara.execution.whole_epochs import CudaGraphs, Epochs, NotCaptured, WholeEpochs
 from fedpara.models.module import ClassificationModule, evaluating, fused
+from fedpara.sampling import substream
 from fedpara.state import State, load_state, read_state
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ class SerialExecutor:
     def _train(self, task: ClientTask, module: ClassificationModule, loader: Any, record: LocalRecord) -> None:
         *_, gradient = self._corrections
         gradient.correction = task.correction
-        torch.manual_seed(task.seed)
+        torch.manual_seed(substream(task.seed, "dropout"))
         with self._kept_trainer("fit") as trainer, interruptible():
             vars(trainer)["callbacks"] += [record, *self._corrections]
             if self._whole is None:

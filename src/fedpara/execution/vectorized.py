@@ -22,6 +22,7 @@ from fedpara.execution.serial import SerialExecutor, epochs_of, interruptible
 from fedpara.execution.whole_epochs import descend
 from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.nn import Factorization
+from fedpara.sampling import substream
 from fedpara.state import State, num_elements
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Chunk:
         device: torch.device,
     ) -> None:
         self.tasks, self.streams, self.lengths = tasks, streams, lengths
-        self.generators = [torch.Generator(device).manual_seed(task.seed) for task in tasks]
+        self.generators = [torch.Generator(device).manual_seed(substream(task.seed, "dropout")) for task in tasks]
         self.sizes: list[int] = []
         self.results: dict[int, tuple[State, int, float, Tensor]] = {}
         self._steps, self._rates, self._losses = 0, 0.0, torch.zeros(len(tasks), device=device)

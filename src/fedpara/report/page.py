@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedpara.cost import SPEEDS_MBPS
-from fedpara.record import size, three_digits
+from fedpara.record import objective, size, three_digits
 from fedpara.report.figures import draw
 from fedpara.report.paper import Comparison, compare
 from fedpara.report.settings import Estimate, Setting, common_target, settings
@@ -25,17 +25,18 @@ NONE = "-"
 
 
 def write_report(
-    runs: Sequence[Run], folder: Path, title: str, target: float | None = None, metric: str = "test/acc"
+    runs: Sequence[Run], folder: Path, title: str, target: float | None = None, metric: str | None = None
 ) -> list[Path]:
     """Write report.html, report.csv and a PNG for each figure into `folder`; returns their paths.
 
     Args:
         target: metric from 0 to 1 to which costs are counted; None: the largest that every setting reached.
-        metric: a column of metrics.csv from 0 to 1, such as `personal/acc_mean`.
+        metric: a column of metrics.csv from 0 to 1, such as `personal/acc_mean`; None: what the runs are judged by.
 
     Raises:
         ValueError: no run has measured `metric`.
     """
+    metric = metric or objective(any(run.objective != objective(False) for run in runs))
     found = settings(runs, metric)
     if not any(setting.counted for setting in found):
         raise ValueError(f"metric={metric}: no run has measured it")
@@ -88,9 +89,10 @@ def _answer(found: list[Setting], target: float | None) -> str:
     if len(costs) > 1:
         ranked = sorted(costs, key=lambda pair: pair[0])
         (least, cheapest), (most, dearest) = ranked[0], ranked[-1]
+        times = f" ({most / least:.1f} times as much)" if least else ""  # local training sends nothing
         sentence += (
             f" To {_percent(target)}, {cheapest.label} sends the least, {size(least)}, "
-            f"and {dearest.label} the most, {size(most)} ({most / least:.1f} times as much)."
+            f"and {dearest.label} the most, {size(most)}{times}."
         )
     return sentence
 

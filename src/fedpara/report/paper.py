@@ -1,4 +1,8 @@
-"""Runs beside the numbers that the paper prints (paper.yaml), where a run's configuration is that of a table's row."""
+"""Runs beside the numbers that the paper prints (paper.yaml), where a run's configuration is that of a table's row.
+
+A set-up is everything of the configuration that changes the result. The paper's is composed from configs/, and a run
+that is recognised as a row's but differs in such a key is shown with the key named.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,13 +10,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hydra
 import yaml
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from fedpara.cost import cost_to_target
 from fedpara.report.settings import Estimate, Setting
-from fedpara.runs import Run
+from fedpara.runs import Run, leaves
 
 GIBIBYTE = 2**30
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+NO_MATTER = (  # keys and groups that change no result, or none up to the round that the paper prints
+    "callbacks", "logger", "paths", "resume", "seed", "local_learning_rate", "model.head", "data.num_workers",
+    "data.eval_batch_size", "data.dataset.data_dir", "executor", "trainer.accelerator", "trainer.devices",
+    "trainer.deterministic", "federation.num_rounds", "federation.eval_every", "federation.evaluate_personal",
+)  # fmt: skip
+MATTER = ("executor.matmul_precision", "factorization._target_")  # but these in such groups do
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,7 @@ class Comparison:
         quantity: what the number is, with its unit.
         printed: by the paper.
         measured: over seeds; None where no run got there.
-        note: how far the runs are, where they are not at the paper's round.
+        note: what of their set-up differs; how far the runs are, where they are not at the paper's round.
     """
 
     source: str
@@ -44,13 +58,45 @@ class Comparison:
 
 
 def compare(found: Iterable[Setting]) -> list[Comparison]:
-    """A comparison for each printed number and each setting of its set-up; empty for other set-ups."""
+    """A comparison for each printed number and each setting of its row; empty for what is recognised as no row."""
     found = list(found)
     return [*_accuracies(found), *_costs(found)]
 
 
+def differing(run: Run, setup: str, row: str) -> list[str]:
+    """What of a run's configuration differs from a row's set-up and changes the result: `key value (value there)`."""
+    wanted, own = _effective(_composed(setup, row)), _effective(run.config)
+    keys = sorted(key for key in wanted.keys() | own.keys() if wanted.get(key) != own.get(key))
+    return [f"{key} {own.get(key)} ({wanted.get(key)} there)" for key in keys]
+
+
+def _effective(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys that change the result; of the original network's factorisation none does."""
+    dense = str(config.get("factorization._target_")).endswith(".Dense")
+    without = (*NO_MATTER, *(["factorization"] if dense else []))
+    renamed = {key.replace("executor.inner.", "executor."): value for key, value in config.items()}
+    return {key: value for key, value in renamed.items() if key in MATTER or not _within(key, without)}
+
+
+def _within(key: str, groups: Iterable[str]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+@cache
+def _composed(setup: str, row: str) -> dict[str, Any]:
+    """The whole set-up of a row, resolved, by dotted key."""
+    typed = _paper()["typed"][setup] | _paper()["typed"][row]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose("train", [f"{key}={value}" for key, value in typed.items()])
+    needless = {"callbacks", "logger", "paths"}  # these look up where a run is
+    known = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in needless])
+    known.data.dataset.data_dir = None
+    return dict(leaves(OmegaConf.to_container(known, resolve=True)))
+
+
 def _accuracies(found: list[Setting]) -> Iterator[Comparison]:
-    for table, row, printed, setting in _rows("accuracies", found):
+    for table, row, printed, setting, others in _rows("accuracies", found):
         quantity = f"accuracy after {table['rounds']} rounds, %"
         complete = [value for run in setting.runs if (value := _accuracy_at(run, table["rounds"])) is not None]
         tested = [run for run in setting.runs if run.last("test/acc") is not None]
@@ -59,27 +105,31 @@ def _accuracies(found: list[Setting]) -> Iterator[Comparison]:
             values = [100 * (run.last("test/acc") or 0.0) for run in tested]
             note = f"so far, after {' and '.join(sorted({str(len(run.rows)) for run in tested}))} rounds"
         if values:
-            yield Comparison(table["source"], row, setting.label, quantity, printed, Estimate.of(values), note)
+            notes = "; ".join(filter(None, [others, note]))
+            yield Comparison(table["source"], row, setting.label, quantity, printed, Estimate.of(values), notes)
 
 
 def _costs(found: list[Setting]) -> Iterator[Comparison]:
-    for table, row, printed, setting in _rows("costs", found):
+    for table, row, printed, setting, others in _rows("costs", found):
         costs = [_gibibytes(run, table["target"]) for run in setting.runs]
         reached = [cost for cost in costs if cost is not None]
         note = "" if len(reached) == len(costs) else f"reached by {len(reached)} of {len(costs)} runs"
+        notes = "; ".join(filter(None, [others, note]))
         measured = Estimate.of(reached) if reached else None
-        yield Comparison(table["source"], row, setting.label, f"GiB to {table['target']:.0%}", printed, measured, note)
+        yield Comparison(table["source"], row, setting.label, f"GiB to {table['target']:.0%}", printed, measured, notes)
 
 
-def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str, float, Setting]]:
-    """Printed numbers of a kind, their row's name, and the settings of their set-up, where there are any."""
+def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str, float, Setting, str]]:
+    """Printed numbers of a kind, their row's name, the settings recognised as that row, and what differs in those."""
     paper = _paper()
     for table in paper[kind]:
         for row, printed in table["values"].items():
             wanted = paper["setups"][table["setup"]] | paper["rows"][row]
             for setting in found:
                 if all(run.config and all(run.config.get(k) == v for k, v in wanted.items()) for run in setting.runs):
-                    yield table, f"{table['setup']}, {row}", printed, setting
+                    others = dict.fromkeys(key for run in setting.runs for key in differing(run, table["setup"], row))
+                    note = f"another set-up: {', '.join(others)}" if others else ""
+                    yield table, f"{table['setup']}, {row}", printed, setting, note
 
 
 @cache
