@@ -114,12 +114,12 @@ def build_federation(
         make: the class, or what takes its arguments; None: `Federation`, whose clients are in this process.
     """
     from fedpara.federation import Federation
-    from fedpara.state import num_elements
+    from fedpara.state import first_names, num_elements
 
-    state = experiment.executor.initial_state()
+    state, network = experiment.executor.initial_state(), experiment.executor.module.network
     with blame(cfg, "sharing"):
-        split = instantiate(cfg.sharing, names=list(state))
-        _require_whole_weights(experiment.executor.module.network, set(split.personal))
+        split = instantiate(cfg.sharing, names=list(state), tied=first_names(network))
+        _require_whole_weights(network, set(split.personal))
     with blame(cfg, "algorithm"):
         algorithm = instantiate(cfg.algorithm)
     with blame(cfg, "model.optimizer"):
