@@ -117,6 +117,81 @@ def test_the_quick_way_is_the_formula_and_so_are_its_gradients(shape, large, zer
         torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-12)
 
 
+def composed_in(network, images):
+    """A loss as a function of parameters, those parameters, and the gradients that autograd gives."""
+    parameters = dict(network.named_parameters())
+
+    def loss(parameters, images):
+        return torch.func.functional_call(network, parameters, (images,)).square().mean()
+
+    gradients = torch.autograd.grad(loss(parameters, images), list(parameters.values()))
+    return loss, parameters, dict(zip(parameters, gradients, strict=True))
+
+
+@pytest.fixture
+def convolution_and_linear():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 4, 16))
+    return factorize(network, FedPara(gamma=0.5)).double(), torch.randn(5, 8, 2, 2).double()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_torch_func_goes_through_the_tanh_product(large, monkeypatch, convolution_and_linear):
+    if large:
+        monkeypatch.setattr(TanhProduct, "large", 1)
+    network, images = convolution_and_linear
+    loss, parameters, expected = composed_in(network, images)
+    gradient = torch.func.grad(loss)
+    torch.testing.assert_close(gradient(parameters, images), expected)
+    of_each_image = torch.func.vmap(gradient, in_dims=(None, 0))(parameters, images[:, None])
+    torch.testing.assert_close({name: each.mean(0) for name, each in of_each_image.items()}, expected)
+    stacks = {name: torch.stack([tensor, 2 * tensor], dim=-1) for name, tensor in parameters.items()}
+    of_each_network = torch.func.vmap(gradient, in_dims=(-1, None))(stacks, images)
+    torch.testing.assert_close({name: each[0] for name, each in of_each_network.items()}, expected)
+    jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(network, p, (images[:1],))[0])(parameters)
+    of_one = torch.autograd.grad(network(images[:1])[0, 3], list(parameters.values()))
+    torch.testing.assert_close([each[3] for each in jacobian.values()], list(of_one))
+
+
+def test_what_is_differentiated_twice_or_forward_is_one_clear_error(convolution_and_linear):
+    network, images = convolution_and_linear
+    loss, parameters, _ = composed_in(network, images)
+    once = torch.autograd.grad(loss(parameters, images), list(parameters.values()), create_graph=True)
+    for twice in (
+        lambda: sum(gradient.sum() for gradient in once).backward(),
+        lambda: torch.func.grad(lambda p: sum(g.sum() for g in torch.func.grad(loss)(p, images).values()))(parameters),
+    ):
+        with pytest.raises(
+            RuntimeError, match=r"differentiated once only; for more take the formula, Hadamard.compose"
+        ):
+            twice()
+    with pytest.raises(NotImplementedError, match="forward mode AD"):
+        torch.func.jvp(lambda p: loss(p, images), (parameters,), (parameters,))
+
+
+def compiled_as_one_graph(network, images, backend):
+    _, parameters, expected = composed_in(network, images)
+    outputs = torch.compile(network, backend=backend, fullgraph=True)(images)
+    torch.testing.assert_close(outputs, network(images))
+    gradients = torch.autograd.grad(outputs.square().mean(), list(parameters.values()))
+    torch.testing.assert_close(dict(zip(parameters, gradients, strict=True)), expected)
+
+
+def test_a_factorised_network_is_compiled_as_one_graph(convolution_and_linear):
+    """The graph alone, without what a backend makes of it: that takes seconds more."""
+    compiled_as_one_graph(*convolution_and_linear, "eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_network_and_its_compiled_gradient_are_the_same(backend, convolution_and_linear):
+    network, images = convolution_and_linear
+    compiled_as_one_graph(network, images, backend)
+    loss, parameters, expected = composed_in(network, images)
+    gradient = torch.compile(torch.func.grad(loss), backend=backend, fullgraph=True)
+    torch.testing.assert_close(gradient(parameters, images), expected)
+
+
 class Operators(TorchDispatchMode):
     """Counts what is dispatched: on a GPU that, not arithmetic, is what a small step costs."""
 

@@ -207,7 +207,7 @@ def test_an_interruption_ends_the_workers_at_once_and_leaves_nothing_behind(told
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, request):
-    options = {"recipe": PFedPara(), "dropout": 0.5, "max_epochs": 1}
+    options = {"recipe": PFedPara(gamma=1.0), "dropout": 0.5, "max_epochs": 1}
     executor = make_federation(executor=partial(ProcessesExecutor, workers=2), **options).executor
     request.addfinalizer(executor.close)
 
