@@ -337,7 +337,7 @@ def test_what_is_laid_down_comes_back_as_it_was():
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), nn.LSTM(3, 4)])
 def test_a_factorised_network_goes_to_another_process(network):
-    factorize(network, FedPara(gamma=0.5))
+    factorize(network, FedPara(gamma=1.0))
     room = Room(0, 10**6)
     data, memory = dump(network, room), torch.zeros(10**6, dtype=torch.uint8)
     room.write(memory)
