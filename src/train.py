@@ -86,7 +86,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         _require_patterns(cfg.model)
     with blame(cfg, "model.network"):
         network = instantiate(cfg.model.network)
-    dense = sum(parameter.numel() for parameter in network.parameters())
+        dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
         options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
         factorize(network, instantiate(options), list(cfg.model.keep_dense), num_dense=cfg.factorization.num_dense)
