@@ -89,7 +89,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         _require_patterns(cfg.model)
     with blame(cfg, "model.network"):
         network = instantiate(cfg.model.network)
-    dense = sum(parameter.numel() for parameter in network.parameters())
+        dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
         options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
         factorize(network, instantiate(options), list(cfg.model.keep_dense), num_dense=cfg.factorization.num_dense)
@@ -117,12 +117,12 @@ def build_federation(
         make: the class, or what takes its arguments; None: `Federation`, whose clients are in this process.
     """
     from fedpara.federation import Federation
-    from fedpara.state import num_elements
+    from fedpara.state import first_names, num_elements
 
-    state = experiment.executor.initial_state()
+    state, network = experiment.executor.initial_state(), experiment.executor.module.network
     with blame(cfg, "sharing"):
-        split = instantiate(cfg.sharing, names=list(state))
-        _require_whole_weights(experiment.executor.module.network, set(split.personal))
+        split = instantiate(cfg.sharing, names=list(state), tied=first_names(network))
+        _require_whole_weights(network, set(split.personal))
     with blame(cfg, "algorithm"):
         algorithm = instantiate(cfg.algorithm)
     with blame(cfg, "model.optimizer"):

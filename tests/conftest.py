@@ -22,6 +22,7 @@ from fedpara.federation import Federation
 from fedpara.models import MLP, ClassificationModule
 from fedpara.nn import FedPara, PFedPara, factorize
 from fedpara.sharing import Split
+from fedpara.state import first_names
 
 hypothesis.settings.register_profile("repository", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("repository")
@@ -91,7 +92,7 @@ def make_federation(
     network = network() if network else MLP([16, 8, 3])
     if dropout:
         network.layers.insert(2, torch.nn.Dropout(dropout))
-    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=0.5), num_dense=num_dense)
+    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=1.0), num_dense=num_dense)
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
     data = FederatedDataModule(
         tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
@@ -99,7 +100,7 @@ def make_federation(
     data.setup()
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
     executor = executor(module, data, trainer)
-    split = Split(list(network.state_dict()), personal)
+    split = Split(list(executor.initial_state()), personal, first_names(network))
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
     return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)

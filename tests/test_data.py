@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import tarfile
@@ -25,7 +26,7 @@ from fedpara.data import IID, CropAndFlip, Dirichlet, Examples, FederatedDataMod
 from fedpara.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100
 from fedpara.data.cinic10 import CLASSES, cinic10
 from fedpara.data.examples import Batches, EpochBatches
-from fedpara.data.files import REMEMBERED, Archive, present
+from fedpara.data.files import REMEMBERED, Archive, Loose, present
 from fedpara.data.leaf import _classes, _images, femnist, leaf
 from fedpara.data.mnist import IMAGES, LABELS, MNIST, mnist, read_idx
 from fedpara.data.mnist_small import mnist_small
@@ -247,6 +248,23 @@ def test_download_is_verified_unpacked_and_moved_into_place(tmp_path):
     assert {path.name for path in folder.iterdir()} == {"train", "test", REMEMBERED}
 
 
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar"])
+def test_an_archive_that_lies_there_packed_is_unpacked_and_not_fetched(tmp_path, suffix):
+    source = tmp_path / "source"
+    archive = write_cifar(source / "c100")  # its home is one that cannot be reached
+    packed = tmp_path / f"absent{suffix}"
+    packed.write_bytes(b"\x1f\x8b damaged")
+    with pytest.raises(ValueError, match=rf"absent{suffix}: not an archive of c100"):
+        present(archive, tmp_path)
+    with tarfile.open(packed, "w:gz" if suffix == ".tar.gz" else "w") as tar:
+        tar.add(source / "c100", "c100")
+    assert len(cifar100(str(tmp_path), archive).train) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == [packed.name, "c100", "source"]
+    (tmp_path / "c100" / "train").write_bytes(b"")
+    with pytest.raises(ValueError, match="train: MD5 is"):
+        present(archive, tmp_path)
+
+
 class Hostile:
     def __reduce__(self):
         return os.system, ("touch /tmp/fedpara-hostile-pickle",)
@@ -355,6 +373,42 @@ def test_mnist_is_verified_found_in_either_folder_and_missed_with_one_line(tmp_p
         mnist(str(tmp_path))
 
 
+def fake_mnist(folder, compress):
+    """A folder in MNIST's layout, and the source that describes it as its home has it: gzipped."""
+    folder.mkdir(parents=True)
+    generator, files, contents = np.random.default_rng(0), {}, {}
+    for part, size in (("train", 7), ("t10k", 3)):
+        images = generator.integers(0, 256, (size, 28, 28), np.uint8)
+        for kind, values in ((IMAGES, images), (LABELS, np.arange(size, dtype=np.uint8))):
+            packed, name = idx(values), f"{part}-{kind}"
+            files[name] = md5(packed).hexdigest()
+            contents[name] = md5(gzip.decompress(packed)).hexdigest()
+            compress(folder / name, gzip.decompress(packed))
+    return Loose(folder.name, "http://127.0.0.1:9/", files, contents)
+
+
+CONTAINERS = {
+    "without gz": lambda path, content: path.with_suffix("").write_bytes(content),
+    "compressed anew": lambda path, content: path.write_bytes(gzip.compress(content, 1)),
+    "unpacked under the name of gz": lambda path, content: path.write_bytes(content),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_of_idx_files_the_content_counts_and_not_the_container(tmp_path, container):
+    source = fake_mnist(tmp_path / "raw", CONTAINERS[container])
+    folder = present(source, tmp_path)
+    data = read_idx("fake", folder, Normalize((0.5,), (0.5,)))
+    assert data.test.labels.tolist() == [0, 1, 2]
+    before = (folder / REMEMBERED).stat().st_mtime_ns
+    present(source, tmp_path)
+    assert (folder / REMEMBERED).stat().st_mtime_ns == before
+    damaged = sorted(folder.glob("train-labels*"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=rf"{damaged.name}: MD5 is .*; delete the file to fetch it again"):
+        present(source, tmp_path)
+
+
 def leaf_files(folder, users, x, y):
     for part in ("train", "test"):
         (folder / part).mkdir(parents=True)
@@ -383,6 +437,70 @@ def test_what_is_not_femnist_is_refused(tmp_path, x, y):
     (tmp_path / "train" / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"a.json: not a file of LEAF"):
         leaf(tmp_path, _images, _classes(62), "")
+
+
+def test_two_generations_of_leaf_files_in_one_folder_are_one_line(tmp_path):
+    folder = tmp_path / "femnist"
+    leaf_files(folder, ["f1", "f2"], [[0.2] * 784], [3])
+    (folder / "train" / "all_data_1.json").write_text((folder / "train" / "all_data_0.json").read_text())
+    with pytest.raises(
+        ValueError, match=r"train/all_data_1.json: user f1 is in all_data_0.json too; the files must be"
+    ):
+        femnist(str(tmp_path))
+
+
+def test_several_packed_femnists_are_one_line(tmp_path):
+    (tmp_path / "femnist").mkdir()
+    for name in "ab":
+        np.savez(
+            tmp_path / "femnist" / f"{name}.npz", x=np.zeros((2, 28, 28), np.uint8), y=np.arange(2),
+            writer=np.arange(2), split=np.arange(2),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"femnist: holds a\.npz and b\.npz; keep one npz"):
+        femnist(str(tmp_path))
+    (tmp_path / "femnist" / "b.npz").rename(tmp_path / "femnist" / "._a.npz")
+    assert len(femnist(str(tmp_path)).train) == 1
+
+
+def test_empty_leaf_files(tmp_path):
+    """One without users adds nothing; one without a byte was never written to its end; nothing at all is no data."""
+    folder = tmp_path / "femnist"
+    leaf_files(folder, ["f1", "f2"], [[0.2] * 784], [3])
+    (folder / "train" / "more.json").write_text(json.dumps({"users": [], "user_data": {}}))
+    assert len(femnist(str(tmp_path)).train) == 2
+    (folder / "train" / "more.json").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"more.json: not a file of LEAF .ValueError: the file is empty"):
+        femnist(str(tmp_path))
+    for path in (folder / "train").iterdir():
+        path.write_text(json.dumps({"users": ["f1"], "user_data": {"f1": {"x": [], "y": []}}} if "0" in path.name else
+                                   {"users": [], "user_data": {}}))  # fmt: skip
+    with pytest.raises(ValueError, match=r"train: its 2 \*.json hold no examples"):
+        femnist(str(tmp_path))
+
+
+def test_leaf_files_are_utf_8_wherever_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "latin-1")
+    monkeypatch.setattr("io.text_encoding", lambda *_: "latin-1")
+    text = "é" * 80
+    leaf_files(tmp_path / "shakespeare", ["HAMLET"], [text], ["e"])
+    for path in (tmp_path / "shakespeare").rglob("*.json"):
+        content = json.loads(path.read_bytes())
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content, ensure_ascii=False).encode())
+    assert "".join(CHARACTERS[i] for i in shakespeare(str(tmp_path)).train.inputs[0]) == 80 * " "
+
+
+def test_what_macos_leaves_beside_files_is_not_read(tmp_path):
+    leaf_files(tmp_path / "femnist", ["f1"], [[0.2] * 784], [3])
+    (tmp_path / "femnist" / "train" / "._all_data_0.json").write_bytes(b"\0\5\x16\7Mac OS X")
+    assert len(femnist(str(tmp_path)).train) == 1
+    folder = tmp_path / "shakespeare"
+    folder.mkdir()
+    (folder / "play.txt").write_text(PLAY + 12 * f"FIRST\t{LINE}")
+    (folder / "._play.txt").write_bytes(b"\0\5\x16\7\nACT I\nNOBODY\tsays this.\n")
+    (folder / "._plays.tar").write_bytes(b"\0\5\x16\7")
+    with tarfile.open(folder / "plays.tar", "w") as tar:
+        tar.add(folder / "._play.txt", "._other.txt")
+    assert set(speeches(folder)) == {"play/FIRST"}
 
 
 PLAY = "\tTHE PLAY\n\nFIRST\tking of nothing.\n\nACT I\n\nSCENE I\tA place.\n\n\t[Enter FIRST]\n\n"
@@ -416,6 +534,43 @@ def test_shakespeare_in_leafs_layout_equals_its_plays(tmp_path):
         shakespeare(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_plays_in_either_encoding_and_with_any_line_ends(tmp_path, encoding, packed, newline):
+    folder, others = (
+        tmp_path / "shakespeare",
+        "Ça, Père? naïve words, in any encoding that there is, and of any length at all.",
+    )
+    folder.mkdir()
+    text = (PLAY + 12 * f"FIRST\t{others}\n\n").replace("\n", newline).encode(encoding)
+    (folder / "play.txt").write_bytes(text)
+    if packed:
+        with tarfile.open(folder / "plays.tar.gz", "w:gz") as tar:
+            tar.add(folder / "play.txt", "play.txt")
+        (folder / "play.txt").unlink()
+    assert "".join(speeches(folder)["play/FIRST"]) == 12 * f"{others}\n"
+    read = "".join(CHARACTERS[i] for i in shakespeare(str(tmp_path)).train.inputs[0])
+    assert read == re.sub("[Çèï]", " ", others + "\n" + others)[:80]
+
+
+def test_characters_of_no_class_are_spaces_wherever_they_lie(tmp_path):
+    said = ("a—b“c”…d😀e\ud800f ÿ\x80 Ā" + 80 * "x")[:80]
+    leaf_files(tmp_path / "shakespeare", ["HAMLET"], [said], ["—"])
+    data = shakespeare(str(tmp_path))
+    read = "".join(CHARACTERS[i] for i in data.train.inputs[0])
+    assert read == "a b c  d e f     " + said[17:]
+    assert CHARACTERS[data.train.labels[0]] == " "
+
+
+def test_a_play_in_two_files_is_one_line(tmp_path):
+    (tmp_path / "more").mkdir()
+    for folder in (tmp_path, tmp_path / "more"):
+        (folder / "play.txt").write_text(PLAY + f"FIRST\t{LINE}")
+    with pytest.raises(ValueError, match=r"play.txt: play is in .*play.txt too; keep one of them"):
+        speeches(tmp_path)
+
+
 def test_cinic10_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cinic-10: no such folder; unpack CINIC-10.tar.gz"):
         cinic10(str(tmp_path))
@@ -424,6 +579,7 @@ def test_cinic10_folders(tmp_path):
             (tmp_path / "cinic-10" / part / name).mkdir(parents=True)
             mode = "L" if name == "cat" else "RGB"
             Image.new(mode, (32, 32), 20 * number).save(tmp_path / "cinic-10" / part / name / "a.png")
+    (tmp_path / "cinic-10" / "train" / "dog" / "._a.png").write_bytes(b"\0\5\x16\7Mac OS X")
     data = cinic10(str(tmp_path))
     assert data.train.inputs.shape == (10, 3, 32, 32)
     assert data.train.inputs[3].unique().tolist() == [60]

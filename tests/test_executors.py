@@ -31,10 +31,10 @@ EXECUTORS = {  # how each is made, and how far it may be off in float32 and in f
 BY_DEFAULT = [("processes", False), ("vectorized", True)]
 RECIPES = {  # and the layers that stay dense
     "dense": (Dense(), 0),
-    "low_rank": (EqualSizeLowRank(gamma=0.5), 0),
-    "hybrid": (EqualSizeLowRank(gamma=0.5), 2),
-    "fedpara": (FedPara(gamma=0.5), 0),
-    "pfedpara": (PFedPara(gamma=0.5), 0),
+    "low_rank": (EqualSizeLowRank(gamma=1.0), 0),
+    "hybrid": (EqualSizeLowRank(gamma=1.0), 2),
+    "fedpara": (FedPara(gamma=1.0), 0),
+    "pfedpara": (PFedPara(gamma=1.0), 0),
 }
 SPLITS = {"full": [], "pfedpara": ["*.0.[xyt]2"], "fedper": ["classifier.3.*"], "fedbn": ["*norm*"], "local": ["*"]}
 

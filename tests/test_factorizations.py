@@ -1,7 +1,13 @@
 """Propositions 1 to 3, composition, merging, precision."""
 
+import copy
+import re
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,7 +16,7 @@ from fedpara.models import MLP, VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, Hadamard, LowRank, PFedPara, factorizations, factorize, merge
 from fedpara.nn.factorizations import TanhProduct
 from fedpara.nn.factorize import LayerRule
-from fedpara.state import load_state, read_state
+from fedpara.state import load_state, num_elements, read_state
 
 RECIPES = {
     "fedpara": FedPara(gamma=0.3),
@@ -111,6 +117,81 @@ def test_the_quick_way_is_the_formula_and_so_are_its_gradients(shape, large, zer
         torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-12)
 
 
+def composed_in(network, images):
+    """A loss as a function of parameters, those parameters, and the gradients that autograd gives."""
+    parameters = dict(network.named_parameters())
+
+    def loss(parameters, images):
+        return torch.func.functional_call(network, parameters, (images,)).square().mean()
+
+    gradients = torch.autograd.grad(loss(parameters, images), list(parameters.values()))
+    return loss, parameters, dict(zip(parameters, gradients, strict=True))
+
+
+@pytest.fixture
+def convolution_and_linear():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 4, 16))
+    return factorize(network, FedPara(gamma=0.5)).double(), torch.randn(5, 8, 2, 2).double()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_torch_func_goes_through_the_tanh_product(large, monkeypatch, convolution_and_linear):
+    if large:
+        monkeypatch.setattr(TanhProduct, "large", 1)
+    network, images = convolution_and_linear
+    loss, parameters, expected = composed_in(network, images)
+    gradient = torch.func.grad(loss)
+    torch.testing.assert_close(gradient(parameters, images), expected)
+    of_each_image = torch.func.vmap(gradient, in_dims=(None, 0))(parameters, images[:, None])
+    torch.testing.assert_close({name: each.mean(0) for name, each in of_each_image.items()}, expected)
+    stacks = {name: torch.stack([tensor, 2 * tensor], dim=-1) for name, tensor in parameters.items()}
+    of_each_network = torch.func.vmap(gradient, in_dims=(-1, None))(stacks, images)
+    torch.testing.assert_close({name: each[0] for name, each in of_each_network.items()}, expected)
+    jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(network, p, (images[:1],))[0])(parameters)
+    of_one = torch.autograd.grad(network(images[:1])[0, 3], list(parameters.values()))
+    torch.testing.assert_close([each[3] for each in jacobian.values()], list(of_one))
+
+
+def test_what_is_differentiated_twice_or_forward_is_one_clear_error(convolution_and_linear):
+    network, images = convolution_and_linear
+    loss, parameters, _ = composed_in(network, images)
+    once = torch.autograd.grad(loss(parameters, images), list(parameters.values()), create_graph=True)
+    for twice in (
+        lambda: sum(gradient.sum() for gradient in once).backward(),
+        lambda: torch.func.grad(lambda p: sum(g.sum() for g in torch.func.grad(loss)(p, images).values()))(parameters),
+    ):
+        with pytest.raises(
+            RuntimeError, match=r"differentiated once only; for more take the formula, Hadamard.compose"
+        ):
+            twice()
+    with pytest.raises(NotImplementedError, match="forward mode AD"):
+        torch.func.jvp(lambda p: loss(p, images), (parameters,), (parameters,))
+
+
+def compiled_as_one_graph(network, images, backend):
+    _, parameters, expected = composed_in(network, images)
+    outputs = torch.compile(network, backend=backend, fullgraph=True)(images)
+    torch.testing.assert_close(outputs, network(images))
+    gradients = torch.autograd.grad(outputs.square().mean(), list(parameters.values()))
+    torch.testing.assert_close(dict(zip(parameters, gradients, strict=True)), expected)
+
+
+def test_a_factorised_network_is_compiled_as_one_graph(convolution_and_linear):
+    """The graph alone, without what a backend makes of it: that takes seconds more."""
+    compiled_as_one_graph(*convolution_and_linear, "eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_network_and_its_compiled_gradient_are_the_same(backend, convolution_and_linear):
+    network, images = convolution_and_linear
+    compiled_as_one_graph(network, images, backend)
+    loss, parameters, expected = composed_in(network, images)
+    gradient = torch.compile(torch.func.grad(loss), backend=backend, fullgraph=True)
+    torch.testing.assert_close(gradient(parameters, images), expected)
+
+
 class Operators(TorchDispatchMode):
     """Counts what is dispatched: on a GPU that, not arithmetic, is what a small step costs."""
 
@@ -182,7 +263,7 @@ def test_pfedpara_is_w1_times_w2_plus_one_and_keeps_the_scale():
 
 
 def test_composition_stays_float32_under_autocast():
-    network = factorize(MLP([16, 8, 3]), FedPara())
+    network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
     plain = network.layers[1].weight
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(network.layers[1].weight, plain)
@@ -212,7 +293,7 @@ def test_layer_rules_change_gamma_and_rank():
 
 
 def test_a_bare_layer_is_factorised_and_merged():
-    layer = factorize(nn.Linear(9, 8), FedPara())
+    layer = factorize(nn.Linear(20, 16), FedPara())
     weight = layer.weight.detach()
     assert torch.equal(merge(layer).weight, weight)
     assert not parametrize.is_parametrized(layer)
@@ -290,3 +371,184 @@ def test_hybrid_leaves_the_first_layers_dense():
     for wrong in (-1, 3):
         with pytest.raises(ValueError, match=f"num_dense={wrong}: must be 0 to 2, one less than there are layers"):
             factorize(small_vgg(), FedPara(), ["classifier.*"], num_dense=wrong)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, and biases of their own; a third layer that is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(64, 64) for _ in range(3))
+        self.second.weight = self.first.weight
+        self.third.requires_grad_(False)
+
+    def forward(self, images):
+        return self.third(self.second(torch.relu(self.first(images))))
+
+
+def test_a_tied_weight_is_factorised_once_for_all_its_holders_and_merged_to_one():
+    torch.manual_seed(0)
+    network = factorize(Tied(), FedPara(gamma=0.5))
+    made = dict(factorizations(network))
+    assert list(made) == ["first"]
+    assert network.second.parametrizations.weight[0] is made["first"]
+    assert torch.equal(network.second.weight, network.first.weight)
+    factors = sum(factor.numel() for factor in made["first"].parameters())
+    assert factors < 64 * 64
+    assert num_elements(read_state(network)) == factors + 2 * 64 + network.third.weight.numel() + 64
+    given = torch.randn(2, 64)
+    outputs = network(given)
+    outputs.sum().backward()
+    with torch.no_grad():
+        assert torch.equal(merge(network)(given), outputs)
+    assert network.first.weight is network.second.weight
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in Tied().parameters())
+
+
+def test_a_layer_in_two_places_goes_by_either_name():
+    def twice():
+        layer = nn.Linear(64, 64)
+        return nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(64, 64))
+
+    network = factorize(twice(), FedPara(), ["2"])
+    assert [name for name, _ in factorizations(network)] == ["3"]
+    assert [name for name, _ in factorizations(factorize(twice(), FedPara()))] == ["0", "3"]
+    with pytest.raises(ValueError, match=r"pattern='2': matches no layer; layers are 0 \(tied to 2\), 3"):
+        factorize(twice(), FedPara(layers={"2": LayerRule(rank=1)}))
+
+
+def test_a_frozen_layer_stays_as_it_is():
+    network = Tied()
+    weight = network.third.weight
+    assert factorize(network, FedPara(gamma=0.5)).third.weight is weight
+    assert not weight.requires_grad
+    with pytest.raises(ValueError, match="no layer is left to factorise"):
+        factorize(Tied().requires_grad_(False), FedPara())
+
+
+class Embedded(nn.Module):
+    """An output layer whose weight is the embedding's."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.inner, self.output = nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50)
+        self.output.weight = self.embedding.weight
+
+
+def parametrized_norm():
+    return nn.Sequential(nn.Linear(32, 32), nn.utils.parametrizations.weight_norm(nn.Linear(32, 32)))
+
+
+def legacy_norm(function):
+    layer = nn.Linear(32, 32)
+    layer = function(layer)
+    return nn.Sequential(nn.Linear(32, 32), layer)
+
+
+def recurrent_norm():
+    return nn.Sequential(nn.Linear(32, 32), torch.nn.utils.weight_norm(nn.LSTM(32, 32), "weight_hh_l0"))
+
+
+def pruned():
+    network = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    nn.utils.prune.random_unstructured(network[1], "weight", 0.5)
+    return network
+
+
+UNFIT = {
+    "tied embedding": (Embedded, r"^output: its weight is also embedding.weight, of no layer with factors; "),
+    "weight norm": (parametrized_norm, "^1: a parametrisation or a hook .* composes its weight already"),
+    "legacy weight norm": (partial(legacy_norm, nn.utils.weight_norm), "^1: a parametrisation or a hook"),
+    "legacy spectral norm": (partial(legacy_norm, nn.utils.spectral_norm), "^1: a parametrisation or a hook"),
+    "recurrent weight norm": (recurrent_norm, "^1.weight_hh_l0: a parametrisation or a hook"),
+    "pruning": (pruned, "^1: a parametrisation or a hook"),
+    "factors": (
+        lambda: factorize(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)), FedPara(), ["0"]),
+        "^1: a parametrisation or a hook .*factors",
+    ),
+    "lazy": (lambda: nn.Sequential(nn.Linear(32, 32), nn.LazyLinear(3)), "^1: its weight has no shape yet; run the"),
+    "complex": (
+        lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32, dtype=torch.complex64)),
+        "^1: its weight is torch.complex64, factors are real numbers",
+    ),
+}  # fmt: skip
+
+
+def everything(network):
+    """Which modules and parameters a network consists of, and by what names."""
+    return [*network.named_modules(), *((n, id(p)) for n, p in network.named_parameters(remove_duplicate=False))]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:Lazy modules")
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_cannot_be_factorised_is_named_before_any_layer_is_changed(case):
+    make, message = UNFIT[case]
+    network = make()
+    before = everything(network)
+    with pytest.raises(ValueError, match=message):
+        factorize(network, FedPara())
+    assert everything(network) == before
+    assert factorize(network, Dense()) is network
+
+
+def test_a_recipe_that_fails_at_a_later_layer_leaves_the_network_whole():
+    def failing(name, weight):
+        if name == "2":
+            raise RuntimeError("no")
+        return Hadamard(tuple(weight.shape), 2, tucker=False)
+
+    def of_another_shape(name, weight):
+        return Hadamard((64, 32 if name == "2" else 64), 2, tucker=False)
+
+    failing.patterns = of_another_shape.patterns = []
+    for recipe, error in ((failing, "no"), (of_another_shape, r"2: the recipe's weight is \(64, 32\), it must be")):
+        network = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
+        before = everything(network)
+        with pytest.raises((RuntimeError, ValueError), match=error):
+            factorize(network, recipe)
+        assert everything(network) == before
+
+
+def test_a_deep_copy_is_merged_and_factorised_without_the_network_it_is_of():
+    network = factorize(small_vgg(), FedPara(), ["classifier.*"])
+    weight = network.features.conv1_2.weight
+    merged = merge(copy.deepcopy(network))
+    assert torch.equal(network.features.conv1_2.weight, weight)
+    assert torch.equal(merged.features.conv1_2.weight, weight)
+    recurrent = factorize(nn.LSTM(32, 32), FedPara(), ["weight_ih_l0"])
+    plain = recurrent.weight_ih_l0
+    factorize(copy.deepcopy(recurrent), FedPara(), ["weight_hh_l0"])
+    assert recurrent.weight_ih_l0 is plain
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_merged_weights_are_parameters_that_are_trained_as_their_factors_were(trained):
+    network = factorize(nn.Linear(32, 32), FedPara())
+    network.parametrizations.requires_grad_(trained)
+    with torch.no_grad():
+        merge(network)
+    assert {name: p.requires_grad for name, p in network.named_parameters()} == {"bias": True, "weight": trained}
+
+
+def test_where_nothing_is_left_to_factorise_dense_is_to_be_said():
+    for exclude in (["*"], ["1"]):  # the other one is too small
+        with pytest.raises(ValueError, match=r"no layer is left to factorise, .* take Dense\(\) .factorization=dense"):
+            factorize(nn.Sequential(nn.Linear(8, 3), nn.Linear(32, 32)), FedPara(), exclude)
+    network = nn.Sequential(nn.Linear(8, 3))
+    assert factorize(network, Dense(), ["*"]) is network
+
+
+@pytest.mark.parametrize("recipe", [FedPara(), EqualSizeLowRank(), PFedPara()], ids=["fedpara", "low rank", "pfedpara"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_layer_with_more_values_in_its_factors_stays_dense_unless_its_rank_is_given(recipe, caplog):
+    caplog.set_level("INFO")
+    layers = [nn.Linear(9, 3), nn.Linear(32, 32), nn.Linear(0, 5)]
+    network = factorize(nn.Sequential(*layers), recipe)
+    assert [name for name, _ in factorizations(network)] == ["1"]
+    first, last = caplog.messages
+    assert re.fullmatch(
+        r"0 stays dense: its factors of rank \d would have \d\d values, its weight \(3, 9\) has 27", first
+    )
+    assert last == "2 stays dense: its weight (5, 0) is empty"
+    given = replace(recipe, layers={"0": LayerRule(rank=2)})
+    assert dict(factorizations(factorize(nn.Sequential(nn.Linear(9, 3)), given)))["0"].rank == 2

@@ -59,7 +59,7 @@ def test_correction_is_the_gradient_of_the_penalty_with_tanh_and_proposition_3(s
 
 
 def test_a_low_rank_baseline_gets_no_correction():
-    callback, module = JacobianCorrection(1.0), factorize(MLP([16, 8, 3]), EqualSizeLowRank())
+    callback, module = JacobianCorrection(1.0), factorize(MLP([16, 8, 3]), EqualSizeLowRank(gamma=1.0))
     callback.on_train_start(None, module)
     module(torch.randn(2, 16)).sum().backward()
     assert not callback._jacobians

@@ -208,7 +208,7 @@ def test_an_interruption_ends_the_workers_at_once_and_leaves_nothing_behind(told
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, request):
-    options = {"recipe": PFedPara(), "dropout": 0.5, "max_epochs": 1}
+    options = {"recipe": PFedPara(gamma=1.0), "dropout": 0.5, "max_epochs": 1}
     executor = make_federation(executor=partial(ProcessesExecutor, workers=2), **options).executor
     request.addfinalizer(executor.close)
 
@@ -338,7 +338,7 @@ def test_what_is_laid_down_comes_back_as_it_was():
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), nn.LSTM(3, 4)])
 def test_a_factorised_network_goes_to_another_process(network):
-    factorize(network, FedPara(gamma=0.5))
+    factorize(network, FedPara(gamma=1.0))
     room = Room(0, 10**6)
     data, memory = dump(network, room), torch.zeros(10**6, dtype=torch.uint8)
     room.write(memory)

@@ -49,7 +49,9 @@ def cluster():
 def told(cluster, tmp_path_factory):
     """An executor whose clients do as they are told, and the folder to tell them in."""
     folder = tmp_path_factory.mktemp("told")
-    made = make_federation(recipe=PFedPara(), executor=partial(RayExecutor, inner=partial(Patient, folder=folder)))
+    made = make_federation(
+        recipe=PFedPara(gamma=1.0), executor=partial(RayExecutor, inner=partial(Patient, folder=folder))
+    )
     made.executor.try_one_example()
     yield made.executor, folder
     made.executor.close()
@@ -74,7 +76,7 @@ def assert_same(one, other):
 @pytest.mark.slow
 def test_two_rounds_are_serials_to_the_bit(told):
     """With what clients keep and remember."""
-    options = {"recipe": PFedPara(), "personal": ["*.0.[xy]2"], "clients_per_round": 4, "num_rounds": 2}
+    options = {"recipe": PFedPara(gamma=1.0), "personal": ["*.0.[xy]2"], "clients_per_round": 4, "num_rounds": 2}
     runs = []
     for executor in (SerialExecutor, lambda *_: told[0]):
         runs.append(make_federation(algorithm=Scaffold(), executor=executor, **options))

@@ -30,7 +30,9 @@ def export_dense(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
     for name, layer in list(merge(network).named_modules()):
         if isinstance(layer, LSTMLayer):
             network.set_submodule(name, layer.plain())
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    dense = network.state_dict()
+    # plain torch asks for every name, also of a tensor that two layers share; the file's tensors must not share memory
+    state = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in dense.items()}
     write_atomically(path, save(state, metadata))
 
 

@@ -1,6 +1,6 @@
 """Which tensors travel and which stay with the client: one declared split of a model's names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from pydantic import validate_call
@@ -14,20 +14,26 @@ class Split:
     Args:
         names: every name of the model's state.
         personal: fnmatch patterns of the names that never leave the client.
+        tied: other names of the same tensors, each with the one that is among `names`, as `first_names` gives them.
 
     Raises:
-        ValueError: a pattern matches no name.
+        ValueError: a pattern matches no name, or some but not all names of one tensor.
     """
 
     @validate_call
-    def __init__(self, names: Iterable[str], personal: list[str] | None = None) -> None:
-        names, personal = list(names), personal or []
+    def __init__(
+        self, names: Iterable[str], personal: list[str] | None = None, tied: Mapping[str, str] | None = None
+    ) -> None:
+        names, personal, tied = list(names), personal or [], tied or {}
         for pattern in personal:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(fnmatchcase(name, pattern) for name in [*names, *tied]):
                 hint = "; sharing=pfedpara needs factorization=pfedpara" if "parametrizations" in pattern else ""
                 raise ValueError(f"personal={pattern!r}: matches no parameter or buffer of the model{hint}")
         self.personal = [name for name in names if any(fnmatchcase(name, pattern) for pattern in personal)]
         self.shared = [name for name in names if name not in set(self.personal)]
+        for name, first in tied.items():
+            if any(fnmatchcase(name, pattern) for pattern in personal) != (first in self.personal):
+                raise ValueError(f"personal={personal}: must match both of {first} and {name}, one tensor, or none")
 
     def shared_part(self, state: State) -> State:
         """What travels."""

@@ -13,9 +13,21 @@ State = dict[str, Tensor]
 Parts = dict[str, State]  # what travels or what the server keeps: "model", and what an algorithm adds to it
 
 
+def first_names(module: nn.Module) -> dict[str, str]:
+    """Of every name in the module's `state_dict` the first name of its tensor: another one where layers share it."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in module.state_dict(keep_vars=True).items()}
+
+
+def tensors(module: nn.Module) -> State:
+    """Every parameter and buffer itself, without gradient; one that layers share is there once, by its first name."""
+    named = module.state_dict()
+    return {name: named[name] for name, first in first_names(module).items() if name == first}
+
+
 def read_state(module: nn.Module) -> State:
-    """A copy of every parameter and buffer of `module`, on the CPU: that is where the server is."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+    """A copy of `tensors(module)`, on the CPU: that is where the server is."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors(module).items()}
 
 
 def load_state(module: nn.Module, state: State) -> None:
@@ -24,7 +36,7 @@ def load_state(module: nn.Module, state: State) -> None:
     Raises:
         ValueError: the names of `state` are not exactly those of `module`.
     """
-    own = module.state_dict()
+    own = tensors(module)
     require_same_names(own, state)
     with torch.no_grad():
         for name, tensor in own.items():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fedpara.data.examples import DataSet, Examples, Normalize
-from fedpara.data.files import reading
+from fedpara.data.files import listed, reading
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOME = "https://datashare.ed.ac.uk/handle/10283/3192"
@@ -37,7 +37,7 @@ def cinic10(data_dir: str) -> DataSet:
 
 
 def _part(folder: Path) -> Examples:
-    files = {name: sorted((folder / name).glob("*.png")) for name in CLASSES}
+    files = {name: listed(folder / name, "*.png") for name in CLASSES}
     if missing := [name for name, paths in files.items() if not paths]:
         raise FileNotFoundError(f"{folder / missing[0]}: holds no *.png")
     with ThreadPoolExecutor() as pool:

@@ -1,18 +1,21 @@
 """Data sets on disk: found and verified, or downloaded from their home; what cannot be read is one line."""
 
+import gzip
 import hashlib
 import json
 import os
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pooch
 
 REMEMBERED = ".fedpara_verified.json"
+LARGEST = 2**30  # bytes that a compressed file may hold; the largest one has 47 million
 
 
 @contextmanager
@@ -32,6 +35,25 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise ValueError(f"{path}: not {what} ({reason})") from error
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """A folder's files of a pattern in order, without the `._` companions that macOS puts beside files."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("._"))
+
+
+def place(path: Path) -> Path:
+    """The file, or the same without `.gz` where only that is there."""
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    return plain if plain.is_file() and not path.is_file() else path
+
+
+def unpacked(path: Path) -> bytes:
+    """What a file holds, decompressed where its first two bytes are gzip's, whatever its name is."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as stream:
+        return stream.read(LARGEST + 1)
+
+
 @dataclass(frozen=True)
 class Loose:
     """A folder of files in its standard layout, each with a home of its own.
@@ -39,18 +61,21 @@ class Loose:
     Attributes:
         folder: where they are beneath the data folder.
         url: what precedes a file's name in its address; empty where there is no home.
-        files: MD5 of each file, by its name.
+        files: MD5 of each file as its home has it, by its name.
+        contents: MD5 of what a compressed file holds, by its name: it may lie there without `.gz`, or compressed anew.
     """
 
     folder: str
     url: str
     files: Mapping[str, str]
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def download(self, data_dir: Path) -> None:
         """Fetch what is missing, verified, with a progress bar."""
         folder = data_dir / self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        for name, md5 in self.files.items():
+        for name in _missing(self, data_dir):
+            md5 = self.files[name]
             pooch.retrieve(self.url + name, f"md5:{md5}", path=folder, fname=name, progressbar=True)
 
 
@@ -74,7 +99,22 @@ class Archive:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as temporary:
             file = pooch.retrieve(self.url, f"md5:{self.md5}", path=temporary, fname="archive.tar.gz", progressbar=True)
-            with tarfile.open(file) as tar:
+            self._unpack(Path(file), data_dir)
+
+    def unpack(self, data_dir: Path) -> None:
+        """Put the folder beside the archive where that lies in the data folder, whole or without its `.gz`.
+
+        Raises:
+            ValueError: what lies there is not the archive.
+        """
+        archive = place(data_dir / self.url.rpartition("/")[2])
+        if archive.is_file():
+            with reading(archive, f"an archive of {self.folder}"):
+                self._unpack(archive, data_dir)
+
+    def _unpack(self, archive: Path, data_dir: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".unpack-") as temporary:
+            with tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")
             target = data_dir / self.folder
             target.mkdir(exist_ok=True)
@@ -83,7 +123,7 @@ class Archive:
 
 
 def present(source: Archive | Loose, data_dir: Path, *others: Archive | Loose) -> Path:
-    """The folder, its files verified; downloaded first where files are missing.
+    """The folder, its files verified; unpacked, else downloaded first where files are missing.
 
     Args:
         source: what is looked for, and downloaded.
@@ -95,6 +135,8 @@ def present(source: Archive | Loose, data_dir: Path, *others: Archive | Loose) -
     """
     source = next((one for one in (source, *others) if not _missing(one, data_dir)), source)
     folder = data_dir / source.folder
+    if isinstance(source, Archive) and _missing(source, data_dir):
+        source.unpack(data_dir)
     if missing := _missing(source, data_dir):
         try:
             source.download(data_dir)
@@ -103,34 +145,50 @@ def present(source: Archive | Loose, data_dir: Path, *others: Archive | Loose) -
                 f"{folder}: missing {', '.join(missing)}, and {source.url} cannot be fetched "
                 f"({_first_line(error)}); put the files there or set paths.data_dir (or DATA_DIR)"
             ) from error
-    _verify(folder, source.files)
+    _verify(folder, source)
     return folder
 
 
 def _missing(source: Archive | Loose, data_dir: Path) -> list[str]:
-    return [name for name in source.files if not (data_dir / source.folder / name).is_file()]
+    return [name for name in source.files if not place(data_dir / source.folder / name).is_file()]
 
 
-def _verify(folder: Path, files: Mapping[str, str]) -> None:
+def _verify(folder: Path, source: Archive | Loose) -> None:
     """Check each file's MD5 once; a file of the same size and time of change is not read again."""
     memory = folder / REMEMBERED
     try:
         known: dict[str, str] = dict(json.loads(memory.read_text()))
     except (OSError, ValueError, TypeError):
         known = {}
-    seen = {
-        name: f"{(folder / name).stat().st_size}:{(folder / name).stat().st_mtime_ns}:{md5}"
-        for name, md5 in files.items()
-    }
-    for name, md5 in files.items():
-        if known.get(name) == seen[name]:
-            continue
-        with (folder / name).open("rb") as stream:
-            found = hashlib.file_digest(stream, "md5").hexdigest()
-        if found != md5:
-            raise ValueError(f"{folder / name}: MD5 is {found}, expected {md5}; delete the file to fetch it again")
+    seen, contents = {}, source.contents if isinstance(source, Loose) else {}
+    for name, md5 in source.files.items():
+        path = place(folder / name)
+        seen[path.name] = f"{path.stat().st_size}:{path.stat().st_mtime_ns}:{md5}"
+        if known.get(path.name) != seen[path.name]:
+            _require_checksum(path, md5, contents.get(name))
     if known != seen:
         _remember(memory, seen)
+
+
+def _require_checksum(path: Path, md5: str, content_md5: str | None) -> None:
+    """The file is as its home has it, or holds the same.
+
+    Raises:
+        ValueError: neither.
+    """
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "md5").hexdigest()
+    if found != md5 and (content_md5 is None or _content_md5(path) != content_md5):
+        expected = md5 if path.suffix == ".gz" or content_md5 is None else content_md5
+        raise ValueError(f"{path}: MD5 is {found}, expected {expected}; delete the file to fetch it again")
+
+
+def _content_md5(path: Path) -> str | None:
+    """None where the file cannot be decompressed."""
+    try:
+        return hashlib.md5(unpacked(path)).hexdigest()
+    except (OSError, EOFError, zlib.error):
+        return None
 
 
 def _remember(memory: Path, seen: Mapping[str, str]) -> None:

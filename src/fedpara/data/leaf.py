@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedpara.data.examples import DataSet, Examples, Normalize
-from fedpara.data.files import reading
+from fedpara.data.files import listed, reading
 
 Read = Callable[[Any], np.ndarray]
 FEMNIST_NORMALIZE = Normalize((0.9615,), (0.1642,))  # measured on 300 writers; the background is white
@@ -29,11 +29,13 @@ def femnist(data_dir: str) -> DataSet:
 
     Raises:
         FileNotFoundError: there are no such files.
-        ValueError: a file is not what it should be.
+        ValueError: a file is not what it should be, or there is more than one npz.
     """
     folder = Path(data_dir) / "femnist"
-    packed = sorted(folder.glob("*.npz"))
+    packed = listed(folder, "*.npz")
     if packed and not (folder / "train").is_dir():
+        if len(packed) > 1:
+            raise ValueError(f"{folder}: holds {packed[0].name} and {packed[1].name}; keep one npz")
         return DataSet("femnist", *_packed(packed[0]), 62, FEMNIST_NORMALIZE)
     train, test = leaf(folder, _images, _classes(62), "data/femnist/preprocess.sh -s niid --sf 1.0 -k 0 -t sample")
     return DataSet("femnist", train, test, 62, FEMNIST_NORMALIZE)
@@ -48,7 +50,7 @@ def leaf(folder: Path, inputs: Read, labels: Read, command: str) -> tuple[Exampl
 
     Raises:
         FileNotFoundError: there are no such files.
-        ValueError: a file is not of LEAF's layout.
+        ValueError: a file is not of LEAF's layout; a part has no examples, or a user in two of its files.
     """
     owners: dict[str, int] = {}
     return _examples(folder / "train", inputs, labels, owners, command), _examples(
@@ -57,13 +59,22 @@ def leaf(folder: Path, inputs: Read, labels: Read, command: str) -> tuple[Exampl
 
 
 def _examples(folder: Path, inputs: Read, labels: Read, owners: dict[str, int], command: str) -> Examples:
-    files = sorted(folder.glob("*.json"))
+    files = listed(folder, "*.json")
     if not files:
         raise FileNotFoundError(
             f"{folder}: holds no *.json; make them with LEAF (github.com/TalwalkarLab/leaf): {command}; "
             "then set paths.data_dir (or DATA_DIR)"
         )
-    parts = [part for file in files for part in _users(file, inputs, labels)]
+    parts, found_in = [], dict[str, Path]()
+    for file in files:
+        for user, x, y in _users(file, inputs, labels):
+            if earlier := found_in.get(user):
+                way_out = "the files must be of one run of LEAF, delete those of the other"
+                raise ValueError(f"{file}: user {user} is in {earlier.name} too; {way_out}")
+            found_in[user] = file
+            parts.append((user, x, y))
+    if not any(len(y) for _, _, y in parts):
+        raise ValueError(f"{folder}: its {len(files)} *.json hold no examples")
     numbers = [np.full(len(y), owners.setdefault(user, len(owners))) for user, _, y in parts]
     x, y = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
     return Examples(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(np.concatenate(numbers)))
@@ -71,7 +82,9 @@ def _examples(folder: Path, inputs: Read, labels: Read, owners: dict[str, int], 
 
 def _users(file: Path, inputs: Read, labels: Read) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     with reading(file, "a file of LEAF"):
-        content = json.loads(file.read_text())
+        if not file.stat().st_size:
+            raise ValueError("the file is empty")
+        content = json.loads(file.read_bytes())  # UTF-8 wherever it runs, also with a mark at its start
         for user in content["users"]:
             x, y = inputs(content["user_data"][user]["x"]), labels(content["user_data"][user]["y"])
             if len(x) != len(y):

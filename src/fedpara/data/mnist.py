@@ -1,6 +1,5 @@
-"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017) from their four gzipped idx files."""
+"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017) from their four idx files, gzipped or not."""
 
-import gzip
 import math
 import struct
 from dataclasses import replace
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor
 
 from fedpara.data.examples import DataSet, Examples, Normalize
-from fedpara.data.files import Loose, present, reading
+from fedpara.data.files import Loose, place, present, reading, unpacked
 
 IMAGES, LABELS = "images-idx3-ubyte.gz", "labels-idx1-ubyte.gz"
-LARGEST = 2**30  # bytes unpacked; the largest of these files has 47 million
 
 
 def _md5s(*md5s: str) -> dict[str, str]:
@@ -31,6 +29,12 @@ MNIST = Loose(
         "9fb629c4189551a2d022fa330f9573f3",
         "ec29112dd5afa0611ce80d1b7f02629c",
     ),
+    contents=_md5s(
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
+    ),
 )
 FASHION_MNIST = Loose(
     folder="FashionMNIST/raw",
@@ -41,16 +45,15 @@ FASHION_MNIST = Loose(
         "bef4ecab320f06d8554ea6380940ec79",
         "bb300cfdad3c16e7a12a480ee83cd310",
     ),
-)
-DEBIAN_FASHION_MNIST = Loose(  # package dataset-fashion-mnist, compressed anew: paths.data_dir=/usr/share/datasets
-    folder="fashion-mnist",
-    url="",
-    files=_md5s(
-        "cf8536b0aa1a6ac5fa3f23001093305c",
-        "10bea18fdb374794d4bb42e356e600c9",
-        "f78720b4224f21cce2f2ccf2d7a94c9a",
-        "0d30e22e447f3c33dab9ed536400ac01",
+    contents=_md5s(
+        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a",
+        "15d484375f8d13e6eb1aabb0c3f46965",
     ),
+)
+DEBIAN_FASHION_MNIST = replace(  # package dataset-fashion-mnist, compressed anew: paths.data_dir=/usr/share/datasets
+    FASHION_MNIST, folder="fashion-mnist", url=""
 )
 
 
@@ -88,10 +91,10 @@ def read_idx(name: str, folder: Path, normalize: Normalize) -> DataSet:
 
 
 def _idx(path: Path, expected_axes: int) -> Tensor:
-    """An idx file of unsigned bytes: 0, 0, type 8, number of axes; their lengths; the values."""
+    """An idx file of unsigned bytes, gzipped or not: 0, 0, type 8, number of axes; their lengths; the values."""
+    path = place(path)
     with reading(path, "an idx file of bytes"):
-        with gzip.open(path) as stream:
-            content = stream.read(LARGEST + 1)
+        content = unpacked(path)
         zeros, kind, axes = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{axes}I", content, 4)
         if (zeros, kind, axes) != (0, 8, expected_axes) or len(content) != 4 + 4 * axes + math.prod(shape):

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from fedpara.data.examples import DataSet, Examples
-from fedpara.data.files import reading
+from fedpara.data.files import listed, reading
 from fedpara.data.leaf import leaf
 
 LENGTH = 80
 CHARACTERS = (
     "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"  # LEAF's 80, in its order
 )
-INDEX = np.full(256, CHARACTERS.index(" "), np.uint8)  # any other character counts as a space
+INDEX = np.full(256, CHARACTERS.index(" "), np.uint8)  # any other character counts as a space, as the last one here
 INDEX[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(len(CHARACTERS))
 TEST_SHARE = 0.1
 
@@ -54,9 +54,17 @@ def shakespeare(data_dir: str) -> DataSet:
 
 
 def speeches(folder: Path) -> dict[str, list[str]]:
-    """What each role, named `play/NAME`, says, line by line; empty where the folder holds no plays."""
+    """What each role, named `play/NAME`, says, line by line; empty where the folder holds no plays.
+
+    Raises:
+        ValueError: two files hold a play of one name.
+    """
     roles = defaultdict(list)
-    for play, text in _plays(folder):
+    found_in: dict[str, str] = {}
+    for play, source, text in _plays(folder):
+        if earlier := found_in.get(play):
+            raise ValueError(f"{source}: {play} is in {earlier} too; keep one of them")
+        found_in[play] = source
         _, _, body = text.partition("\nACT I")  # title and dramatis personae come before
         role = None
         for line in re.sub(r"\[[^]]*\]", "", body).splitlines():  # stage directions stand in brackets
@@ -70,21 +78,35 @@ def speeches(folder: Path) -> dict[str, list[str]]:
     return roles
 
 
-def _plays(folder: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(folder.rglob("*.txt")):
-        yield path.stem, path.read_text("latin-1")
-    for path in sorted(folder.glob("*.tar*")):
+def _plays(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Each play's name, where it was found, and its text."""
+    for path in listed(folder, "**/*.txt"):
+        yield path.stem, str(path), _decoded(path.read_bytes())
+    for path in listed(folder, "*.tar*"):
         with reading(path, "a tar archive of plays"), tarfile.open(path) as tar:
             for member in sorted(tar.getmembers(), key=lambda member: member.name):
-                if member.isfile() and member.name.endswith(".txt"):  # read in place: nothing is unpacked
+                name = Path(member.name)
+                if (
+                    member.isfile() and name.suffix == ".txt" and not name.name.startswith("._")
+                ):  # read in place: nothing is unpacked
                     stream = tar.extractfile(member)
                     assert stream is not None
-                    yield Path(member.name).stem, stream.read().decode("latin-1")
+                    yield name.stem, f"{path}/{name}", _decoded(stream.read())
+
+
+def _decoded(text: bytes) -> str:
+    """UTF-8, else Latin-1, in which anything can be read; lines end as on Unix."""
+    try:
+        decoded = text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        decoded = text.decode("latin-1")
+    return decoded.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _indices(text: str) -> np.ndarray:
     """(len(text),) uint8 indices into `CHARACTERS`."""
-    return INDEX[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)]
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return INDEX[np.minimum(codes, len(INDEX) - 1)]
 
 
 def _windows(texts: list[np.ndarray]) -> Examples:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedpara.nn import Factorization
-from fedpara.state import State
+from fedpara.state import State, tensors
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -81,10 +81,12 @@ class Folded(nn.Module):
         self.sizes: Sequence[int] = ()
         self.generators: Sequence[torch.Generator] = ()
         self.network = copy.deepcopy(network)
+        stacks: dict[nn.Parameter, nn.Parameter] = {}
         for name, layer in list(self.network.named_modules()):
-            self._fold(name, layer)
+            self._fold(name, layer, stacks)
 
-    def _fold(self, name: str, layer: nn.Module) -> None:
+    def _fold(self, name: str, layer: nn.Module, stacks: dict[nn.Parameter, nn.Parameter]) -> None:
+        """One layer; `stacks` are the parameters so far and what became of them, for layers that share one."""
         own = [key for key, value in layer._parameters.items() if value is not None]
         forward = next((FOLDED[kind] for kind in FOLDED if isinstance(layer, kind)), None)
         if isinstance(layer, nn.Dropout):
@@ -99,21 +101,21 @@ class Folded(nn.Module):
         for key in own:
             parameter = layer._parameters[key]
             assert parameter is not None
-            stacked = parameter.detach().new_empty(self.num_clients, *parameter.shape)
-            layer._parameters[key] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
+            if parameter not in stacks:
+                stacked = parameter.detach().new_empty(self.num_clients, *parameter.shape)
+                stacks[parameter] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
+            layer._parameters[key] = stacks[parameter]
 
     def load(self, states: Sequence[State]) -> None:
         """One state for each client."""
         with torch.no_grad():
-            for name, tensor in self.network.state_dict().items():
+            for name, tensor in tensors(self.network).items():
                 for own, state in zip(tensor, states, strict=True):
                     own.copy_(state[name])
 
     def read(self, client: int) -> State:
         """A copy of one client's state, on the CPU."""
-        return {
-            name: tensor[client].detach().to("cpu", copy=True) for name, tensor in self.network.state_dict().items()
-        }
+        return {name: tensor[client].to("cpu", copy=True) for name, tensor in tensors(self.network).items()}
 
     def draw(self, inputs: Tensor, probability: float) -> Tensor:
         """The factors of a dropout, 0 or 1 / probability, drawn by each client for its own examples."""
@@ -145,7 +147,7 @@ def require_foldable(network: nn.Module, example: Tensor) -> None:
     network = copy.deepcopy(network).double().cpu().eval()  # where no products are rounded to TF32
     example = example.cpu().double() if example.is_floating_point() else example.cpu()
     folded = Folded(network, 3).eval()
-    states = [{n: t + 0.1 * k * torch.randn_like(t) for n, t in network.state_dict().items()} for k in range(3)]
+    states = [{n: t + 0.1 * k * torch.randn_like(t) for n, t in tensors(network).items()} for k in range(3)]
     folded.load(states)
     examples = [example + 0.1 * k * torch.randn_like(example) for k in range(3)]
     alone = [torch.func.functional_call(network, s, (e,)) for s, e in zip(states, examples, strict=True)]

@@ -93,6 +93,8 @@ class GradientCorrection(Callback):
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
+                if not parameter.requires_grad:  # with a gradient, were it zero, weight decay would move it
+                    continue
                 if parameter.grad is None:  # not in this step's graph; an algorithm moves it all the same
                     parameter.grad = torch.zeros_like(parameter)
                 if self.correction.proximal and name in self._anchor:

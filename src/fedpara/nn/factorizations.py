@@ -7,12 +7,11 @@ Any factor may have dimensions in front of those that are named: the two branche
 composed by the same two batched products, and so are many clients' weights (`fedpara.execution.folding`).
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fedpara.nn.ranks import Shape
 
@@ -65,29 +64,50 @@ class TanhProduct(torch.autograd.Function):
     large = 2**19
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        """From (..., 2, m, R) and (..., 2, n, R) to (..., m, n)."""
+    def forward(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """From (..., 2, m, R) and (..., 2, n, R) to (..., m, n), and after it what the backward pass takes."""
         if x.is_cpu:
             tanh = _times(x, -2 * y.mT).sigmoid_()
             torch.sub(ONE, tanh, alpha=2, out=tanh)
         else:
             tanh = _times(x, y.mT).tanh_()
         first, second = tanh.unbind(-3)
-        ctx.large = first.numel() >= TanhProduct.large and first.dim() == 2 and first.itemsize >= 4
-        if not ctx.large:
-            ctx.save_for_backward(x, y, tanh)
-            return first * second
-        ctx.save_for_backward(x, y, tanh, first)
-        return second.mul_(first.add_(TINY))
+        if first.numel() < TanhProduct.large or first.dim() > 2 or first.itemsize < 4:
+            return first * second, tanh
+        return second.mul_(first.add_(TINY)), tanh, first
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, product: Tensor) -> tuple[Tensor, Tensor]:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+        """Keep the factors and the tanh, which nobody differentiates."""
+        _, *kept = output
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, *kept)
+
+    @staticmethod
+    def backward(ctx: Any, product: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        """To X and Y, once."""
+        return TanhProductGradient.apply(product, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(
+        info: Any, dimensions: tuple[int | None, ...], *factors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """A batch of factors is one dimension more in front."""
+        outputs = TanhProduct.apply(*_in_front(info.batch_size, dimensions, factors))
+        return outputs, (0,) * len(outputs)
+
+
+class TanhProductGradient(torch.autograd.Function):
+    """The backward pass of `TanhProduct`, a function of its own, since it works in place on what it makes."""
+
+    @staticmethod
+    def forward(product: Tensor, x: Tensor, y: Tensor, tanh: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor]:
         """To each branch's product (1 - tanh^2) times the other's tanh, and on to X and Y."""
-        x, y, tanh, *kept = ctx.saved_tensors
         times_derivative = torch.ops.aten.tanh_backward.grad_input
         gradient = tanh.flip(-3)
-        if ctx.large:
+        product = product if product.dim() == 2 else product.unsqueeze(-3)  # for both branches
+        if kept:
             (first,) = kept
             to_first, to_second = gradient.unbind(-3)
             to_first.div_(first)
@@ -95,9 +115,31 @@ class TanhProduct(torch.autograd.Function):
             times_derivative(to_first, first, grad_input=to_first)
             gradient.mul_(product)
         else:
-            gradient.mul_(product.unsqueeze(-3))
+            gradient.mul_(product)
             times_derivative(gradient, tanh, grad_input=gradient)
         return _times(gradient, y), _times(gradient.mT, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        """There is no second derivative of what works in place."""
+        raise RuntimeError("a tanh product is differentiated once only; for more take the formula, Hadamard.compose")
+
+    @staticmethod
+    def vmap(
+        info: Any, dimensions: tuple[int | None, ...], *tensors: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """A batch is one dimension more in front."""
+        return TanhProductGradient.apply(*_in_front(info.batch_size, dimensions, tensors)), (0, 0)
+
+
+def _in_front(size: int, dimensions: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each with its dimension of the batch first; one that has none is the same for all."""
+    pairs = zip(dimensions, tensors, strict=True)
+    return [t.expand(size, *t.shape) if d is None else t.movedim(d, 0) for d, t in pairs]
 
 
 class Factorization(nn.Module):
@@ -204,11 +246,12 @@ class Hadamard(Factorization):
         return first * second
 
     def composed(self) -> Tensor:
-        """As `compose`, the gradient not to be differentiated once more."""
-        if self.nonlinearity is not torch.tanh:
+        """As `compose`, the gradient not to be differentiated once more; a compiler fuses the formula itself."""
+        if self.nonlinearity is not torch.tanh or torch.compiler.is_compiling():
             return super().composed()
         factors = self.factors
-        unfolding: Tensor = TanhProduct.apply(_rows(factors["x"], factors.get("t")), factors["y"])
+        unfolding: Tensor
+        unfolding, *_ = TanhProduct.apply(_rows(factors["x"], factors.get("t")), factors["y"])
         return unfolding if torch.is_grad_enabled() else unfolding.clone()  # to be kept without what lies beside it
 
     def branches(self) -> list[Factors]:

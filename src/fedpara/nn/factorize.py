@@ -4,7 +4,9 @@
 again, with the same outputs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import field
 from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
@@ -14,12 +16,14 @@ import torch
 from pydantic import ConfigDict, Field, validate_call
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
 from fedpara.nn.initialization import INITIALIZATIONS
 from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, tucker_size
 
+log = logging.getLogger(__name__)
 STRICT = ConfigDict(extra="forbid")
 FACTORIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 InitializationName = Literal["variance", "variance_core", "he", "he_fan_in", "he_fan_out"]
@@ -41,7 +45,10 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, config=STRICT)
 class LayerRule:
-    """What differs for the layers of one pattern: another gamma, or a rank given outright."""
+    """What differs for the layers of one pattern: another gamma, or a rank given outright.
+
+    A rank that is given is taken, also where its factors outnumber the weight.
+    """
 
     gamma: Annotated[float, Field(ge=0, le=1)] | None = None
     rank: Annotated[int, Field(ge=1)] | None = None
@@ -72,18 +79,29 @@ class FedPara:
 
     def rank(self, name: str, shape: Shape) -> int:
         """R of the layer `name`, whose dense weight has `shape`."""
-        rule = next((r for pattern, r in (self.layers or {}).items() if fnmatchcase(name, pattern)), LayerRule())
+        rule = self._rule(name)
         if rule.rank is not None:
             return rule.rank
         return self._rank(shape, self.gamma if rule.gamma is None else rule.gamma)
 
+    def _rule(self, name: str) -> LayerRule:
+        return next((r for pattern, r in (self.layers or {}).items() if fnmatchcase(name, pattern)), LayerRule())
+
     def _rank(self, shape: Shape, gamma: float) -> int:
         return hadamard_rank(*self._sides(shape), prod(shape), partial(self._size, shape), gamma)
 
-    def __call__(self, name: str, weight: Tensor) -> Factorization:
-        """The factorisation of one layer, initialised."""
+    def __call__(self, name: str, weight: Tensor) -> Factorization | None:
+        """The factorisation of one layer, initialised; None, and a line in the log, where it has more values than W."""
         shape = tuple(weight.shape)
+        if not weight.numel():
+            log.info("%s stays dense: its weight %s is empty", name, shape)
+            return None
         made = self._make(shape, self.rank(name, shape), self._tucker(shape))
+        values = sum(factor.numel() for factor in made.parameters())
+        if values > weight.numel() and self._rule(name).rank is None:
+            text = "%s stays dense: its factors of rank %d would have %d values, its weight %s has %d"
+            log.info(text, name, made.rank, values, shape, weight.numel())
+            return None
         INITIALIZATIONS[self.initialization](made, weight)
         return made
 
@@ -134,53 +152,156 @@ class PFedPara(FedPara):
 class Dense(FedPara):
     """No factorisation: the original network. Takes FedPara's arguments, so that the two are exchanged by a word."""
 
-    def __call__(self, name: str, weight: Tensor) -> None:  # type: ignore[override]
+    def __call__(self, name: str, weight: Tensor) -> None:
         """Leave the layer as it is."""
         return
+
+
+@dataclass(config={"arbitrary_types_allowed": True})
+class Weight:
+    """A weight that can be factorised, once for all layers that hold it.
+
+    Attributes:
+        names: of its layers, or its own where a layer has several; it goes by the first.
+        holders: each layer once, with the weight's name there.
+        elsewhere: names in modules of other kinds that hold it too.
+    """
+
+    names: list[str] = field(default_factory=list)
+    holders: list[tuple[nn.Module, str]] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+
+    @property
+    def parameter(self) -> nn.Parameter | None:
+        """The weight itself; None where something composes it anew for every use."""
+        layer, tensor = self.holders[0]
+        return layer._parameters.get(tensor)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is not to be trained."""
+        parameters = self.holders[0][0].parameters() if self.parameter is None else [self.parameter]
+        return not any(parameter.requires_grad for parameter in parameters)
+
+    def matches(self, patterns: Sequence[str]) -> bool:
+        """Whether one of its names is of one of the patterns."""
+        return any(fnmatchcase(name, pattern) for name in self.names for pattern in patterns)
+
+    def __str__(self) -> str:
+        """Its names, for a message."""
+        first, *others = self.names
+        return f"{first} (tied to {', '.join(others)})" if others else first or "the layer"
+
+    def require_plain(self) -> nn.Parameter:
+        """The weight itself, one that factors can stand for.
+
+        Raises:
+            ValueError: it is not; the message names it.
+        """
+        weight, way_out = self.parameter, "name it in exclude (model.keep_dense)"
+        if weight is None:
+            by = "a parametrisation or a hook (weight norm, spectral norm, pruning, factors) composes its weight"
+            raise ValueError(f"{self}: {by} already; remove that first, or {way_out}")
+        if isinstance(weight, UninitializedParameter):
+            raise ValueError(f"{self}: its weight has no shape yet; run the network on a batch first")
+        if self.elsewhere:
+            raise ValueError(f"{self}: its weight is also {self.elsewhere[0]}, of no layer with factors; {way_out}")
+        if not weight.is_floating_point():
+            raise ValueError(f"{self}: its weight is {weight.dtype}, factors are real numbers; {way_out}")
+        return weight
 
 
 @validate_call(config={"arbitrary_types_allowed": True})
 def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None, num_dense: int = 0) -> nn.Module:
     """Replace the weights of every `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` by factorisations, in place.
 
-    Biases and norms stay. A weight goes by its layer's name, or by its own where a layer has several: recurrent layers'
-    (`lstm.weight_hh_l0`), which torch composes ten times a forward pass; `models/char_lstm.py` does it once.
+    Biases and norms stay, and so do frozen weights. A weight goes by its layer's name, or by its own where a layer has
+    several: recurrent layers' (`lstm.weight_hh_l0`), which torch composes ten times a forward pass;
+    `models/char_lstm.py` does it once. Layers that share a weight share its factors; it goes by the first one's name.
 
     Args:
         recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or anything of the protocol `Recipe`.
-        exclude: fnmatch patterns of names that stay dense.
+        exclude: fnmatch patterns of names that stay dense; of a shared weight any name will do.
         num_dense: the first so many of the others stay dense too: a hybrid network, as Pufferfish (Wang et al. 2021).
 
     Raises:
-        ValueError: a pattern matches no name, so that a misspelt one cannot go unnoticed; or nothing but dense is left.
+        ValueError: a pattern matches no name, so that a misspelt one cannot go unnoticed; nothing but dense is left; or
+            a weight cannot be factorised: composed by something else already, held by another kind of module too, not
+            of real numbers, without a shape yet. The network is then as it was.
     """
-    weights = dict(_weights(network))
+    weights = _weights(network)
     exclude = exclude or []
-    for pattern in [*exclude, *recipe.patterns]:
-        if not any(fnmatchcase(name, pattern) for name in weights):
-            raise ValueError(f"pattern={pattern!r}: matches no layer; layers are {', '.join(weights) or 'none'}")
-    chosen = [name for name in weights if not any(fnmatchcase(name, pattern) for pattern in exclude)]
+    _require_matches(weights, exclude, recipe.patterns)
+    chosen = [weight for weight in weights if not weight.matches(exclude) and not weight.frozen]
     if num_dense and not 0 < num_dense < len(chosen):
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than there are layers")
-    for name in chosen[num_dense:]:
-        layer, tensor = weights[name]
-        weight = getattr(layer, tensor)
-        made = recipe(name, weight.detach())
-        if made is not None:
-            made.to(weight.device, weight.dtype)
-            parametrize.register_parametrization(layer, tensor, made)
+    if isinstance(recipe, Dense):
+        return network
+    made = _factors(recipe, chosen[num_dense:])
+    if not made:
+        left = "each one is excluded, frozen or smaller than its factors"
+        raise ValueError(f"no layer is left to factorise, {left}; take Dense() (factorization=dense)")
+    for weight, factors in made:
+        for layer, tensor in weight.holders:
+            _own_class(layer)
+            parametrize.register_parametrization(layer, tensor, factors)
     return network
 
 
-def _weights(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
-    """What can be factorised: its name, its layer and its name there."""
-    for name, layer in network.named_modules():
-        if isinstance(layer, FACTORIZABLE):
-            yield name, (layer, "weight")
-        elif isinstance(layer, nn.RNNBase):
-            for tensor, _ in layer.named_parameters():
-                if tensor.startswith("weight"):
-                    yield f"{name}.{tensor}".removeprefix("."), (layer, tensor)
+def _factors(recipe: Recipe, weights: Sequence[Weight]) -> list[tuple[Weight, Factorization]]:
+    """What the recipe makes of the weights, which stay as they are: all that can fail does so here."""
+    plain, made = [weight.require_plain() for weight in weights], []
+    for weight, dense in zip(weights, plain, strict=True):
+        if (factors := recipe(weight.names[0], dense.detach())) is not None:
+            factors.to(dense.device, dense.dtype)
+            with torch.no_grad():
+                shape = factors().shape
+            if shape != dense.shape:
+                raise ValueError(f"{weight}: the recipe's weight is {tuple(shape)}, it must be {tuple(dense.shape)}")
+            made.append((weight, factors))
+    return made
+
+
+def _require_matches(weights: Sequence[Weight], exclude: Sequence[str], rules: Sequence[str]) -> None:
+    """Each pattern is of a layer; those of rules of the name that the weight goes by."""
+    layers = ", ".join(map(str, weights)) or "none"
+    for pattern in exclude:
+        if not any(weight.matches([pattern]) for weight in weights):
+            raise ValueError(f"pattern={pattern!r}: matches no layer; layers are {layers}")
+    for pattern in rules:
+        if not any(fnmatchcase(weight.names[0], pattern) for weight in weights):
+            raise ValueError(f"pattern={pattern!r}: matches no layer; layers are {layers}")
+
+
+def _weights(network: nn.Module) -> list[Weight]:
+    """What can be factorised, each once."""
+    found: dict[Hashable, Weight] = {}
+    for name, layer in network.named_modules(remove_duplicate=False):
+        for tensor in _factorizable(layer):
+            weight = found.setdefault(layer._parameters.get(tensor, (layer, tensor)), Weight())
+            weight.names.append(f"{name}.{tensor}".removesuffix(".weight").removeprefix("."))
+            if (layer, tensor) not in weight.holders:
+                weight.holders.append((layer, tensor))
+    for name, module in network.named_modules():
+        for tensor in module._parameters.keys() - _factorizable(module):
+            if shared := found.get(module._parameters[tensor]):
+                shared.elsewhere.append(f"{name}.{tensor}".removeprefix("."))
+    return list(found.values())
+
+
+def _factorizable(layer: nn.Module) -> list[str]:
+    """The names of a layer's weights, the layer's own: `weight`, or those of a recurrent layer."""
+    if isinstance(layer, FACTORIZABLE):
+        return ["weight"]
+    names = layer._flat_weights_names if isinstance(layer, nn.RNNBase) else []
+    return [name for name in names if name.startswith("weight")]
+
+
+def _own_class(layer: nn.Module) -> None:
+    """A layer with parametrizations shares its class with its deep copies; what is added or removed is there."""
+    if parametrize.is_parametrized(layer):
+        shared = type(layer)
+        layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
@@ -191,10 +312,19 @@ def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
             yield f"{layer}.{tensor}".removesuffix(".weight").removeprefix("."), module
 
 
+@torch.no_grad()
 def merge(network: nn.Module) -> nn.Module:
-    """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit."""
+    """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit.
+
+    A deep copy of the network is another one, and stays factorised. Layers that shared factors share a weight.
+    """
+    merged: dict[tuple[nn.Module, ...], nn.Parameter] = {}
     for layer in list(network.modules()):
-        for tensor, (made, *_) in list(getattr(layer, "parametrizations", {}).items()):
-            if isinstance(made, Factorization):
+        for tensor, steps in list(getattr(layer, "parametrizations", {}).items()):
+            if isinstance(steps[0], Factorization):
+                trained = any(factor.requires_grad for factor in steps.parameters())
+                _own_class(layer)
                 parametrize.remove_parametrizations(layer, tensor, leave_parametrized=True)
+                weight = merged.setdefault(tuple(steps), nn.Parameter(getattr(layer, tensor), trained))
+                setattr(layer, tensor, weight)
     return network
