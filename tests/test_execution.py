@@ -416,9 +416,10 @@ def test_no_two_purposes_epochs_or_tasks_share_a_stream(monkeypatch, make):
     data, state = federation.executor.datamodule, federation.executor.initial_state()
     data.transform = CropAndFlip(1)
     data.setup()
+    tasks = [ClientTask(client, state, 1.0, seed=7 + client) for client in range(3)]
+    list(federation.executor.run(tasks))  # the first of all looks at a batch besides
     monkeypatch.setattr(torch, "Generator", Recorded)
     monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seed_all(seed))
-    tasks = [ClientTask(client, state, 1.0, seed=7 + client) for client in range(3)]
     assert all(isinstance(result, LocalResult) for result in federation.executor.run(tasks))
     assert len(seeds) == 3 * (1 + 2 * (1 + 1 + 2))  # of each epoch the order, the seeds of its two batches, and those
     assert len(set(seeds)) == len(seeds)

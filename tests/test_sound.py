@@ -34,7 +34,7 @@ from fedpara.execution import (
 from fedpara.execution.onednn import contiguous, is_affected
 from fedpara.execution.serial import OF_EVERY_FIT
 from fedpara.models import MLP, VGG, ClassificationModule
-from fedpara.nn import FedPara, factorize
+from fedpara.nn import Dense, FedPara, factorize
 
 
 class Shortcuts(nn.Module):
@@ -59,7 +59,7 @@ class Shortcuts(nn.Module):
 class LayersAlone(nn.Sequential):
     """As `Shortcuts`, so that it can be folded."""
 
-    keep_dense = ["0", "7"]
+    recipe = Dense()
 
     def __init__(self):
         first = nn.Conv2d(1, 6, 3, padding=1), nn.Tanh()
@@ -80,7 +80,7 @@ def large_images():
 def made_of(network, executor=SerialExecutor, images=tiny_images, batch_size=8, epochs=2, lone="keep", **options):
     torch.manual_seed(0)
     network = network()
-    factorize(network, FedPara(gamma=0.5), exclude=getattr(network, "keep_dense", None))
+    factorize(network, getattr(network, "recipe", FedPara(gamma=0.5)), exclude=getattr(network, "keep_dense", None))
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=0.1), 3)
     data = FederatedDataModule(
         images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=batch_size, lone_example=lone
