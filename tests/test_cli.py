@@ -166,7 +166,7 @@ class Accident(FederationCallback):
 class Forked:
     """In place of `subprocess.Popen`: a job forked from this process, which has the imports behind it."""
 
-    def __init__(self, command, env, stdout):
+    def __init__(self, command, env, stdout, cwd):
         self.number = os.fork()
         if self.number == 0:
             status = 1
@@ -293,9 +293,7 @@ def test_a_job_that_fails_before_its_first_round_says_so_in_its_folder_and_in_wa
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tmp_path / "sweep" / override
-    folder.mkdir(parents=True)
-    (folder.parent / "multirun.yaml").touch()
-    assert shell(*SMALL, "logger=wandb", override, f"hydra.run.dir='{folder}'")[0] == 2
+    assert shell(*SMALL, "logger=wandb", override, f"hydra.run.dir='{folder}'", "hydra.job.num=0")[0] == 2
     run, line = Run(folder), line.format(tmp_path)
     assert run.state == "failed"
     assert run.summary["error"].startswith(line)

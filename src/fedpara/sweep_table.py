@@ -6,6 +6,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedpara.record import size
@@ -21,7 +22,7 @@ class SweepTable(Callback):
         """One row a job, whichever process ran it; beneath the table, why jobs failed."""
         runs = find_runs(Path(config.hydra.sweep.dir))
         console = Console(width=None if Console().is_terminal else 120)
-        console.print(table(runs, title=str(config.hydra.sweep.dir)))
+        console.print(table(runs, title=escape(str(config.hydra.sweep.dir))))
         unfinished[:] = [run.name for run in runs if run.state != "finished"]
         for run in runs:
             if "error" in run.summary:
@@ -31,10 +32,12 @@ class SweepTable(Callback):
 def table(runs: list[Run], title: str) -> Table:
     """What varies between runs, last and best accuracy, what was sent, wall time, state."""
     varying = axes(runs)
-    made = Table(*(varying or ["run"]), "accuracy", "best", "sent", "vs dense", "seconds", "state", title=title)
+    made = Table(
+        *map(escape, varying or ["run"]), "accuracy", "best", "sent", "vs dense", "seconds", "state", title=title
+    )
     for number, run in enumerate(runs):
         names = [values[number] for values in varying.values()] or [run.name]
-        made.add_row(*names, *_outcome(run), run.state)
+        made.add_row(*map(escape, names), *_outcome(run), run.state)
     return made
 
 
