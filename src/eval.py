@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedpara.configuration import ConfigurationError, blame, one_line, read_resolved, require_nodes
 from fedpara.overrides import FOLDERS, escaped
 from fedpara.runs import Run
-from fedpara.trust import require_trusted, targets, trusted_names
+from fedpara.trust import require_resolved, require_trusted, targets, trusted_names
 from train import GROUPS, Experiment, build_experiment, build_federation
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"run={folder}: its config.yaml cannot be used ({one_line(error)})") from error
     built = {key: value for key, value in resolved.items() if key not in NOT_BUILT}
+    require_resolved(f"run={folder}", built)
     require_trusted(f"run={folder}", built, [*trusted, *targets(OmegaConf.to_container(typed))])
     _find_data(cfg, OmegaConf.select(typed, "paths.data_dir"), folder)
     experiment = build_experiment(cfg)

@@ -40,7 +40,7 @@ from fedpara.files import UnusableFile, reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.overrides import FOLDERS, absolute, absolute_folder, assignment, escaped, folder_text
 from fedpara.runs import Run, leaves, read_rows
-from fedpara.trust import require_trusted_overrides, trusted_names
+from fedpara.trust import require_resolved, require_trusted_overrides, trusted_names
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
@@ -99,6 +99,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         _require_patterns(cfg.model)
     with blame(cfg, "model.network"):
         network = instantiate(cfg.model.network)
+        _require_real(network)
     dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
         options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
@@ -242,6 +243,16 @@ def _require_patterns(model: DictConfig) -> None:
             raise ValueError(f"{name}={value!r}: must be a list of patterns of names")
 
 
+def _require_real(network: "nn.Module") -> None:
+    """What travels is real: a complex tensor has no place in a codec, nor in a factorisation."""
+    wrong = [name for name, tensor in network.state_dict().items() if tensor.is_complex()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{', '.join(wrong[:3])}{more}: must be real, complex parameters cannot be sent; keep two halves"
+        )
+
+
 def _require_learning_rate(optimizer: DictConfig) -> None:
     """The one value that everybody sets: torch takes NaN for it, and of a word it only says that it is no number."""
     if "lr" in optimizer and not (isinstance(optimizer.lr, int | float) and 0 <= optimizer.lr < math.inf):
@@ -319,12 +330,13 @@ def run_name(folder: str) -> str:
 def run_title(folder: str, choices: str) -> str:
     """What a person reads in a list: of a sweep's job what varies, of any other what was chosen and when."""
     path = Path(folder)
-    return path.name.replace("_", " ") if sweep.is_job(HydraConfig.get()) else f"{choices} {path.name}"
+    title = path.name.replace("_", " ") if sweep.is_job(HydraConfig.get()) else f"{choices} {path.name}"
+    return title[:128]  # what W&B takes
 
 
 def run_group(folder: str, experiment: str) -> str:
     """The sweep of a job; of any other run the experiment."""
-    return Path(folder).parent.name if sweep.is_job(HydraConfig.get()) else experiment
+    return Path(folder).parent.name[-128:] if sweep.is_job(HydraConfig.get()) else experiment
 
 
 OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value), replace=True)
@@ -360,6 +372,7 @@ def run(cfg: DictConfig, build: Build = build) -> float | None:
     folder = Path(cfg.paths.output_dir)
     try:
         if cfg.resume:
+            require_resolved(f"resume={cfg.resume}", OmegaConf.to_container(cfg, resolve=True))
             _check_same(cfg, Path(cfg.resume))
         with blame(cfg, "paths.output_dir"):
             reservation = reserve(folder)

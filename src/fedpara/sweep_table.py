@@ -1,5 +1,6 @@
 """A table of all jobs at the end of `python src/train.py -m ...`."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,22 @@ from rich.table import Table
 
 from fedpara.record import size
 from fedpara.runs import Run, axes, find_runs
+from fedpara.sweep import minimises
+
+log = logging.getLogger(__name__)
 
 unfinished: list[str] = []  # jobs of the sweep that this process ran, for its exit status
 
 
 class SweepTable(Callback):
     """Reads the run folders of a sweep and prints what varied and what came of it."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say so where a sweeper would look for the worst."""
+        if minimises(config.hydra.sweeper):
+            log.warning(
+                "hydra.sweeper looks for the least accuracy; it is to maximise, as hydra.sweeper.direction=maximize"
+            )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """One row a job, whichever process ran it; beneath the table, why jobs failed."""

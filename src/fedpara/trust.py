@@ -29,7 +29,7 @@ TRUSTED = (
     "pytorch_lightning.callbacks.*", "pytorch_lightning.loggers.*",
 )  # fmt: skip
 PLAIN_KEY = re.compile(r"(\+\+?|~)?(?!hydra\b)\w[\w-]*([./@]\w[\w-]*)*")
-RESOLVER = re.compile(r"(?<!\\)(\\\\)*\$\{[^}]*[:$]")  # ${oc.env:HOME}; a plain ${seed} may be
+RESOLVER = re.compile(r"\$\{[^}]*[:$]")  # ${oc.env:HOME}, also escaped; a plain ${seed} may be
 ELSEWHERE = re.compile(r"^/|(^|/)\.\.(/|$)|://|\$")  # of a choice: no file of the configs
 NUMBER_IN_SWEEP = re.compile(r"\+?hydra\.job\.num=\d+")  # written by this program
 
@@ -72,6 +72,17 @@ def require_trusted(source: str, node: Any, own: Iterable[str]) -> None:
                 f"{source}: {key}={name!r}: must be a class or function of fedpara, torch.nn, torch.optim or "
                 f"Lightning; if you trust this name, allow it by trusted=[{package}.*]"
             )
+
+
+def require_resolved(source: str, node: Any) -> None:
+    """Refuse a resolved configuration that still has `${` in a text: Hydra resolves once more what it builds.
+
+    Raises:
+        ConfigurationError: the first such text; one line.
+    """
+    for text in _texts(node):
+        if "${" in text:
+            raise ConfigurationError(f"{source}: {text!r}: must not hold ${{, which would be resolved again")
 
 
 def require_trusted_overrides(source: str, saved: Sequence[str], own: Iterable[str]) -> None:
