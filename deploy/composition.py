@@ -9,6 +9,7 @@ from hydra.core.utils import configure_log
 from omegaconf import DictConfig, open_dict
 
 import train
+from fedpara.overrides import assignment
 
 
 def compose(overrides: list[str], folder: Path | None = None) -> DictConfig:
@@ -19,7 +20,7 @@ def compose(overrides: list[str], folder: Path | None = None) -> DictConfig:
         folder: the run folder, whose log is then opened; None: there is none.
     """
     GlobalHydra.instance().clear()
-    own = [f"hydra.runtime.output_dir={folder or '.'}", "hydra.job.name=train", "hydra.mode=RUN"]
+    own = [assignment("hydra.runtime.output_dir", str(folder or ".")), "hydra.job.name=train", "hydra.mode=RUN"]
     with hydra.initialize_config_dir(train.CONFIG_DIR, version_base="1.3"):
         cfg = hydra.compose("train", [*overrides, *own], return_hydra_config=True)
     with open_dict(cfg):

@@ -7,42 +7,53 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedpara.configuration import ConfigurationError, blame, one_line, read_yaml, require_nodes
+from fedpara.configuration import ConfigurationError, blame, one_line, read_resolved, require_nodes
+from fedpara.overrides import FOLDERS, escaped
+from fedpara.runs import Run
+from fedpara.trust import require_resolved, require_trusted, targets, trusted_names
 from train import GROUPS, Experiment, build_experiment, build_federation
 
 if TYPE_CHECKING:
     from fedpara.federation import Federation
     from fedpara.state import State
 
+NOT_BUILT = "callbacks", "logger", "faults"
 FORMATS = {"dense": "safetensors", "onnx": "onnx"}
 
 
-def load(folder: Path, overrides: list[str]) -> tuple[Experiment, "Federation"]:
+def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tuple[Experiment, "Federation"]:
     """The experiment of a run folder with its data, and its federation where the checkpoint left it.
 
     Args:
         overrides: dotted keys over the run's saved configuration, such as `trainer.accelerator=cpu`.
+        trusted: patterns of names that the folder may build beside this package's and torch's, as `mypackage.*`.
 
     Raises:
-        ConfigurationError: no such run, a damaged checkpoint, or data that are missing.
+        ConfigurationError: no such run, a damaged checkpoint, data that are missing, or a name that is not trusted.
     """
     from fedpara.callbacks import restore
 
     if not (folder / "config.yaml").is_file():
         raise ConfigurationError(f"run={folder}: not a run folder, it holds no config.yaml")
-    saved = read_yaml(folder / "config.yaml", f"run={folder}")
+    saved = read_resolved(folder / "config.yaml", f"run={folder}")
     try:
-        cfg: Any = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))
+        typed = _typed(overrides)
+        cfg: Any = OmegaConf.merge(saved, typed)
         require_nodes(cfg, GROUPS)
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"run={folder}: its config.yaml cannot be used ({one_line(error)})") from error
-    _find_data(cfg, "paths.data_dir" in dict(override.split("=", 1) for override in overrides))
+    built = {key: value for key, value in resolved.items() if key not in NOT_BUILT}
+    require_resolved(f"run={folder}", built)
+    require_trusted(f"run={folder}", built, [*trusted, *targets(OmegaConf.to_container(typed))])
+    _find_data(cfg, OmegaConf.select(typed, "paths.data_dir"), folder)
     experiment = build_experiment(cfg)
     federation = build_federation(cfg, experiment)
     with blame(cfg, "run"):
@@ -93,11 +104,22 @@ def export(form: str, experiment: Experiment, state: "State", metrics: dict[str,
         export_dense(network, path, metadata)
 
 
-def _find_data(cfg: Any, given: bool) -> None:
-    """The data folder of now, not of when the run was made: `paths.data_dir=`, else `DATA_DIR`."""
-    folder = cfg.paths.data_dir if given else os.environ.get("DATA_DIR")
-    if folder and "data_dir" in cfg.data.dataset:
-        cfg.data.dataset.data_dir = folder
+def _typed(overrides: list[str]) -> DictConfig:
+    """Dotted keys and their values as YAML; those that name a folder as they are, absolute."""
+    typed = OmegaConf.create()
+    for key, _, value in (override.partition("=") for override in overrides):
+        if FOLDERS.fullmatch(key):
+            OmegaConf.update(typed, key, escaped(str(Path(value).expanduser().absolute())))
+        else:
+            typed.merge_with_dotlist([f"{key}={value}"])
+    return typed
+
+
+def _find_data(cfg: Any, typed: str | None, run: Path) -> None:
+    """The data folder of now, not of when the run was made: `paths.data_dir=`, else `DATA_DIR`, else the run's own."""
+    if "data_dir" in cfg.data.dataset:
+        folder = Path(typed or os.environ.get("DATA_DIR") or Run(run).started_in / cfg.data.dataset.data_dir)
+        cfg.data.dataset.data_dir = escaped(str(folder.expanduser().absolute()))
 
 
 def _kept_elsewhere(federation: "Federation") -> bool:
@@ -121,11 +143,12 @@ def main() -> None:
     try:
         if "run" not in arguments:
             raise ConfigurationError("run: missing; give a run folder, python src/eval.py run=logs/train/runs/<run>")
-        folder, form = Path(arguments.pop("run")), arguments.pop("export", None)
+        folder, form = Path(arguments.pop("run")).expanduser(), arguments.pop("export", None)
+        trusted = trusted_names([f"trusted={arguments.pop('trusted')}"] if "trusted" in arguments else [])
         if form not in (None, *FORMATS):
             raise ConfigurationError(f"export={form}: must be {' or '.join(FORMATS)}")
         chosen = arguments.pop("client", None)
-        experiment, federation = load(folder, [f"{k}={v}" for k, v in arguments.items()])
+        experiment, federation = load(folder, [f"{k}={v}" for k, v in arguments.items()], trusted)
         client = _client(chosen, federation)
         metrics = evaluate(federation, client)
         for name, value in metrics.items():

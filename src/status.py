@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedpara.record import size
@@ -22,7 +23,7 @@ def status(roots: list[Path]) -> Table:
     """
     table = Table("run", "state", "rounds", "accuracy", "sent", "last round", "time left")
     for run in sorted(find_runs(*roots), key=_last_written):
-        table.add_row(_name(run, roots), f"[{COLOURS[run.state]}]{run.state}", *_progress(run))
+        table.add_row(escape(_name(run, roots)), f"[{COLOURS[run.state]}]{run.state}", *map(escape, _progress(run)))
     return table
 
 

@@ -5,31 +5,44 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-os.environ.setdefault("PROJECT_ROOT", str(Path(__file__).resolve().parents[1]))
+os.environ["PROJECT_ROOT"] = os.path.abspath(os.environ.get("PROJECT_ROOT") or Path(__file__).resolve().parents[1])
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpara import sweep, sweep_table
-from fedpara.configuration import ConfigurationError, blame, composition_line, one_line, read_yaml, require_nodes
+from fedpara.configuration import (
+    ConfigurationError,
+    blame,
+    composition_line,
+    one_line,
+    read_resolved,
+    read_yaml,
+    require_nodes,
+)
 from fedpara.errors import CrashesAgain
 from fedpara.files import UnusableFile, reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
+from fedpara.overrides import FOLDERS, absolute, absolute_folder, assignment, escaped, folder_text
 from fedpara.record import objective, size
 from fedpara.runs import Run, leaves, read_rows
+from fedpara.trust import require_resolved, require_trusted_overrides, trusted_names
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
@@ -43,9 +56,8 @@ log = logging.getLogger("train")
 PROGRAM = str(Path(__file__).resolve())
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
 RESUMABLE = (
-    "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "paths",
-    "trainer.accelerator", "data.dataset.data_dir",
-    "data.eval_batch_size", "data.num_workers", "executor.workers",
+    "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
+    "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
     "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb",
 )  # fmt: skip
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
@@ -89,6 +101,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         _require_patterns(cfg.model)
     with blame(cfg, "model.network"):
         network = instantiate(cfg.model.network)
+        _require_real(network)
         dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
         options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
@@ -198,19 +211,27 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding") -> flo
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
-        write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
+        write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(_typed())).encode())
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
     federation.callbacks += [record, *callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
-        log.info("interrupted after %d rounds; go on: python src/train.py resume=%s", federation.round, _short(folder))
+        way_on = shlex.quote(f"resume={_short(folder)}")
+        log.info("interrupted after %d rounds; go on: python src/train.py %s", federation.round, way_on)
         raise
     finally:
         federation.executor.close()
     _conclude(record, federation, folder)
     return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
+
+
+def _typed() -> list[str]:
+    """What was typed for this run, and its number where it is the job of a sweep."""
+    hydra_cfg = HydraConfig.get()
+    number = [f"hydra.job.num={hydra_cfg.job.num}"] if sweep.is_job(hydra_cfg) else []
+    return sweep.texts(hydra_cfg.overrides.task) + number
 
 
 def _present(cfg: DictConfig, group: str) -> list[str]:
@@ -224,6 +245,16 @@ def _require_patterns(model: DictConfig) -> None:
         value = given.get(name)
         if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
             raise ValueError(f"{name}={value!r}: must be a list of patterns of names")
+
+
+def _require_real(network: "nn.Module") -> None:
+    """What travels is real: a complex tensor has no place in a codec, nor in a factorisation."""
+    wrong = [name for name, tensor in network.state_dict().items() if tensor.is_complex()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{', '.join(wrong[:3])}{more}: must be real, complex parameters cannot be sent; keep two halves"
+        )
 
 
 def _require_learning_rate(optimizer: DictConfig) -> None:
@@ -240,8 +271,9 @@ def _require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
 
 
 def _seed(cfg: DictConfig) -> int:
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise ValueError(f"seed={cfg.seed}: must be a whole number, 0 or more")
+    """Torch takes 64 bits, W&B and what is in files signed ones."""
+    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or not 0 <= cfg.seed < 2**63:
+        raise ValueError(f"seed={cfg.seed}: must be a whole number, 0 to 2^63 - 1")
     return cfg.seed
 
 
@@ -274,7 +306,8 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
 
 def _short(path: Path) -> Path:
     """Relative to where the person is, where that is shorter."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    here = Path(HydraConfig.get().runtime.cwd)  # the process may have gone into the run folder
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 KEYS_ADDED = {"data.lone_example": "keep"}  # what runs did before the key was there
@@ -282,7 +315,7 @@ KEYS_ADDED = {"data.lone_example": "keep"}  # what runs did before the key was t
 
 def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to go on in `folder` under a configuration that would change the result."""
-    saved = read_yaml(folder / "config.yaml", f"resume={folder}")
+    saved = read_resolved(folder / "config.yaml", f"resume={folder}")
     before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
     before = KEYS_ADDED | before
     differing = [
@@ -297,23 +330,20 @@ def _check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
 def run_name(folder: str) -> str:
     """A run's own name: its folder's, with the sweep's in front of a job's, in letters that W&B takes for an id."""
     path = Path(folder)
-    own = f"{path.parent.name}-{path.name}" if _in_sweep(path) else path.name
+    own = f"{path.parent.name}-{path.name}" if sweep.is_job(HydraConfig.get()) else path.name
     return re.sub(r"[^\w.-]", "-", own)[-128:]
 
 
 def run_title(folder: str, choices: str) -> str:
     """What a person reads in a list: of a sweep's job what varies, of any other what was chosen and when."""
     path = Path(folder)
-    return path.name.replace("_", " ") if _in_sweep(path) else f"{choices} {path.name}"
+    title = path.name.replace("_", " ") if sweep.is_job(HydraConfig.get()) else f"{choices} {path.name}"
+    return title[:128]  # what W&B takes
 
 
 def run_group(folder: str, experiment: str) -> str:
     """The sweep of a job; of any other run the experiment."""
-    return Path(folder).parent.name if _in_sweep(Path(folder)) else experiment
-
-
-def _in_sweep(folder: Path) -> bool:
-    return (folder.parent / "multirun.yaml").is_file()  # written by Hydra's sweepers
+    return Path(folder).parent.name[-128:] if sweep.is_job(HydraConfig.get()) else experiment
 
 
 OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value), replace=True)
@@ -324,11 +354,20 @@ for resolver in (run_name, run_title, run_group):
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
     """Hydra's entry point, for a run and, in a sweep, once a job."""
+    _make_absolute(cfg)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return _run_job(cfg)
     if (Path(cfg.paths.output_dir) / "participants.jsonl").is_file():
         raise ConfigurationError(f"resume={cfg.resume}: its clients are real ones; `flwr run deploy` goes on with it")
     return run(cfg)
+
+
+def _make_absolute(cfg: DictConfig) -> None:
+    """Have every folder of the configuration where the program was started, whatever names it: a yaml, `DATA_DIR`."""
+    here = Path(HydraConfig.get().runtime.cwd)
+    for key, value in leaves(OmegaConf.to_container(cfg, resolve=True)):
+        if isinstance(value, str) and value and FOLDERS.fullmatch(key) and not value.startswith("/"):
+            OmegaConf.update(cfg, key, absolute_folder(escaped(value), here))
 
 
 def run(cfg: DictConfig, build: Build = build) -> float | None:
@@ -340,6 +379,7 @@ def run(cfg: DictConfig, build: Build = build) -> float | None:
     folder = Path(cfg.paths.output_dir)
     try:
         if cfg.resume:
+            require_resolved(f"resume={cfg.resume}", OmegaConf.to_container(cfg, resolve=True))
             _check_same(cfg, Path(cfg.resume))
         with blame(cfg, "paths.output_dir"):
             reservation = reserve(folder)
@@ -366,7 +406,10 @@ def _record_failure(folder: Path, error: Exception, line: str) -> None:
 
 
 def _run_job(cfg: DictConfig) -> float:
-    """A job of a sweep in a process of its own, where it is not finished; its last accuracy, for a sweeper."""
+    """A job of a sweep in a process of its own, where it is not finished; its last accuracy, for a sweeper.
+
+    Of a job that did not finish it is the worst one there is: a sweeper that optimises goes on, and goes elsewhere.
+    """
     hydra_cfg, folder = HydraConfig.get(), Path(cfg.paths.output_dir)
     run = Run(folder)
     if (folder / "config.yaml").is_file():
@@ -375,11 +418,12 @@ def _run_job(cfg: DictConfig) -> float:
         log.info("%s: finished before, skipped", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
-        overrides = [*sweep.inherited(hydra_cfg), *hydra_cfg.overrides.task]
-        sweep.run_job(Path(PROGRAM), overrides, folder, hydra_cfg.job.num, quiet=parallel)
+        overrides = sweep.inherited(hydra_cfg) + sweep.texts(hydra_cfg.overrides.task)
+        here = Path(hydra_cfg.runtime.cwd)
+        sweep.run_job(Path(PROGRAM), overrides, folder, hydra_cfg.job.num, quiet=parallel, here=here)
     run = Run(folder)
-    accuracy = run.last(run.objective)
-    return float("nan") if accuracy is None else accuracy
+    accuracy = run.last(run.objective) if run.state == "finished" else None
+    return sweep.worst(hydra_cfg.sweeper) if accuracy is None else accuracy
 
 
 def _with_saved_overrides(arguments: list[str]) -> list[str]:
@@ -390,21 +434,36 @@ def _with_saved_overrides(arguments: list[str]) -> list[str]:
     folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
     if not folder or folder == "null":
         return arguments
-    path = Path(folder).resolve()
+    path = Path(str(OmegaConf.create([folder_text(folder)])[0])).expanduser().resolve()
     for name in ("config.yaml", "overrides.yaml"):
         if not (path / name).is_file():
             raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigurationError(f"resume={folder}: goes on with one run; leave out -m")
-    saved = read_yaml(path / "overrides.yaml", f"resume={folder}")
-    if not isinstance(saved, ListConfig) or not all(isinstance(override, str) for override in saved):
-        raise ConfigurationError(f"resume={folder}: its overrides.yaml must be a list of what was typed")
-    now = [f"resume='{path}'" if a.startswith("resume=") else a for a in arguments]
+    now = [assignment("resume", str(path)) if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
-    kept = [override for override in saved if override.partition("=")[0] not in typed]
+    kept = [o for o in _saved_overrides(path, folder) if o.partition("=")[0] not in {*typed, "trusted", "+trusted"}]
+    require_trusted_overrides(f"resume={folder}", kept, trusted_names(arguments))
+    kept = [absolute(override, Run(path).started_in) for override in kept]
     kept += [] if "hydra.mode" in typed else ["hydra.mode=RUN"]  # of a sweep's job the job alone
     first = next(n for n, a in enumerate(now) if re.match(r"[^-].*=", a))  # Hydra takes no flag between overrides
     return [*now[:first], *kept, *now[first:]]
+
+
+def _require_no_reference(texts: list[str]) -> None:
+    """A folder may have any name but one with `${`: Hydra writes it into its configuration, as a reference."""
+    for text in texts:
+        names_folder = FOLDERS.fullmatch(text.partition("=")[0].lstrip("+")) is not None
+        if (names_folder and r"\${" in text) or (text.startswith("/") and "${" in text):
+            line = "must be a folder without ${ in its path, which Hydra takes for a reference"
+            raise ConfigurationError(f"{text}: {line}")
+
+
+def _saved_overrides(path: Path, folder: str) -> list[str]:
+    saved: Any = OmegaConf.to_container(read_yaml(path / "overrides.yaml", f"resume={folder}"))
+    if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
+        raise ConfigurationError(f"resume={folder}: its overrides.yaml must be a list of what was typed")
+    return saved
 
 
 def _composition_error(error: Exception) -> str:
@@ -428,14 +487,38 @@ def _choice_line() -> str | None:
     return None
 
 
+@contextmanager
+def _resolved_before_shown() -> Iterator[None]:
+    """For `--cfg ... --resolve`: Hydra cuts out the part to show first, whose references then lead nowhere.
+
+    No job has started yet: its folder is the one that a run would have.
+    """
+    cut = Hydra.get_sanitized_cfg
+
+    def resolve_and_cut(self: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:
+        cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
+        HydraConfig.instance().set_config(cfg)
+        OmegaConf.set_readonly(cfg.hydra, None)  # set by the line above
+        OmegaConf.resolve(cfg)
+        return cut(self, cfg, cfg_type)
+
+    if "--resolve" in sys.argv:
+        Hydra.get_sanitized_cfg = resolve_and_cut  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_sanitized_cfg = cut  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
     try:
-        sys.argv[1:] = _with_saved_overrides(sys.argv[1:])
+        sys.argv[1:] = [absolute(argument, Path.cwd()) for argument in _with_saved_overrides(sys.argv[1:])]
+        _require_no_reference([*sys.argv[1:], str(Path.cwd()), os.environ["PROJECT_ROOT"]])
         for resolver in (sweep.sweep_name, sweep.job_name):  # bound here, for the processes of parallel launchers
             typed = partial(resolver, tuple(sys.argv[1:]))
             OmegaConf.register_new_resolver(resolver.__name__, typed, replace=True)
-        with interruption.handled():
+        with interruption.handled(), _resolved_before_shown():
             hydra_main()
     except InstantiationException:
         raise

@@ -13,9 +13,10 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "configuration": set(),
-    "runs": {"files", "record"},
-    "sweep": {"runs"}, "export": {"nn", "models", "files"}, "dashboard": set(), "sweep_table": {"runs", "record"},
+    "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "runs": {"files", "record"},
+    "overrides": set(), "configuration": {"overrides"}, "trust": {"configuration", "overrides"},
+    "sweep": {"runs", "overrides"}, "sweep_table": {"runs", "record", "sweep"},
+    "export": {"nn", "models", "files"}, "dashboard": set(),
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
     "models": set(),

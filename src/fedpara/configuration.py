@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fedpara.overrides import literal
+
 PERSONS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)  # theirs to mend
 
 
@@ -44,6 +46,23 @@ def read_yaml(path: Path, key: str) -> Any:
         return OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{key}: its {path.name} cannot be read ({one_line(error)})") from error
+
+
+def read_resolved(path: Path, key: str) -> DictConfig:
+    """A run folder's config.yaml, whose texts are as they were saved: nothing in it is interpolated, so nothing is run.
+
+    Args:
+        key: what was typed to get there, for the error.
+
+    Raises:
+        ConfigurationError: the file is not such a configuration.
+    """
+    saved = read_yaml(path, key)
+    if not isinstance(saved, DictConfig):
+        raise ConfigurationError(f"{key}: its {path.name} must be a group of keys")
+    made = OmegaConf.create(literal(OmegaConf.to_container(saved)))
+    assert isinstance(made, DictConfig)
+    return made
 
 
 @contextmanager

@@ -47,9 +47,11 @@ def reserve(folder: Path, patience_s: float = 2.0) -> TextIO:
 
     Raises:
         ValueError: another process has it.
+        OSError: it does not exist and cannot be made.
     """
     import fcntl  # not on Windows
 
+    folder.mkdir(parents=True, exist_ok=True)
     stream, end = (folder / ".lock").open("w"), time.monotonic() + patience_s
     while True:
         try:

@@ -16,7 +16,8 @@ from fedpara.files import UnusableFile, is_reserved
 from fedpara.record import objective
 
 MARKS = {"summary.json", "metrics.csv", "overrides.yaml", ".hydra"}
-UNINTERESTING = ("resume", "paths.", "logger", "callbacks", "sweep", "data.num_workers")  # change no result
+# no result depends on these
+UNINTERESTING = "resume", "trusted", "paths.", "logger", "callbacks", "sweep", "data.num_workers", "hydra."
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ class Run:
     def seconds(self) -> float:
         """Wall time of all rounds."""
         return sum(row["time/round_s"] for row in self.rows)
+
+    @property
+    def started_in(self) -> Path:
+        """Where its program was started: relative paths in older run folders are from there. Here where not known."""
+        path = self.folder / ".hydra" / "hydra.yaml"
+        try:
+            return Path(yaml.load(path.read_text(), _LOADER)["hydra"]["runtime"]["cwd"])
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            return Path.cwd()
 
     @property
     def rounds_left(self) -> int:

@@ -19,7 +19,9 @@ from pathlib import Path
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fedpara.overrides import assignment
 from fedpara.runs import Run, short_names
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ def job_name(typed: Sequence[str], overrides: Sequence[str]) -> str:
         overrides: the job's own, of which those that were typed without alternatives are left out.
     """
     constant = {override.get_key_element() for override in _parse(typed) if not override.is_sweep_override()}
-    values = {key: value for key, _, value in (o.partition("=") for o in overrides) if key not in constant}
+    values = {key: value for key, _, value in (o.partition("=") for o in texts(overrides)) if key not in constant}
     names = short_names(values)
     name = "_".join(f"{names[key]}={value}" for key, value in values.items()) or "job"
     safe = re.sub(r"[^\w.=+-]+", "-", name)
@@ -59,6 +61,36 @@ def _parse(typed: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides([o for o in typed if "=" in o and not o.startswith(("-", "hydra"))])
 
 
+def texts(overrides: Sequence[str]) -> list[str]:
+    """A list of Hydra's configuration as it was typed: `${...}` in an override is not for the list itself."""
+    if not isinstance(overrides, ListConfig):
+        return list(overrides)
+    return [str(override) for override in OmegaConf.to_container(overrides) or []]
+
+
+def is_job(hydra_cfg: HydraConf) -> bool:
+    """Whether a run is the job of a sweep, in this process or in its own."""
+    return not OmegaConf.is_missing(hydra_cfg.job, "num")
+
+
+def worst(sweeper: DictConfig) -> float:
+    """What a job without a result returns: the accuracy that no sweeper prefers to another.
+
+    Not NaN and no exception, which end a sweep of Optuna's, nor an infinity, which ends one of Ax's.
+    """
+    return 1.0 if minimises(sweeper) else 0.0
+
+
+def minimises(sweeper: DictConfig) -> bool:
+    """Whether a sweeper looks for the least accuracy: the default of Optuna's, Ax's and Nevergrad's."""
+    direction = OmegaConf.select(sweeper, "direction")
+    return (
+        (direction is not None and "minimize" in str(direction).lower())
+        or OmegaConf.select(sweeper, "optim.maximize") is False
+        or OmegaConf.select(sweeper, "ax_config.experiment.minimize") is True
+    )
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
@@ -68,10 +100,10 @@ def inherited(hydra_cfg: HydraConf) -> list[str]:
     flags = {"main": "--config-path", "command-line": "--config-dir"}
     sources = [(flags.get(source.provider), source.path) for source in hydra_cfg.runtime.config_sources]
     typed = [f"{flag}={path}" for flag, path in sources if flag] + [f"--config-name={hydra_cfg.job.config_name}"]
-    return typed + [o for o in hydra_cfg.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
+    return typed + [o for o in texts(hydra_cfg.overrides.hydra) if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
 
 
-def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool) -> None:
+def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path) -> None:
     """Run one job to its end, from its checkpoint where it has one; says how it ended, and raises nothing for it.
 
     Args:
@@ -80,15 +112,17 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, 
         folder: its run folder.
         number: of the job in the sweep; jobs take the devices in turn.
         quiet: whether its progress goes to its own train.log alone, as where several jobs share a terminal.
+        here: where the sweep was started.
     """
-    arguments = [o for o in overrides if not o.startswith("resume=")] + [f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+    arguments = [o for o in overrides if not o.startswith("resume=")]
+    arguments += [assignment("hydra.run.dir", str(folder)), "hydra.mode=RUN", f"hydra.job.num={number}"]
     if (folder / "checkpoint.safetensors").is_file():
-        arguments.append(f"resume={folder}")
+        arguments.append(assignment("resume", str(folder)))
         log.info("%s: goes on after %d rounds", folder.name, len(Run(folder).rows))
     device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
     command = [sys.executable, str(program), *arguments]
     output = subprocess.DEVNULL if quiet else None
-    with subprocess.Popen(command, env=os.environ | device, stdout=output) as process:
+    with subprocess.Popen(command, env=os.environ | device, stdout=output, cwd=here) as process:
         try:
             status = process.wait()
         except KeyboardInterrupt:  # a terminal's Ctrl-C has reached the job too; a scheduler's stop has not

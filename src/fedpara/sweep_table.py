@@ -1,15 +1,20 @@
 """A table of all jobs at the end of `python src/train.py -m ...`."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedpara.record import objective, size
 from fedpara.runs import Run, axes, find_runs
+from fedpara.sweep import minimises
+
+log = logging.getLogger(__name__)
 
 unfinished: list[str] = []  # jobs of the sweep that this process ran, for its exit status
 
@@ -17,11 +22,18 @@ unfinished: list[str] = []  # jobs of the sweep that this process ran, for its e
 class SweepTable(Callback):
     """Reads the run folders of a sweep and prints what varied and what came of it."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say so where a sweeper would look for the worst."""
+        if minimises(config.hydra.sweeper):
+            log.warning(
+                "hydra.sweeper looks for the least accuracy; it is to maximise, as hydra.sweeper.direction=maximize"
+            )
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """One row a job, whichever process ran it; beneath the table, why jobs failed."""
         runs = find_runs(Path(config.hydra.sweep.dir))
         console = Console(width=None if Console().is_terminal else 120)
-        console.print(table(runs, title=str(config.hydra.sweep.dir)))
+        console.print(table(runs, title=escape(str(config.hydra.sweep.dir))))
         unfinished[:] = [run.name for run in runs if run.state != "finished"]
         for run in runs:
             if "error" in run.summary:
@@ -33,10 +45,11 @@ def table(runs: list[Run], title: str) -> Table:
     varying = axes(runs)
     metric = objective(any(run.objective != objective(False) for run in runs))  # one for all, to be compared
     shown = "accuracy" if metric == objective(False) else "personal accuracy"
-    made = Table(*(varying or ["run"]), shown, "best", "sent", "vs dense", "seconds", "state", title=title)
+    columns = *map(escape, varying or ["run"]), shown, "best", "sent", "vs dense", "seconds", "state"
+    made = Table(*columns, title=title)
     for number, run in enumerate(runs):
         names = [values[number] for values in varying.values()] or [run.name]
-        made.add_row(*names, *_outcome(run, metric), run.state)
+        made.add_row(*map(escape, names), *_outcome(run, metric), run.state)
     return made
 
 

@@ -10,6 +10,13 @@ import wandb
 from pytorch_lightning.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
+SETTINGS = {
+    "project": "project",
+    "entity": "project",
+    "id": "run_id",
+    "tags": "run_tags",
+}  # entity: as project, of an URL
+LONGEST = {"project": 128, "entity": 128, "id": 128, "group": 128, "name": 128}  # of W&B's server, tags aside
 
 
 class FederationWandbLogger(WandbLogger):
@@ -25,7 +32,7 @@ class FederationWandbLogger(WandbLogger):
             such figure. Of the global model, or of the clients' own where a part of the model is personal.
 
     Raises:
-        ValueError: `target` is no share.
+        ValueError: `target` is not a share, or W&B does not take a name; nothing is started then.
     """
 
     def __init__(
@@ -34,6 +41,7 @@ class FederationWandbLogger(WandbLogger):
         if target is not None and not 0 < target <= 1:
             raise ValueError(f"target={target}: must be a number above 0, at most 1")
         self.target = target
+        _require_names({"project": project, **init})
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
         self.rounds = int(run.summary.get("round") or 0)  # that W&B has; offline it sees no earlier part of the run
@@ -68,6 +76,20 @@ class FederationWandbLogger(WandbLogger):
     def finalize(self, status: str) -> None:
         """Close the run as finished, failed, or interrupted: 255, W&B's own exit code for that."""
         self.experiment.finish(exit_code={"success": 0, "aborted": 255}.get(status, 1))
+
+
+def _require_names(init: Mapping[str, Any]) -> None:
+    for key, longest in LONGEST.items():
+        value = init.get(key)
+        if value is not None and not (isinstance(value, str) and value.strip() and len(value) <= longest):
+            raise ValueError(f"{key}={value!r}: must be a text of 1 to {longest} characters")
+    for key, setting in SETTINGS.items():
+        value = init.get(key)
+        try:
+            wandb.Settings.model_validate({setting: value if value is None or key != "tags" else list(value)})
+        except (wandb.errors.UsageError, ValueError) as error:
+            reason = str(error).splitlines()[-1].partition(" [type=")[0].strip()
+            raise ValueError(f"{key}={value!r}: W&B does not take it ({reason})") from error
 
 
 def _start(**init: Any) -> Any:

@@ -5,6 +5,8 @@ together they are disjoint and hold every example (`Natural`: of the owners that
 partition is recomputed for every run.
 """
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from typing import Annotated
 
@@ -14,6 +16,9 @@ from pydantic import Field, validate_call
 from torch import Tensor
 
 from fedpara.data.examples import Examples
+
+log = logging.getLogger(__name__)
+PATIENCE_S = 3.0  # of silence
 
 
 class Partition(ABC):
@@ -150,7 +155,7 @@ class Dirichlet(Partition):
         self,
         alpha: Annotated[float, Field(gt=0)] = 0.5,
         min_examples: Annotated[int, Field(ge=1)] = 10,
-        max_draws: Annotated[int, Field(ge=1)] = 10_000,
+        max_draws: Annotated[int, Field(ge=1)] = 1_000,
     ) -> None:
         self.alpha, self.min_examples, self.max_draws = alpha, min_examples, max_draws
 
@@ -163,11 +168,19 @@ class Dirichlet(Partition):
         labels = train.labels
         _require_enough(len(labels), num_clients, self.min_examples)
         classes = [np.flatnonzero(labels.numpy() == label) for label in np.unique(labels.numpy())]
-        generator = np.random.default_rng(seed)
-        for _ in range(self.max_draws):
+        generator, begun = np.random.default_rng(seed), time.monotonic()
+        for number in range(1, self.max_draws + 1):
             parts = self._draw(classes, len(labels), num_clients, generator)
-            if min(map(len, parts)) >= self.min_examples:
+            if parts is not None:
                 return [torch.from_numpy(np.sort(part)) for part in parts]
+            if time.monotonic() > begun + PATIENCE_S:
+                begun = float("inf")
+                log.info(
+                    "partition: %d draws without one that gives every client %d examples; at most %d are tried",
+                    number,
+                    self.min_examples,
+                    self.max_draws,
+                )
         raise ValueError(
             f"alpha={self.alpha}: {self.max_draws} draws left a client below {self.min_examples} examples; "
             "take a larger alpha or fewer clients"
@@ -175,18 +188,20 @@ class Dirichlet(Partition):
 
     def _draw(
         self, classes: list[np.ndarray], num_examples: int, num_clients: int, generator: np.random.Generator
-    ) -> list[np.ndarray]:
-        parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
-        held = np.zeros(num_clients, dtype=int)
+    ) -> list[np.ndarray] | None:
+        """Each client's examples; None where one has too few. Counted first: cutting takes longer than drawing."""
+        held, drawn = np.zeros(num_clients, dtype=int), []
         for members in classes:
             shares = generator.dirichlet(np.full(num_clients, self.alpha)) * (held < num_examples / num_clients)
             if not shares.sum() > 0:  # a tiny alpha underflows; the draw is one of those that are repeated
-                return [np.empty(0, dtype=int)] * num_clients
+                return None
             cuts = (np.cumsum(shares / shares.sum()) * len(members)).astype(int)[:-1]
-            for client, part in enumerate(np.split(generator.permutation(members), cuts)):
-                parts[client].append(part)
-                held[client] += len(part)
-        return [np.concatenate(part) for part in parts]
+            drawn.append((generator.permutation(members), cuts))
+            held += np.diff(cuts, prepend=0, append=len(members))
+        if held.min() < self.min_examples:
+            return None
+        pieces = [np.split(members, cuts) for members, cuts in drawn]
+        return [np.concatenate([of_class[client] for of_class in pieces]) for client in range(num_clients)]
 
 
 def matching_part(own: Tensor, labels: Tensor, seed: int) -> Tensor:

@@ -1,0 +1,91 @@
+"""What is written in Hydra's grammar and in OmegaConf's: any text as a value, any folder as an absolute path."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+FOLDERS = re.compile(r"(.*[._])?(dir|folder)|resume")  # keys that name a folder: paths.data_dir, hydra.run.dir
+
+
+def assignment(key: str, text: str) -> str:
+    """The override `key=...` that sets a key to a text, whatever characters are in it."""
+    return _quoted(key, escaped(text))
+
+
+def escaped(text: str) -> str:
+    """A text such that OmegaConf reads it back as it is: `${` opens no interpolation.
+
+    OmegaConf takes backslashes as they are, but for those before `${`.
+    """
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+
+
+def literal(node: Any) -> Any:
+    """A saved, resolved configuration with each text as it was saved: nothing in it is interpolated again."""
+    if isinstance(node, Mapping):
+        return {name: literal(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [literal(value) for value in node]
+    return escaped(node) if isinstance(node, str) else node
+
+
+def parse(argument: str) -> Override:
+    """One override.
+
+    Raises:
+        HydraException: it is none in Hydra's grammar, a flag for instance.
+    """
+    return OverridesParser.create().parse_override(argument)
+
+
+def folder_text(text: str) -> str:
+    """The folder that was typed behind `resume=` and the like: in Hydra's grammar, or as a shell has it.
+
+    Returns:
+        A text in OmegaConf's grammar, whose interpolations are alive.
+    """
+    if Path(text).exists():
+        return escaped(text)
+    try:
+        value = parse(f"folder={text}").value()
+    except HydraException:
+        return escaped(text)
+    return value if isinstance(value, str) else escaped(text)
+
+
+def absolute(argument: str, here: Path) -> str:
+    """An argument of the command line; where it sets a key that names a folder, to its absolute path.
+
+    Alternatives of a sweep, null and what begins with an interpolation stay; so does what is absolute already.
+    """
+    key, _, text = argument.partition("=")
+    if not FOLDERS.fullmatch(key.lstrip("+~")) or not text or _is_settled(argument, text):
+        return argument
+    return _quoted(key, absolute_folder(folder_text(text), here))
+
+
+def absolute_folder(folder: str, here: Path) -> str:
+    """A folder in OmegaConf's grammar, `~` and what is relative to `here` made absolute."""
+    if folder.startswith("~"):
+        return str(Path(folder).expanduser())
+    return folder if folder.startswith(("/", "${")) else f"{escaped(str(here))}/{folder}"
+
+
+def _is_settled(argument: str, text: str) -> bool:
+    try:
+        override = parse(argument)
+    except HydraException:
+        return False
+    if override.is_sweep_override():
+        return not Path(text).exists()
+    value = override.value()
+    return not isinstance(value, str) or value.startswith(("/", "${"))
+
+
+def _quoted(key: str, value: str) -> str:
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
