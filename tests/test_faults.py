@@ -41,7 +41,7 @@ class Scripted:
             elif kind == "diverged":
                 yield from FaultInjection(self.executor, nan=1.0).run([task])
             else:
-                yield ClientFailure(task.client, kind, error)
+                yield ClientFailure(task.client, kind, error, outside=True)
 
 
 def failing(script, **options):
@@ -51,7 +51,7 @@ def failing(script, **options):
 
 
 def make(**options):
-    return make_federation(**{"clients_per_round": 4, "personal": ["*2"]} | options)
+    return make_federation(**{"clients_per_round": 4, "personal": ["*2"], "max_crashes": None} | options)
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg, Scaffold, FedDyn])

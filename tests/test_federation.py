@@ -197,7 +197,7 @@ def test_personal_models_are_tested_on_their_own_distribution():
     """Two classes a client: the test is of those two, and mean and tenth percentile are of all clients."""
     watch = Watch()
     federation = make_federation(
-        personal=["*2"], partition=Shards(2), num_rounds=12, clients_per_round=5, lr=0.3, callbacks=[watch]
+        personal=["*2"], partition=Shards(2), num_rounds=40, clients_per_round=5, lr=0.3, callbacks=[watch]
     )
     federation.fit()
     record = watch.records[-1]
