@@ -1,12 +1,14 @@
 """Algorithms against closed forms: quadratic clients of known optimum, one round by numpy, limits that are FedAvg."""
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
 
 from conftest import ROOT, ByHand, make_federation
 from fedpara.algorithms import Correction, FedAvg, Upload
@@ -31,6 +33,11 @@ FEWER_BITS = ["fedpaq link.up_codec.bits=4", "fedpaq link.up_codec.bits=2"]
 def composed(*overrides):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("train", [*overrides])
+
+
+def of_yaml(name):
+    """An algorithm's class, for much less than composing it."""
+    return get_class(OmegaConf.load(ROOT / "configs" / "algorithm" / f"{name}.yaml")._target_)
 
 
 def named(name):
@@ -239,9 +246,18 @@ def test_limits_that_are_fedavg(limit):
         torch.testing.assert_close(other.server["model"][name], value)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("personal", [None, ["*2"]], ids=["full", "personal"])
-@pytest.mark.parametrize(("recipe", "codec"), [(None, "float16"), (Dense(), "float32")], ids=["fedpara", "dense"])
+def learning():
+    """Every algorithm with a personal part over half precision; one that corrects gradients in three more set-ups."""
+    for name in NAMES:
+        corrects = of_yaml(name).correction is not FedAvg.correction
+        for personal, (recipe, codec) in product([["*2"], None], [(None, "float16"), (Dense(), "float32")]):
+            usual = corrects or (personal and recipe is None)
+            case = f"{name}-{'personal' if personal else 'full'}-{'fedpara' if recipe is None else 'dense'}"
+            marks = () if usual else pytest.mark.slow
+            yield pytest.param(name, personal, recipe, codec, id=case, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "personal", "recipe", "codec"), learning())
 def test_every_algorithm_learns_with_every_factorisation_split_and_link(name, personal, recipe, codec):
     if recipe and personal:
         personal = ["layers.1.*"]

@@ -437,7 +437,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("override", "line"), BAD, ids=[override for override, _ in BAD])
+@pytest.mark.parametrize(  # every other one is slow: CI has them all
+    ("override", "line"),
+    [pytest.param(*bad, id=bad[0], marks=pytest.mark.slow if number % 2 else ()) for number, bad in enumerate(BAD)],
+)
 def test_bad_input_is_one_line_and_status_2(shell, override, line):
     small = [option for option in SMALL if "model=" not in override or not option.startswith("model.")]
     status, error, _ = shell(*small, *override.split(" "))
@@ -634,6 +637,7 @@ def test_every_choice_trains_a_round(shell, tmp_path, group, choice):
     assert 0 <= int(row["comm/up_bytes"]) <= int(row["comm/down_bytes"])
 
 
+@pytest.mark.slow  # the files are restored first
 @pytest.mark.real_data
 def test_the_main_job_on_the_real_cifar_100(shell, tmp_path, real_data, monkeypatch):
     """VGG16 at full width, real images, two rounds: bytes are 2 x 8 x size x 4 a round."""

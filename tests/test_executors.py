@@ -9,10 +9,8 @@ from itertools import product
 
 import pytest
 import torch
-from hydra.utils import get_class
-from omegaconf import OmegaConf
 
-from conftest import ROOT, make_federation
+from conftest import make_federation
 from fedpara.algorithms import FedAvg
 from fedpara.communication import Cast, Link
 from fedpara.data import Dirichlet
@@ -20,7 +18,7 @@ from fedpara.execution import ProcessesExecutor, RayExecutor, SerialExecutor, Ve
 from fedpara.models import VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara
 from fedpara.state import join
-from test_algorithms import NAMES, named
+from test_algorithms import NAMES, named, of_yaml
 from test_federation import Watch
 
 EXECUTORS = {  # how each is made, and how far it may be off in float32 and in float64
@@ -37,11 +35,6 @@ RECIPES = {  # and the layers that stay dense
     "pfedpara": (PFedPara(gamma=1.0), 0),
 }
 SPLITS = {"full": [], "pfedpara": ["*.0.[xyt]2"], "fedper": ["classifier.3.*"], "fedbn": ["*norm*"], "local": ["*"]}
-
-
-def of_yaml(name):
-    """An algorithm's class, for much less than composing it."""
-    return get_class(OmegaConf.load(ROOT / "configs" / "algorithm" / f"{name}.yaml")._target_)
 
 
 CORRECTING = [name for name in NAMES if of_yaml(name).correction is not FedAvg.correction]

@@ -197,7 +197,7 @@ def test_personal_models_are_tested_on_their_own_distribution():
     """Two classes a client: the test is of those two, and mean and tenth percentile are of all clients."""
     watch = Watch()
     federation = make_federation(
-        personal=["*2"], partition=Shards(2), num_rounds=40, clients_per_round=5, lr=0.3, callbacks=[watch]
+        personal=["*2"], partition=Shards(2), num_rounds=12, clients_per_round=5, lr=0.3, callbacks=[watch]
     )
     federation.fit()
     record = watch.records[-1]
@@ -205,7 +205,7 @@ def test_personal_models_are_tested_on_their_own_distribution():
     row = record.as_row()
     assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_accuracy) / 5)
     assert min(record.personal_accuracy) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
-    assert record.as_row()["personal/acc_mean"] > 0.8
+    assert record.as_row()["personal/acc_mean"] > 0.7
     trained = [federation.executor.evaluate(result.state, result.client)["acc"] for result in watch.results[-5:]]
     assert list(record.trained_accuracy) == trained
     assert row["personal/trained_acc_mean"] == pytest.approx(sum(trained) / 5)

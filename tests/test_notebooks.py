@@ -20,7 +20,7 @@ SHOWN = {
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "personalisation" else ())
+        pytest.param(path, id=path.stem, marks=() if path.stem == "rank_sweep" else pytest.mark.slow)
         for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
     ],
 )

@@ -49,11 +49,29 @@ DOCUMENTED = {
     "paths.log_dir": "new/logs", "trainer": "cpu", "data": "mnist_small", "callbacks": "default", "paths": "default",
     "federation": "default", "resume": "null",
 }  # fmt: skip
-SLOW = {"executor", "executor.workers", "executor.threads", "trainer.precision"}  # workers start, oneDNN compiles
+# tried one by one where it matters what a key does alone; the others one by one are slow, and all in one run besides
+ALONE = {
+    "paths.data_dir", "paths.output_dir", "hydra.run.dir", "hydra.job.chdir", "paths.log_dir", "resume", "trusted",
+    "debug",
+}  # fmt: skip
+TOGETHER = {
+    "factorization.gamma", "federation.num_clients", "federation.clients_per_round", "federation.num_rounds",
+    "federation.eval_every", "trainer.max_epochs", "trainer.accelerator", "data.batch_size", "data.max_train",
+    "data.max_test", "data.local_fraction", "executor.whole_epochs", "link.up_codec.bits", "faults.dropout",
+    "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every", "partition.alpha",
+    "callbacks.checkpoint.memory_gb",
+}  # fmt: skip
+
+
+def test_documented_keys_go_together(shell):  # noqa: F811
+    typed = [word for key in sorted(TOGETHER) for word in f"{key}={DOCUMENTED[key]}".split(" ")]
+    kept = [option for option in TINY if option.partition("=")[0] not in TOGETHER]
+    status, error, _ = shell(*kept, *typed)
+    assert status == 0, error
 
 
 @pytest.mark.parametrize(
-    "key", [pytest.param(key, marks=[pytest.mark.slow] if key in SLOW else []) for key in DOCUMENTED]
+    "key", [pytest.param(key, marks=[] if key in ALONE else [pytest.mark.slow]) for key in DOCUMENTED]
 )
 def test_every_documented_key_as_one_would_type_it(shell, key):  # noqa: F811
     typed = f"{key}={DOCUMENTED[key]}".split(" ")
@@ -156,7 +174,7 @@ def strict(monkeypatch):
     monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))
 
 
-@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize("direction", ["maximize", pytest.param("minimize", marks=pytest.mark.slow)])
 def test_a_sweeper_that_optimises_goes_on_after_a_failed_job(shell, tmp_path, monkeypatch, strict, direction):  # noqa: F811
     monkeypatch.setenv("WANDB_MODE", "offline")
     typed = [option for option in TINY if option != "logger=none"]
