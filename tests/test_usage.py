@@ -47,7 +47,7 @@ DOCUMENTED = {
     "paths.data_dir": "new/data", "paths.output_dir": "new/er/run", "hydra.run.dir": "new/run", "debug": "default",
     "callbacks.checkpoint.every": "2", "callbacks.checkpoint.memory_gb": "0.5", "hydra.job.chdir": "true",
     "paths.log_dir": "new/logs", "trainer": "cpu", "data": "mnist_small", "callbacks": "default", "paths": "default",
-    "federation": "default", "resume": "null",
+    "federation": "default", "resume": "null", "data.lone_example": "merge", "federation.max_crashes": "null",
 }  # fmt: skip
 # tried one by one where it matters what a key does alone; the others one by one are slow, and all in one run besides
 ALONE = {
@@ -59,7 +59,7 @@ TOGETHER = {
     "federation.eval_every", "trainer.max_epochs", "trainer.accelerator", "data.batch_size", "data.max_train",
     "data.max_test", "data.local_fraction", "executor.whole_epochs", "link.up_codec.bits", "faults.dropout",
     "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every", "partition.alpha",
-    "callbacks.checkpoint.memory_gb",
+    "callbacks.checkpoint.memory_gb", "data.lone_example", "federation.max_crashes",
 }  # fmt: skip
 
 

@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fedpara.cost import SPEEDS_MBPS, megajoules, round_seconds
 
 GIGABYTE = 1e9
@@ -95,6 +93,8 @@ class RoundRecord:
 
 def spread(name: str, accuracy: tuple[float, ...]) -> dict[str, float]:
     """Mean over clients, and the tenth percentile: how the worst off fare."""
+    import numpy as np  # programs that only read a record's names start without it
+
     if not accuracy:
         return {}
     return {f"{name}_mean": float(np.mean(accuracy)), f"{name}_p10": float(np.percentile(accuracy, 10))}
