@@ -85,7 +85,7 @@ class SerialExecutor:
         _quiet()
         options: dict[str, Any] = getattr(trainer, "keywords", {})
         _require_allowed(options)
-        self._objects = {name for name, value in options.items() if name == "profiler" or not isinstance(value, Plain)}
+        self._objects = {name for name, value in options.items() if name == "profiler" or not _is_plain(value)}
         self._pristine = copy.deepcopy(module) if self._objects else module
         max_epochs = options.get("max_epochs")
         if not isinstance(max_epochs, int) or max_epochs < 1:
@@ -145,7 +145,7 @@ class SerialExecutor:
         """A batch of one is an error of some norms in training, which would fail the same clients in every round."""
         if not (clients := self.datamodule.clients_with_a_lone_example()):
             return
-        network = copy.deepcopy(self.module.network).train()
+        network = copy.deepcopy(self.module.network)  # whose statistics would change
         try:
             with torch.random.fork_rng():
                 network(one)
@@ -153,23 +153,44 @@ class SerialExecutor:
             names = ", ".join(map(str, clients[:10])) + (", ..." if len(clients) > 10 else "")
             raise ValueError(
                 f"clients {names} have a batch of a single example, on which {type(network).__name__} cannot train "
-                f"({error}); take data.lone_example=merge or drop, or another data.batch_size"
+                f"({error}); {self._way_out}"
             ) from error
 
+    @property
+    def _way_out(self) -> str:
+        """For clients with a lone example."""
+        if self.datamodule.batch_size == 1:
+            return "take a larger data.batch_size"
+        if self.datamodule.lone_example == "keep":
+            return "take data.lone_example=merge or drop, or another data.batch_size"
+        return "they have no other example; take another partition, or a network without batch norm"
+
     def rehearse(self) -> None:
-        """One step of one client, where the Trainer is given objects: what they refuse, all clients would fail with.
+        """One step an epoch of one client, where the Trainer is given objects: what they refuse, all would fail with.
 
         Raises:
-            ValueError: the Trainer cannot train with them.
+            ValueError: the Trainer cannot train with them, or not for all epochs.
         """
-        if not self._objects:
+        if not (self._objects and self.datamodule.num_examples(0)):  # in deploy/ the server has no client's
             return
-        loader = self.datamodule.client_dataloader(0, seed=0)
+        loader, record = self._loader(0, seed=0), LocalRecord()
+        examples, _ = next(iter(loader.sampler))
         try:
             with torch.random.fork_rng(), interruptible():
-                self._trainer(max_epochs=1, limit_train_batches=1).fit(self._own_module(), loader)
+                trainer = self._trainer(limit_train_batches=1)
+                vars(trainer)["callbacks"] += [record]
+                trainer.fit(self._own_module(), loader)
+            self._require_all_epochs(0, record, len(examples))
         except Exception as error:
-            raise ValueError(f"a client cannot be trained with what it is given: {error}") from error
+            cause = str(error) or type(error).__name__
+            raise ValueError(f"a client cannot be trained with what it is given: {cause}") from error
+
+    def _require_all_epochs(self, client: int, record: LocalRecord, examples_an_epoch: int) -> None:
+        if record.num_examples != (expected := examples_an_epoch * self.max_epochs):
+            raise RuntimeError(
+                f"client {client} trained on {record.num_examples} examples, not on the {expected} of its "
+                f"{self.max_epochs} epochs: a callback of trainer.callbacks or a hook of the module cut or added some"
+            )
 
     def example(self) -> Tensor:
         """A batch of one, as the network takes it, where the network is trained."""
@@ -201,15 +222,11 @@ class SerialExecutor:
         module = self._own_module()
         load_state(module.network, task.state)
         module.learning_rate_factor = task.learning_rate_factor
-        loader, record = self._loader(task), LocalRecord()
+        loader, record = self._loader(task.client, task.seed), LocalRecord()
         self._train(task, module, loader, record)
         if record.num_steps == 0:
             log.warning("client %d applied no step: every one overflowed in half precision", task.client)
-        if record.num_examples != (expected := loader.sampler.num_examples * self.max_epochs):
-            raise RuntimeError(
-                f"client {task.client} trained on {record.num_examples} examples, not on the {expected} of its "
-                f"{self.max_epochs} epochs: a callback of trainer.callbacks or a hook of the module cut them"
-            )
+        self._require_all_epochs(task.client, record, loader.sampler.num_examples)
         return LocalResult(
             task.client,
             read_state(module.network),
@@ -236,9 +253,9 @@ class SerialExecutor:
                 self._whole.record, self._whole.variant = record, gradient.variant
                 trainer.fit(self._whole, epochs_of(loader))
 
-    def _loader(self, task: ClientTask) -> Any:
+    def _loader(self, client: int, seed: int) -> Any:
         """A client's batches, on which the network can be trained safely."""
-        loader = self.datamodule.client_dataloader(task.client, task.seed)
+        loader = self.datamodule.client_dataloader(client, seed)
         if not self._guarded:
             self._guarded = True
             inputs, _ = loader.dataset[next(iter(loader.sampler))]
@@ -295,6 +312,11 @@ class SerialExecutor:
 def epochs_of(loader: Any) -> Epochs:
     """The same batches, an epoch an item."""
     return Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it can remember nothing; lists, as of devices, are judged by what is in them."""
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, Plain)
 
 
 def _require_allowed(options: dict[str, Any]) -> None:
