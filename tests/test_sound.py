@@ -316,6 +316,33 @@ def test_what_a_callback_leaves_behind_is_gone(executor):
     assert same(third, alone)
 
 
+class Remembering(MLP):
+    """Buffers that are in no state: a running mean, a cache that grows, a constant that cannot be written."""
+
+    def __init__(self):
+        super().__init__([16, 8, 3])
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self.register_buffer("ones", torch.ones(1).expand(3), persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.mean.lerp_(images.mean(), 0.5)
+            self.seen = torch.cat([self.seen, images.mean().view(1)])
+        return super().forward(images - self.mean - self.seen.mean()) * self.ones
+
+
+@pytest.mark.parametrize("options", [{}, {"executor": partial(SerialExecutor, whole_epochs=True)}], ids=["", "whole"])
+def test_buffers_that_are_in_no_state_start_every_client_as_they_were_built(options):
+    made = made_of(Remembering, **options)
+    *_, third = made.run(tasks(made, [0, 1, 2]))
+    again = made_of(Remembering, **options)
+    (alone,) = again.run(tasks(made, [2]))
+    assert same(third, alone)
+    state = made.initial_state()
+    assert made.evaluate(state) == again.evaluate(state) == made_of(Remembering).evaluate(state)
+
+
 def test_a_profiler_starts_anew_and_batched_computations_refuse_what_they_would_change():
     profiler = SimpleProfiler()
     made = made_of(lambda: MLP([16, 8, 3]), profiler=profiler)

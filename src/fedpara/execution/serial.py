@@ -116,6 +116,8 @@ class SerialExecutor:
         self._guarded = self.device.type != "cpu"
         self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
+        buffers = module.network.named_buffers()
+        self._unsaved = {name: buffer.clone() for name, buffer in buffers if name not in self._initial}
 
     def initial_state(self) -> State:
         """A copy of the network as it was built."""
@@ -220,7 +222,7 @@ class SerialExecutor:
     def _fit(self, task: ClientTask) -> LocalResult:
         start = time.perf_counter()
         module = self._own_module()
-        load_state(module.network, task.state)
+        self._load(module.network, task.state)
         module.learning_rate_factor = task.learning_rate_factor
         loader, record = self._loader(task.client, task.seed), LocalRecord()
         self._train(task, module, loader, record)
@@ -240,6 +242,15 @@ class SerialExecutor:
     def _own_module(self) -> ClassificationModule:
         """The one module, or a copy as it was built where something could be left behind in it."""
         return copy.deepcopy(self._pristine) if self._objects else self.module
+
+    @torch.no_grad()
+    def _load(self, network: torch.nn.Module, state: State) -> None:
+        """The state, and buffers that are in no state as they were built: they would be the last client's."""
+        load_state(network, state)
+        for name, value in self._unsaved.items():
+            buffer = network.get_buffer(name)
+            if not torch.equal(buffer, value := value.to(buffer)):  # constants may be views that cannot be written
+                buffer.resize_(value.shape).copy_(value)
 
     def _train(self, task: ClientTask, module: ClassificationModule, loader: Any, record: LocalRecord) -> None:
         *_, gradient = self._corrections
@@ -272,7 +283,7 @@ class SerialExecutor:
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
         module = self._own_module()
-        load_state(module.network, state)
+        self._load(module.network, state)
         with parametrize.cached(), self._kept_trainer("test") as trainer, interruptible():
             (metrics,) = trainer.test(module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
