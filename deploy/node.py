@@ -23,6 +23,7 @@ class Node:
 
     Raises:
         UnusableFile: the folder holds no client's data.
+        ValueError: the network cannot be trained on them.
     """
 
     def __init__(self, overrides: list[str], folder: Path) -> None:
@@ -31,6 +32,7 @@ class Node:
         experiment, federation = train.build(cfg)
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
+        experiment.executor.try_one_example()
         self.executor, self.side = experiment.executor, federation.client_side
         personal = federation.split.personal_part(self.side.initial)
         self.kept_like = {"personal": personal, "memory": federation.algorithm.remembered(federation.server)}

@@ -36,7 +36,7 @@ from fedpara.configuration import (
     read_yaml,
     require_nodes,
 )
-from fedpara.errors import CrashesAgain
+from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.files import UnusableFile, reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.overrides import FOLDERS, absolute, absolute_folder, assignment, escaped, folder_text
@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays 
 log = logging.getLogger("train")
 PROGRAM = str(Path(__file__).resolve())
 CONFIG_DIR = str(Path(__file__).resolve().parents[1] / "configs")
+FAILED = FloatingPointError | CrashesAgain | WorkerKilled  # of a run that could be started
 RESUMABLE = (
     "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
     "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
@@ -390,7 +391,7 @@ def run(cfg: DictConfig, build: Build = build) -> float | None:
         _record_failure(folder, error, line or f"{type(error).__name__}: {one_line(error)}")
         if line is None:
             raise
-        _stop(line, status=1 if isinstance(error, FloatingPointError | CrashesAgain) else 2)
+        _stop(line, status=1 if isinstance(error, FAILED) else 2)
 
 
 def _record_failure(folder: Path, error: Exception, line: str) -> None:
@@ -540,7 +541,7 @@ def main() -> None:
 
 def _line(error: Exception) -> str | None:
     """What to show for an error that the person can mend; None for a fault of ours, which wants its stack trace."""
-    if isinstance(error, ConfigurationError | FloatingPointError | UnusableFile | CrashesAgain):
+    if isinstance(error, ConfigurationError | UnusableFile | FAILED):
         return one_line(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
 import deployment
 import eval as evaluation
@@ -221,6 +222,18 @@ def first_questions(tmp_path, overrides, nodes):
 
 def asks(parcel, client):
     return parcel.values.get("client") == client
+
+
+class WithBatchNorm(nn.Sequential):
+    def __init__(self, widths):
+        super().__init__(nn.Flatten(), nn.Linear(widths[0], 4), nn.BatchNorm1d(4), nn.Linear(4, widths[-1]))
+
+
+def test_a_client_with_a_lone_example_says_so_before_it_trains(tmp_path):
+    overrides = [*OPTIONS, "model.network._target_=test_deployment.WithBatchNorm", "data.max_train=51"]
+    split(overrides, tmp_path / "data")
+    with pytest.raises(ValueError, match=r"clients 1 have a batch of a single example.*data\.lone_example=merge"):
+        Node([*overrides, "data.batch_size=16"], tmp_path / "data" / "client-1")
 
 
 def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):

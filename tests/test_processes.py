@@ -158,7 +158,7 @@ def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_th
     outcomes = list(executor.run(tasks(executor)))
     assert not (folder / "4").exists()
     reason = outcomes.pop(2).reason
-    assert reason.startswith("crashed (RuntimeError: its worker process died, three times: SIGKILL")
+    assert reason.startswith("crashed (WorkerKilled: a client's worker process died, three times: SIGKILL")
     del expected[2]
     assert all(same(outcome.state, state) for outcome, state in zip(outcomes, expected, strict=True))
 

@@ -95,7 +95,7 @@ def test_a_client_that_raises_fails_alone_and_one_that_kills_three_actors_too(to
     assert not (folder / "4").exists()
     assert outcomes[0].reason == "crashed (ValueError: a bug)"
     assert "in _fit" in outcomes[0].error.__notes__[0]
-    assert outcomes[2].reason.startswith("crashed (RuntimeError: its worker process died, three times: ")
+    assert outcomes[2].reason.startswith("crashed (WorkerKilled: a client's worker process died, three times: ")
     assert all(same(outcomes[number].state, expected[number]) for number in (1, 3, 4))
 
 

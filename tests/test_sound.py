@@ -16,12 +16,13 @@ from pytorch_lightning import Callback, callbacks
 from pytorch_lightning.profilers import SimpleProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import train
 from conftest import ROOT, make_federation, tiny_images
 from fedpara.data import IID, FederatedDataModule
-from fedpara.errors import CrashesAgain
+from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.execution import (
     AutoExecutor,
     ClientTask,
@@ -54,6 +55,23 @@ class Shortcuts(nn.Module):
         hidden = torch.tanh(self.first(images))
         called = F.conv2d(torch.tanh(self.layer(hidden)), self.weight[:, :, None, None], stride=2)
         return self.head((called + self.factorised(hidden)).mean((2, 3)))
+
+
+class InTrainingOnly(Shortcuts):
+    """Its convolutions are functional calls that testing does not need."""
+
+    keep_dense = ["*"]
+
+    def __init__(self):
+        super().__init__()
+        self.layer = self.factorised = None
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, images):
+        hidden = torch.tanh(self.first(images))
+        if self.training:
+            hidden = hidden + F.conv2d(hidden[:, :5], self.weight[:6, :, None, None], stride=2).mean()
+        return self.head(hidden.mean((2, 3)))
 
 
 class LayersAlone(nn.Sequential):
@@ -173,13 +191,21 @@ def test_which_convolutions_are_kept_from_onednn(weight, stride, affected):
 
 @pytest.mark.parametrize(
     ("network", "guarded"),
-    [(Shortcuts, True), (LayersAlone, True), (lambda: VGG([[4, 8], [8]], [6], 3, in_channels=1), False)],
+    [
+        (Shortcuts, True),
+        (LayersAlone, True),
+        (InTrainingOnly, True),
+        (lambda: VGG([[4, 8], [8]], [6], 3, in_channels=1), False),
+    ],
 )
-def test_only_a_network_with_such_convolutions_is_guarded(network, guarded, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"callbacks": [Callback()]}], ids=["run", "rehearsal"])
+def test_only_a_network_with_such_convolutions_is_guarded(network, guarded, options, monkeypatch):
     """Nothing else pays for the check, and all weights are in channels_last memory."""
     installed = []
     monkeypatch.setattr(onednn, "_install", lambda: installed.append(True))
-    made = made_of(network)
+    made = made_of(network, images=large_images, **options)
+    made.rehearse()
+    assert bool(installed) == (guarded and bool(options))
     list(made.run(tasks(made, [0])))
     assert bool(installed) == guarded
     kernels = [p for p in made.module.network.parameters() if p.dim() == 4]
@@ -191,6 +217,29 @@ def test_a_guarded_convolution_is_computed_in_contiguous_memory():
     images = torch.randn(4, 1, 8, 8).to(memory_format=torch.channels_last)
     assert images.contiguous().stride() == (64, 1, 8, 1)
     assert contiguous(images).stride() == (64, 64, 8, 1)
+
+
+@pytest.mark.parametrize("inputs_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
+def test_a_guarded_convolution_gives_gradients_in_the_memory_that_a_compiled_network_expects(
+    inputs_format, weight_format
+):
+    onednn._install()
+    images = torch.randn(4, 6, 8, 8).to(memory_format=inputs_format)
+    weight = torch.randn(5, 6, 1, 1).to(memory_format=weight_format)
+    given = torch.randn(4, 5, 4, 4), images, weight, [5], [2, 2], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3
+    found = torch.ops.aten.convolution_backward(*given)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = [mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for value in given]
+        expected = torch.ops.aten.convolution_backward(*fake)
+    for gradient, like in zip(found, expected, strict=True):
+        assert_laid_out_alike(gradient, like)
+
+
+def assert_laid_out_alike(gradient, like):
+    """Shape, and stride where a dimension has more than one place."""
+    assert gradient.shape == like.shape
+    assert all(a == b for size, a, b in zip(gradient.shape, gradient.stride(), like.stride(), strict=True) if size > 1)
 
 
 def buildable():
@@ -267,6 +316,33 @@ def test_what_a_callback_leaves_behind_is_gone(executor):
     assert same(third, alone)
 
 
+class Remembering(MLP):
+    """Buffers that are in no state: a running mean, a cache that grows, a constant that cannot be written."""
+
+    def __init__(self):
+        super().__init__([16, 8, 3])
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self.register_buffer("ones", torch.ones(1).expand(3), persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.mean.lerp_(images.mean(), 0.5)
+            self.seen = torch.cat([self.seen, images.mean().view(1)])
+        return super().forward(images - self.mean - self.seen.mean()) * self.ones
+
+
+@pytest.mark.parametrize("options", [{}, {"executor": partial(SerialExecutor, whole_epochs=True)}], ids=["", "whole"])
+def test_buffers_that_are_in_no_state_start_every_client_as_they_were_built(options):
+    made = made_of(Remembering, **options)
+    *_, third = made.run(tasks(made, [0, 1, 2]))
+    again = made_of(Remembering, **options)
+    (alone,) = again.run(tasks(made, [2]))
+    assert same(third, alone)
+    state = made.initial_state()
+    assert made.evaluate(state) == again.evaluate(state) == made_of(Remembering).evaluate(state)
+
+
 def test_a_profiler_starts_anew_and_batched_computations_refuse_what_they_would_change():
     profiler = SimpleProfiler()
     made = made_of(lambda: MLP([16, 8, 3]), profiler=profiler)
@@ -295,10 +371,33 @@ class Stopping(Callback):
 
 def test_a_callback_that_cuts_epochs_is_named():
     made = made_of(lambda: MLP([16, 8, 3]), epochs=4, callbacks=[Stopping()])
-    made.rehearse()
+    with pytest.raises(ValueError, match=r"client 0 trained on 16 examples, not on the 32 .*trainer\.callbacks"):
+        made.rehearse()
     (failure,) = made.run(tasks(made, [0]))
     assert "client 0 trained on" in str(failure.error)
     assert "trainer.callbacks" in str(failure.error)
+
+
+def test_a_callback_that_adds_epochs_is_refused_before_training():
+    made = made_of(with_batch_norm, epochs=4, callbacks=[callbacks.StochasticWeightAveraging(0.01)])
+    with pytest.raises(ValueError, match="trained on 40 examples, not on the 32 of its 4 epochs"):
+        made.rehearse()
+
+
+class Refusing(Callback):
+    def on_train_start(self, trainer, pl_module):
+        raise AssertionError
+
+
+def test_a_refusal_without_words_is_named():
+    with pytest.raises(ValueError, match="cannot be trained with what it is given: AssertionError"):
+        made_of(lambda: MLP([16, 8, 3]), callbacks=[Refusing()]).rehearse()
+
+
+def test_lists_of_plain_values_are_no_objects():
+    """As `devices=[0]`, which a worker on a GPU is given: whole epochs take it."""
+    made = made_of(lambda: MLP([16, 8, 3]), partial(SerialExecutor, whole_epochs=True), callbacks=[], plugins=[])
+    assert [result.num_steps for result in made.run(tasks(made, [0]))] == [4]
 
 
 def with_batch_norm():
@@ -313,6 +412,22 @@ def test_a_last_batch_of_one_under_a_batch_norm_is_found_before_training(executo
     made.close()
     made_of(with_batch_norm, executor, batch_size=10).try_one_example()
     made_of(lambda: MLP([16, 8, 3]), executor, batch_size=11).try_one_example()
+
+
+def test_a_client_with_a_single_example_is_told_another_way_out():
+    made = made_of(with_batch_norm, lone="merge")
+    made.datamodule.parts[3] = made.datamodule.parts[3][:1]
+    with pytest.raises(ValueError, match=r"clients 3 have .*they have no other example; take another partition"):
+        made.try_one_example()
+    with pytest.raises(ValueError, match=r"take a larger data\.batch_size"):
+        made_of(with_batch_norm, batch_size=1).try_one_example()
+
+
+def test_a_frozen_batch_norm_may_have_a_batch_of_one():
+    made = made_of(with_batch_norm, batch_size=11)
+    made.module.network[2].eval()
+    made.try_one_example()
+    assert [result.num_steps for result in made.run(tasks(made, [0]))] == [4]
 
 
 @pytest.mark.parametrize(("lone", "sizes"), [("keep", [11, 1]), ("merge", [12]), ("drop", [11])])
@@ -375,6 +490,19 @@ def test_a_client_that_crashes_in_two_rounds_running_ends_the_run():
     federation = crashing(max_crashes=None)
     federation.fit()
     assert federation.round == 4
+
+
+def test_crashes_that_were_allowed_end_a_run_that_goes_on_without_leave():
+    federation = crashing(max_crashes=None)
+    federation.num_rounds = 3
+    federation.fit()
+    federation.num_rounds, federation.max_crashes = 5, 2
+    with pytest.raises(CrashesAgain, match="failed in 4 of its rounds running"):
+        federation.fit()
+
+
+def test_a_run_that_ends_by_its_workers_death_is_one_line():
+    assert train._line(WorkerKilled("a client's worker process died: SIGSEGV")).endswith("died: SIGSEGV")
 
 
 def test_injected_crashes_do_not_end_a_run():

@@ -3,3 +3,7 @@
 
 class CrashesAgain(RuntimeError):
     """A client crashes round after round, because of the run's configuration or data."""
+
+
+class WorkerKilled(RuntimeError):
+    """The process in which a client is trained dies again and again, of a signal or by its own exit."""

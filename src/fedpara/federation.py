@@ -317,7 +317,7 @@ class Federation:
             if not failure.recurs:
                 continue
             count = self.crashes[failure.client] = self.crashes.get(failure.client, 0) + 1
-            if count == self.max_crashes:
+            if self.max_crashes is not None and count >= self.max_crashes:
                 raise CrashesAgain(
                     f"client {failure.client} failed in {count} of its rounds running, {failure.reason}; "
                     "federation.max_crashes=null goes on without such clients"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from fedpara.data.datamodule import FederatedDataModule
+from fedpara.errors import WorkerKilled
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
 from fedpara.execution.transfer import Room, dump
 from fedpara.models.module import ClassificationModule
@@ -187,7 +188,7 @@ def _collect(pool: Pool, jobs: "deque[_Job]") -> None:
         except WorkerDied as death:
             job.losses += 1
             if job.losses > 2:  # the first may have been another's doing
-                died = RuntimeError(f"its worker process died, three times: {death}")
+                died = WorkerKilled(f"a client's worker process died, three times: {death}")
                 job.outcomes = [ClientFailure(task.client, "crashed", died) for task in job.tasks]
 
 

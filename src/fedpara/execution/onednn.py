@@ -5,12 +5,13 @@ oneDNN 3.12, which torch 2.13 has, overruns its memory in the backward pass by w
 1x1 (or 1x1x1), whose stride is more than 1, and which has fewer input channels than a SIMD register holds: 8 floats
 with AVX2, 16 with AVX-512 (uxlfoundation/oneDNN#6035). The process aborts or hangs, or the gradients are wrong. Only
 channels_last memory leads there, and the executors put every network into it, for most convolutions are quicker so.
-`guard` hands such a convolution, and no other, to oneDNN in contiguous memory. It replaces the CPU kernel of
-`aten::convolution_backward`, so it holds for every way to write a convolution: a layer of any class, a functional
-call, a folded network. The check costs each backward pass of a convolution some 20 microseconds, so it is put in only
-where a network has such a convolution.
+`guard` hands such a convolution, and no other, to oneDNN in contiguous memory, and gives its gradients the memory
+format that torch.compile expects. It replaces the CPU kernel of `aten::convolution_backward`, so it holds for every way
+to write a convolution: a layer of any class, a functional call, a folded network. The check costs each backward pass of
+a convolution some 20 microseconds, so it is put in only where a network has such a convolution.
 """
 
+import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -19,9 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from fedpara.models.module import evaluating
 
 SIMD_CHANNELS = 16  # the floats of the widest register
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -54,11 +54,12 @@ def _is_affected_layer(layer: nn.Module) -> bool:
 
 
 def _runs_affected(network: nn.Module, example: Tensor) -> bool:
+    """Whether a copy of the network, in the modes that it is trained in, runs such a convolution; on two examples."""
     watch, types = _Watch(), {parameter.dtype for parameter in network.parameters()}
     if example.is_floating_point() and len(types) == 1:
         example = example.to(types.pop())
-    with suppress(Exception), torch.no_grad(), evaluating(network), watch:  # training will say what is wrong
-        network(example)
+    with suppress(Exception), torch.random.fork_rng(), torch.no_grad(), watch:  # training will say what is wrong
+        copy.deepcopy(network)(torch.cat([example, example]))
     return watch.found
 
 
@@ -82,13 +83,21 @@ def _install() -> torch.library.Library:
     kernel = torch.library.get_kernel(operator, "CPU")
 
     def checked(keys: Any, gradient: Tensor, inputs: Tensor, weight: Tensor, bias: Any, stride: Any, *rest: Any) -> Any:
-        if is_affected(weight.shape, stride):
-            inputs, weight = contiguous(inputs), contiguous(weight)
-        return kernel.call_boxed(keys, gradient, inputs, weight, bias, stride, *rest)
+        if not is_affected(weight.shape, stride):
+            return kernel.call_boxed(keys, gradient, inputs, weight, bias, stride, *rest)
+        safe = contiguous(inputs), contiguous(weight)
+        of_inputs, of_weight, of_bias = kernel.call_boxed(keys, gradient, *safe, bias, stride, *rest)
+        return _like_unguarded(of_inputs, inputs, weight), _like_unguarded(of_weight, inputs, weight), of_bias
 
     library = torch.library.Library("aten", "IMPL")  # ends with the process
     library.impl("convolution_backward", checked, "CPU", with_keyset=True, allow_override=True)
     return library
+
+
+def _like_unguarded(gradient: Tensor | None, inputs: Tensor, weight: Tensor) -> Tensor | None:
+    """In channels_last memory where one of the operands is: compiled networks rely on it."""
+    formats = {suggest_memory_format(inputs), suggest_memory_format(weight)} - {torch.contiguous_format}
+    return gradient.contiguous(memory_format=formats.pop()) if formats and gradient is not None else gradient
 
 
 def contiguous(tensor: Tensor) -> Tensor:

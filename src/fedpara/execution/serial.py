@@ -86,7 +86,7 @@ class SerialExecutor:
         _quiet()
         options: dict[str, Any] = getattr(trainer, "keywords", {})
         _require_allowed(options)
-        self._objects = {name for name, value in options.items() if name == "profiler" or not isinstance(value, Plain)}
+        self._objects = {name for name, value in options.items() if name == "profiler" or not _is_plain(value)}
         self._pristine = copy.deepcopy(module) if self._objects else module
         max_epochs = options.get("max_epochs")
         if not isinstance(max_epochs, int) or max_epochs < 1:
@@ -117,6 +117,8 @@ class SerialExecutor:
         self._guarded = self.device.type != "cpu"
         self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(module.network)
+        buffers = module.network.named_buffers()
+        self._unsaved = {name: buffer.clone() for name, buffer in buffers if name not in self._initial}
 
     def initial_state(self) -> State:
         """A copy of the network as it was built."""
@@ -146,7 +148,7 @@ class SerialExecutor:
         """A batch of one is an error of some norms in training, which would fail the same clients in every round."""
         if not (clients := self.datamodule.clients_with_a_lone_example()):
             return
-        network = copy.deepcopy(self.module.network).train()
+        network = copy.deepcopy(self.module.network)  # whose statistics would change
         try:
             with torch.random.fork_rng():
                 network(one)
@@ -154,23 +156,44 @@ class SerialExecutor:
             names = ", ".join(map(str, clients[:10])) + (", ..." if len(clients) > 10 else "")
             raise ValueError(
                 f"clients {names} have a batch of a single example, on which {type(network).__name__} cannot train "
-                f"({error}); take data.lone_example=merge or drop, or another data.batch_size"
+                f"({error}); {self._way_out}"
             ) from error
 
+    @property
+    def _way_out(self) -> str:
+        """For clients with a lone example."""
+        if self.datamodule.batch_size == 1:
+            return "take a larger data.batch_size"
+        if self.datamodule.lone_example == "keep":
+            return "take data.lone_example=merge or drop, or another data.batch_size"
+        return "they have no other example; take another partition, or a network without batch norm"
+
     def rehearse(self) -> None:
-        """One step of one client, where the Trainer is given objects: what they refuse, all clients would fail with.
+        """One step an epoch of one client, where the Trainer is given objects: what they refuse, all would fail with.
 
         Raises:
-            ValueError: the Trainer cannot train with them.
+            ValueError: the Trainer cannot train with them, or not for all epochs.
         """
-        if not self._objects:
+        if not (self._objects and self.datamodule.num_examples(0)):  # in deploy/ the server has no client's
             return
-        loader = self.datamodule.client_dataloader(0, seed=0)
+        loader, record = self._loader(0, seed=0), LocalRecord()
+        examples, _ = next(iter(loader.sampler))
         try:
             with torch.random.fork_rng(), interruptible():
-                self._trainer(max_epochs=1, limit_train_batches=1).fit(self._own_module(), loader)
+                trainer = self._trainer(limit_train_batches=1)
+                vars(trainer)["callbacks"] += [record]
+                trainer.fit(self._own_module(), loader)
+            self._require_all_epochs(0, record, len(examples))
         except Exception as error:
-            raise ValueError(f"a client cannot be trained with what it is given: {error}") from error
+            cause = str(error) or type(error).__name__
+            raise ValueError(f"a client cannot be trained with what it is given: {cause}") from error
+
+    def _require_all_epochs(self, client: int, record: LocalRecord, examples_an_epoch: int) -> None:
+        if record.num_examples != (expected := examples_an_epoch * self.max_epochs):
+            raise RuntimeError(
+                f"client {client} trained on {record.num_examples} examples, not on the {expected} of its "
+                f"{self.max_epochs} epochs: a callback of trainer.callbacks or a hook of the module cut or added some"
+            )
 
     def example(self) -> Tensor:
         """A batch of one, as the network takes it, where the network is trained."""
@@ -200,17 +223,13 @@ class SerialExecutor:
     def _fit(self, task: ClientTask) -> LocalResult:
         start = time.perf_counter()
         module = self._own_module()
-        load_state(module.network, task.state)
+        self._load(module.network, task.state)
         module.learning_rate_factor = task.learning_rate_factor
-        loader, record = self._loader(task), LocalRecord()
+        loader, record = self._loader(task.client, task.seed), LocalRecord()
         self._train(task, module, loader, record)
         if record.num_steps == 0:
             log.warning("client %d applied no step: every one overflowed in half precision", task.client)
-        if record.num_examples != (expected := loader.sampler.num_examples * self.max_epochs):
-            raise RuntimeError(
-                f"client {task.client} trained on {record.num_examples} examples, not on the {expected} of its "
-                f"{self.max_epochs} epochs: a callback of trainer.callbacks or a hook of the module cut them"
-            )
+        self._require_all_epochs(task.client, record, loader.sampler.num_examples)
         return LocalResult(
             task.client,
             read_state(module.network),
@@ -225,6 +244,15 @@ class SerialExecutor:
         """The one module, or a copy as it was built where something could be left behind in it."""
         return copy.deepcopy(self._pristine) if self._objects else self.module
 
+    @torch.no_grad()
+    def _load(self, network: torch.nn.Module, state: State) -> None:
+        """The state, and buffers that are in no state as they were built: they would be the last client's."""
+        load_state(network, state)
+        for name, value in self._unsaved.items():
+            buffer = network.get_buffer(name)
+            if not torch.equal(buffer, value := value.to(buffer)):  # constants may be views that cannot be written
+                buffer.resize_(value.shape).copy_(value)
+
     def _train(self, task: ClientTask, module: ClassificationModule, loader: Any, record: LocalRecord) -> None:
         *_, gradient = self._corrections
         gradient.correction = task.correction
@@ -237,9 +265,9 @@ class SerialExecutor:
                 self._whole.record, self._whole.variant = record, gradient.variant
                 trainer.fit(self._whole, epochs_of(loader))
 
-    def _loader(self, task: ClientTask) -> Any:
+    def _loader(self, client: int, seed: int) -> Any:
         """A client's batches, on which the network can be trained safely."""
-        loader = self.datamodule.client_dataloader(task.client, task.seed)
+        loader = self.datamodule.client_dataloader(client, seed)
         if not self._guarded:
             self._guarded = True
             inputs, _ = loader.dataset[next(iter(loader.sampler))]
@@ -256,7 +284,7 @@ class SerialExecutor:
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
         module = self._own_module()
-        load_state(module.network, state)
+        self._load(module.network, state)
         with parametrize.cached(), self._kept_trainer("test") as trainer, interruptible():
             (metrics,) = trainer.test(module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
@@ -296,6 +324,11 @@ class SerialExecutor:
 def epochs_of(loader: Any) -> Epochs:
     """The same batches, an epoch an item."""
     return Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it can remember nothing; lists, as of devices, are judged by what is in them."""
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, Plain)
 
 
 def _require_allowed(options: dict[str, Any]) -> None:

@@ -231,7 +231,7 @@ class VectorizedExecutor(SerialExecutor):
         """Of each client the batches of all its epochs, and how many they are."""
         streams, lengths = [], []
         for task in tasks:
-            epochs = epochs_of(self._loader(task))
+            epochs = epochs_of(self._loader(task.client, task.seed))
             streams.append(epochs.all(self.max_epochs))
             lengths.append(len(epochs.sampler) * self.max_epochs)
         return streams, lengths
@@ -239,7 +239,7 @@ class VectorizedExecutor(SerialExecutor):
     def _result(self, chunk: Chunk, client: int, seconds: float) -> LocalResult:
         state, num_steps, rates, loss = chunk.results[client]
         task = chunk.tasks[client]
-        loss_mean = float(loss) / (self._loader(task).sampler.num_examples * self.max_epochs)
+        loss_mean = float(loss) / (self._loader(task.client, task.seed).sampler.num_examples * self.max_epochs)
         num_examples = self.datamodule.num_examples(task.client)
         return LocalResult(task.client, state, num_examples, num_steps, rates, loss_mean, seconds / len(chunk.tasks))
 
