@@ -230,7 +230,8 @@ class WithBatchNorm(nn.Sequential):
 
 
 def test_a_client_with_a_lone_example_says_so_before_it_trains(tmp_path):
-    overrides = [*OPTIONS, "model.network._target_=test_deployment.WithBatchNorm", "data.max_train=51"]
+    network = "model.network._target_=test_deployment.WithBatchNorm"
+    overrides = [*OPTIONS, network, "factorization=dense", "data.max_train=51"]
     split(overrides, tmp_path / "data")
     with pytest.raises(ValueError, match=r"clients 1 have a batch of a single example.*data\.lone_example=merge"):
         Node([*overrides, "data.batch_size=16"], tmp_path / "data" / "client-1")
