@@ -23,7 +23,7 @@ LAYERS = {
     "communication": {"state"},
     "algorithms": {"state"},
     "data": {"sampling"},
-    "execution": {"state", "sampling", "nn", "models", "data", "algorithms"},
+    "execution": {"state", "sampling", "errors", "nn", "models", "data", "algorithms"},
     "client": {"state", "sampling", "sharing", "algorithms", "communication", "execution"},
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
