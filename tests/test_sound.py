@@ -528,3 +528,11 @@ def of_config(cfg, clients):
     experiment, _ = train.build(cfg)
     experiment.datamodule.setup()
     return list(experiment.executor.run(tasks(experiment.executor, clients)))
+
+
+def test_the_training_loss_is_that_of_the_batches_where_gradients_are_accumulated():
+    (plain,) = (made := made_of(lambda: MLP([16, 8, 3]), epochs=1, batch_size=12)).run(tasks(made, [0]))
+    (other,) = (made := made_of(lambda: MLP([16, 8, 3]), epochs=1, batch_size=12, accumulate_grad_batches=3)).run(
+        tasks(made, [0])
+    )
+    assert other.train_loss == pytest.approx(plain.train_loss)

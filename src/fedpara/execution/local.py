@@ -55,9 +55,9 @@ class LocalRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add a batch; a whole epoch has added its own."""
+        """Add a batch, whose loss Lightning has divided for accumulation; a whole epoch has added its own."""
         if outputs:
-            self.add(outputs["loss"], len(batch[1]))
+            self.add(outputs["loss"] * trainer.accumulate_grad_batches, len(batch[1]))
 
 
 class GradientCorrection(Callback):
