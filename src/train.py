@@ -66,7 +66,9 @@ GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
     "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",
 )  # fmt: skip
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT,
+}  # fmt: skip
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What a person types: `src/train.py` and `src/eval.py` in this process, as one would in a shell."""
 
 import csv
+import errno
 import json
 import logging
 import os
@@ -367,6 +368,7 @@ BAD = [
     ("executor.matmul_precision=low", "executor.matmul_precision='low': Input should be 'highest', 'high' or 'medium'"),
     ("link.up_codec=8", "link.up_codec=8: Input should be an instance of Codec"),
     ("callbacks.progress={a:1}", "callbacks.progress.a: no such key"),
+    ("~link.up_codec", "link.up_codec: must be given"),
     ("data.dataset=[1]", "data.dataset=[1]: must be of the kind it is in configs/ (Cannot merge DictConfig with ListC"),
     ("algorithm=fedadam algorithm.tau=1e30", "algorithm.tau=1e+30: Input should be less than or equal to 1"),
     ("federation.clients_per_round=5", "federation.clients_per_round=5: must be 1 to num_clients (4)"),
@@ -475,18 +477,19 @@ def test_an_output_folder_that_cannot_be_written(shell, folder):
     assert error.startswith("error: paths.output_dir: [Errno ")
 
 
-def test_a_disk_that_fills_up_ends_in_one_line(shell, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])  # EFBIG: `ulimit -f`, as schedulers set it
+def test_a_disk_that_fills_up_ends_in_one_line(shell, tmp_path, monkeypatch, number):
     written = []
 
     def full(path, *rest):
         if len(written) == 1:  # after the checkpoint of the start
-            raise OSError(28, "No space left on device")
+            raise OSError(number, "No room")
         written.append(write_atomically(path, *rest))
 
     monkeypatch.setattr("fedpara.storage.write_atomically", full)
     status, error, _ = shell(*SMALL)
     assert status == 2
-    line = "[Errno 28] No space left on device; must be a folder that can be written, on a disk with space"
+    line = f"[Errno {number}] No room; must be a folder that can be written, on a disk with space"
     assert error == f"error: paths.output_dir: {line}\n"
     assert len(rows(newest(tmp_path))) == 1  # the round that finished is kept
 

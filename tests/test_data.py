@@ -642,3 +642,10 @@ def test_examples_on_a_gpu_are_not_sent_to_workers_beside_those_in_memory():
     (images, labels), *_ = pickle.loads(pickle.dumps(data)).client_dataloader(0, 0)
     assert torch.equal(images, expected[0])
     assert torch.equal(labels, expected[1])
+
+
+def test_text_that_is_no_play_is_named_as_such(tmp_path):
+    (tmp_path / "shakespeare").mkdir()
+    (tmp_path / "shakespeare" / "hamlet.txt").write_text("HAMLET\tTo be, or not to be\n")
+    with pytest.raises(ValueError, match=r"hamlet\.txt: holds no speech; after a line `ACT I` a play has lines NAME"):
+        shakespeare(str(tmp_path))

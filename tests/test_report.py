@@ -300,3 +300,15 @@ def test_status_lists_runs_and_sees_which_still_have_a_process(sweep, monkeypatc
     monkeypatch.setattr("sys.argv", ["status.py", "nowhere"])
     with pytest.raises(SystemExit, match="2"):
         status_program.main()
+
+
+def test_runs_without_a_record_of_what_was_typed_share_a_table_with_those_that_have_one(tmp_path):
+    """Each value stands under its own head, whichever setting is the best."""
+    write_run(tmp_path / "dense-0", [0.5])
+    write_run(tmp_path / "gamma=0.1", [0.7], ["factorization.gamma=0.1", "model.optimizer.lr=1"])
+    write_run(tmp_path / "gamma=0.2", [0.3], ["factorization.gamma=0.2", "model.optimizer.lr=2"])
+    write_report(find_runs(tmp_path), tmp_path / "report", "t")
+    rows = Cells((tmp_path / "report" / "report.html").read_text()).rows
+    assert ["gamma", "lr", "setting", "seeds"] in [row[:4] for row in rows]
+    for shown in (["0.1", "1", "-", "1"], ["-", "-", "dense", "1"], ["0.2", "2", "-", "1"]):
+        assert shown in [row[:4] for row in rows]

@@ -102,6 +102,8 @@ def _describe(cfg: DictConfig, group: str, error: BaseException) -> str:
         location = [str(part) for part in first["loc"]]
         if first["type"].startswith("unexpected"):
             return f"{group}.{location[-1]}: no such key"
+        if first["type"].startswith("missing"):
+            return f"{group}.{location[-1]}: must be given"
         inner = first.get("ctx", {}).get("error")
         if inner is None or not location:  # with neither, it is a ValueError of the constructor itself
             return f"{_key(cfg, group, location)}={first['input']!r}: {first['msg']}"

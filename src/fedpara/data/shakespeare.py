@@ -57,7 +57,7 @@ def speeches(folder: Path) -> dict[str, list[str]]:
     """What each role, named `play/NAME`, says, line by line; empty where the folder holds no plays.
 
     Raises:
-        ValueError: two files hold a play of one name.
+        ValueError: two files hold a play of one name, or no file holds a speech.
     """
     roles = defaultdict(list)
     found_in: dict[str, str] = {}
@@ -75,6 +75,9 @@ def speeches(folder: Path) -> dict[str, list[str]]:
                 role = None if name.startswith(("ACT", "SCENE")) else f"{play}/{name.strip()}"
             if role and said.strip():
                 roles[role].append(said.strip() + "\n")
+    if found_in and not roles:
+        first = next(iter(found_in.values()))
+        raise ValueError(f"{first}: holds no speech; after a line `ACT I` a play has lines NAME<TAB>speech")
     return roles
 
 

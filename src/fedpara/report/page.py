@@ -103,11 +103,13 @@ def _overlap(low: Estimate, high: Estimate) -> bool:
 
 
 def _setting_table(found: list[Setting], target: float | None) -> Table:
-    heads = [*found[0].values, "seeds", "parameters", "of dense, %", "last, %", "best, %", "GB"]
+    names = list(dict.fromkeys(name for setting in found for name in setting.values))  # runs without overrides have one
+    heads = [*names, "seeds", "parameters", "of dense, %", "last, %", "best, %", "GB"]
     if target is not None:
         heads += [f"MB to {_percent(target)}", "rounds", *(f"min at {speed} Mbps" for speed in SPEEDS_MBPS), "MJ"]
     heads = ["setting" if head == "" else head for head in heads]
-    return _measured(heads, [_setting_row(setting, target) for setting in found])
+    values = [[setting.values.get(name, NONE) for name in names] for setting in found]
+    return _measured(heads, [own + _setting_row(setting, target) for own, setting in zip(values, found, strict=True)])
 
 
 def _measured(heads: list[str], rows: list[list[str]]) -> Table:
@@ -120,7 +122,7 @@ def _setting_row(setting: Setting, target: float | None) -> list[str]:
     seeds = f"{len(setting.counted)}" + (f" of {len(setting.runs)}" if len(setting.counted) < len(setting.runs) else "")
     ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
     shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
-    row = [*setting.values.values(), seeds, shared, ratio, _estimate(setting.last), _estimate(setting.best)]
+    row = [seeds, shared, ratio, _estimate(setting.last), _estimate(setting.best)]
     row.append(NONE if setting.gigabytes is None else three_digits(setting.gigabytes.mean))
     if target is None:
         return row
