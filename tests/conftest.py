@@ -31,6 +31,13 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 torch.set_num_threads(1)
 
 
+def thinned(cases, every=2):
+    """Each so many-th case by default; the others are slow, and CI has them all."""
+    for number, case in enumerate(cases):
+        values = case if isinstance(case, tuple) else (case,)
+        yield pytest.param(*values, marks=pytest.mark.slow if number % every else ())
+
+
 def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
     """Grey 4x4 images whose label shows in their brightness, so that training has something to learn."""
     generator = torch.Generator().manual_seed(seed)

@@ -622,12 +622,16 @@ def test_every_yaml_composes_and_says_what_it_is(group, choice):
 
 
 CONTRACT = {"algorithm", "executor", "factorization", "faults", "link", "partition", "sharing"}
-LONG = {("executor", "ray"): [pytest.mark.slow]}  # starts a cluster
+BY_OTHERS = {"algorithm", "factorization", "link", "sharing"}  # trained in the contracts of algorithms and executors
 
 
 @pytest.mark.parametrize(
     ("group", "choice"),
-    [pytest.param(*pair, marks=LONG.get(pair, []), id="-".join(pair)) for pair in CHOICES if pair[0] in CONTRACT],
+    [
+        pytest.param(*pair, marks=pytest.mark.slow if pair[0] in BY_OTHERS or "ray" in pair else (), id="-".join(pair))
+        for pair in CHOICES
+        if pair[0] in CONTRACT
+    ],
 )
 def test_every_choice_trains_a_round(shell, tmp_path, group, choice):
     """A new algorithm, executor, factorisation, link, partition or split is found here by its yaml."""

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import report as program
 import status as status_program
 from composition import compose
-from conftest import ROOT
+from conftest import ROOT, thinned
 from fedpara.files import reserve
 from fedpara.record import three_digits
 from fedpara.report import common_target, compare, draw, settings, write_report
@@ -174,7 +174,7 @@ def configured(*overrides):
     return OmegaConf.to_container(compose([*overrides, "logger=none", "paths.output_dir=x"]), resolve=True)
 
 
-@pytest.mark.parametrize(("experiment", "overrides", "accuracy", "row", "sources"), PAPER)
+@pytest.mark.parametrize(("experiment", "overrides", "accuracy", "row", "sources"), thinned(PAPER))
 def test_a_run_of_the_papers_set_up_is_put_beside_its_numbers(tmp_path, experiment, overrides, accuracy, row, sources):
     """The configurations that are in configs/ are those that paper.yaml describes."""
     config = configured(f"experiment={experiment}", *overrides)
