@@ -23,7 +23,7 @@ import eval as evaluation
 import report as reporting
 import status as stand
 import train
-from conftest import ROOT
+from conftest import ROOT, thinned
 from fedpara import sweep
 from fedpara.data import DataSet, Examples, Normalize
 from fedpara.data.mnist_small import mnist_small
@@ -611,7 +611,7 @@ def owned_digits():
 CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "configs").glob("*/*.yaml"))]
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
+@pytest.mark.parametrize(("group", "choice"), thinned(CHOICES))
 def test_every_yaml_composes_and_says_what_it_is(group, choice):
     text = (ROOT / "configs" / group / f"{choice}.yaml").read_text()
     first = next(line for line in text.splitlines() if not line.startswith("# @package"))

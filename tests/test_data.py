@@ -623,6 +623,7 @@ def test_real_mnist_femnist_shakespeare_and_cinic10s_layout(tmp_path):
     assert cinic10(str(tmp_path)).train.labels.bincount().tolist() == [40] * 10
 
 
+@pytest.mark.slow  # the files are restored first
 @pytest.mark.real_data
 def test_real_cifar(real_data):
     """Official MD5s, sizes, balance and the means that normalisation uses."""
