@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Two lanes, one thread each, lowest priority; stopped by SIGINT to the training, started again it goes on where it was.
 # nice alone does little here: Linux schedules each session (setsid) as one group, so the group gets 19 as well.
-cd "${EVIDENCE:-/root/evidence}" || exit 1
-export OMP_NUM_THREADS=1 DATA_DIR="${DATA_DIR:-/root/data}" PYTHON="${PYTHON:-/work/main/.venv/bin/python}"
+cd "$(dirname "$0")/../.." || exit 1
+export OMP_NUM_THREADS=1 PYTHON="${PYTHON:-.venv/bin/python}"
 run() {  # folder, overrides
   local folder=results/cifar10_gamma/$1; shift
   grep -q '"finished"' "$folder/summary.json" 2>/dev/null && return
