@@ -52,6 +52,7 @@ class ClientSide:
         initial: the freshly built model: the common start of what is personal.
         like: any broadcast.
         seed, lr_decay: of the federation.
+        remembers: whether the algorithm lets clients remember anything, for which they read their own uploads.
     """
 
     algorithm: FedAvg
@@ -61,6 +62,7 @@ class ClientSide:
     like: Parts
     seed: int
     lr_decay: float
+    remembers: bool
 
     def receive(self, packet: Packet) -> Parts:
         """The broadcast, read.
@@ -88,8 +90,10 @@ class ClientSide:
         parts = self.algorithm.upload(received, shared, result.learning_rate_sum, kept.memory)
         seed, known = derive_seed(self.seed, round_index, result.client, "upload"), known_to_both(received)
         packet = self.link.encode_up(join(parts), known, seed)
-        sent = separate(self.link.decode_up(packet, join(parts), known), parts)
-        memory = self.algorithm.remember(received, sent, kept.memory)
+        memory: State = {}
+        if self.remembers:
+            sent = separate(self.link.decode_up(packet, join(parts), known), parts)
+            memory = self.algorithm.remember(received, sent, kept.memory)
         kept = Kept(self.split.personal_part(result.state), memory)
         return Reply(result, packet, parts, is_finite(result.state), kept)
 

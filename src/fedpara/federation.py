@@ -207,8 +207,10 @@ class Federation:
     @property
     def client_side(self) -> ClientSide:
         """What clients do, at the moment."""
-        like = self.algorithm.broadcast(self.server)
-        return ClientSide(self.algorithm, self.link, self.split, self._initial, like, self.seed, self.lr_decay)
+        like, remembers = self.algorithm.broadcast(self.server), bool(self.algorithm.remembered(self.server))
+        return ClientSide(
+            self.algorithm, self.link, self.split, self._initial, like, self.seed, self.lr_decay, remembers
+        )
 
     def broadcast(self, round_index: int) -> Broadcast:
         """What the server would send in a round, were it as it is now."""

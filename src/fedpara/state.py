@@ -21,8 +21,9 @@ def first_names(module: nn.Module) -> dict[str, str]:
 
 def tensors(module: nn.Module) -> State:
     """Every parameter and buffer itself, without gradient; one that layers share is there once, by its first name."""
-    named = module.state_dict()
-    return {name: named[name] for name, first in first_names(module).items() if name == first}
+    first: dict[int, str] = {}
+    named = module.state_dict(keep_vars=True)
+    return {name: t.detach() for name, t in named.items() if first.setdefault(id(t), name) == name}
 
 
 def read_state(module: nn.Module) -> State:

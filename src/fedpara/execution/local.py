@@ -47,17 +47,17 @@ class LocalRecord(Callback):
         self.num_steps += 1
         self.learning_rate_sum += learning_rate
 
-    def add(self, loss: Tensor, size: int) -> None:
+    def add(self, loss: Tensor, size: int, divided_by: int = 1) -> None:
         """The mean loss of a batch of `size` examples, on its device: no synchronisation a step."""
         self.num_examples += size
-        self._loss = self._loss + loss.detach().float() * size
+        self._loss = self._loss + loss.detach().float() * (size * divided_by)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a batch, whose loss Lightning has divided for accumulation; a whole epoch has added its own."""
         if outputs:
-            self.add(outputs["loss"] * trainer.accumulate_grad_batches, len(batch[1]))
+            self.add(outputs["loss"], len(batch[1]), trainer.accumulate_grad_batches)
 
 
 class GradientCorrection(Callback):

@@ -73,6 +73,7 @@ class Chunk:
 
     Attributes:
         sizes: examples of each client in the batch at hand; 0 once it has no more.
+        num_examples: of each client, in all its batches.
         results: of the clients that are through, by position.
     """
 
@@ -81,9 +82,10 @@ class Chunk:
         tasks: Sequence[ClientTask],
         streams: Sequence[Iterator[Batch]],
         lengths: Sequence[int],
+        num_examples: Sequence[int],
         device: torch.device,
     ) -> None:
-        self.tasks, self.streams, self.lengths = tasks, streams, lengths
+        self.tasks, self.streams, self.lengths, self.num_examples = tasks, streams, lengths, num_examples
         self.generators = [torch.Generator(device).manual_seed(substream(task.seed, "dropout")) for task in tasks]
         self.sizes: list[int] = []
         self.results: dict[int, tuple[State, int, float, Tensor]] = {}
@@ -227,19 +229,20 @@ class VectorizedExecutor(SerialExecutor):
             trainer.fit(many, DataLoader(cast(Dataset, [chunk]), batch_size=None))
         return [self._result(chunk, client, time.perf_counter() - start) for client in range(len(tasks))]
 
-    def _streams(self, tasks: Sequence[ClientTask]) -> tuple[list[Iterator[Batch]], list[int]]:
-        """Of each client the batches of all its epochs, and how many they are."""
-        streams, lengths = [], []
+    def _streams(self, tasks: Sequence[ClientTask]) -> tuple[list[Iterator[Batch]], list[int], list[int]]:
+        """Of each client the batches of all its epochs, how many they are, and how many examples are in them."""
+        streams, lengths, num_examples = [], [], []
         for task in tasks:
             epochs = epochs_of(self._loader(task.client, task.seed))
             streams.append(epochs.all(self.max_epochs))
             lengths.append(len(epochs.sampler) * self.max_epochs)
-        return streams, lengths
+            num_examples.append(epochs.sampler.num_examples * self.max_epochs)
+        return streams, lengths, num_examples
 
     def _result(self, chunk: Chunk, client: int, seconds: float) -> LocalResult:
         state, num_steps, rates, loss = chunk.results[client]
         task = chunk.tasks[client]
-        loss_mean = float(loss) / (self._loader(task.client, task.seed).sampler.num_examples * self.max_epochs)
+        loss_mean = float(loss) / chunk.num_examples[client]
         num_examples = self.datamodule.num_examples(task.client)
         return LocalResult(task.client, state, num_examples, num_steps, rates, loss_mean, seconds / len(chunk.tasks))
 

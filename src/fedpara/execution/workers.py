@@ -126,6 +126,8 @@ class Workers:
         data = dump(tasks, room)
         room.write(self._memory)
         with _without_interruption():
+            if len(self._processes) == self.size:
+                return self._pool.submit(_train, data, slot)
             before = set(active_children())
             future = self._pool.submit(_train, data, slot)  # may start a process
             self._processes |= set(active_children()) - before
