@@ -1,6 +1,7 @@
 """Clients in worker processes: what comes back is serial's, to the bit, whatever happens to a worker."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from conftest import ROOT, make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.data import Dirichlet
+from fedpara.errors import signal_name
 from fedpara.execution import (
     ClientFailure,
     ClientTask,
@@ -161,6 +163,23 @@ def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_th
     assert reason.startswith("crashed (WorkerKilled: a client's worker process died, three times: SIGKILL")
     del expected[2]
     assert all(same(outcome.state, state) for outcome, state in zip(outcomes, expected, strict=True))
+
+
+def test_the_signal_is_named_however_slowly_an_exit_status_is_read(told, monkeypatch):
+    """Two threads that read one status together: the second is told 255, and that the first one knew is forgotten."""
+    executor, folder = told
+    read = multiprocessing.forkserver.read_signed
+    monkeypatch.setattr(multiprocessing.forkserver, "read_signed", lambda fd: (time.sleep(0.05), read(fd))[1])
+    (folder / "1").write_text("die")
+    outcomes = list(executor.run(tasks(executor, range(3))))
+    assert "three times: SIGKILL (was memory short?)" in outcomes[1].reason
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(9, "SIGKILL"), (int(signal.SIGRTMIN) + 3, f"signal {int(signal.SIGRTMIN) + 3}")]
+)
+def test_every_signal_has_a_word(number, name):
+    assert signal_name(number) == name
 
 
 def test_a_worker_that_dies_idle_is_not_missed(told):

@@ -15,7 +15,7 @@ LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
     "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "runs": {"files", "record"},
     "overrides": set(), "configuration": {"overrides"}, "trust": {"configuration", "overrides"},
-    "sweep": {"runs", "overrides"}, "sweep_table": {"runs", "record", "sweep"},
+    "sweep": {"runs", "overrides", "errors"}, "sweep_table": {"runs", "record", "sweep"},
     "export": {"nn", "models", "files"}, "dashboard": set(),
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),

@@ -1,4 +1,6 @@
-"""Errors that end a run and are shown in one line; this module imports nothing, so that a program starts at once."""
+"""Errors that end a run and are shown in one line, and words for them; light, so that a program starts at once."""
+
+import signal
 
 
 class CrashesAgain(RuntimeError):
@@ -7,3 +9,11 @@ class CrashesAgain(RuntimeError):
 
 class WorkerKilled(RuntimeError):
     """The process in which a client is trained dies again and again, of a signal or by its own exit."""
+
+
+def signal_name(number: int) -> str:
+    """Of a signal that ended a process: `SIGKILL`; `signal 34` where it has no name, as real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fedpara.errors import signal_name
 from fedpara.overrides import assignment
 from fedpara.runs import Run, short_names
 
@@ -129,7 +129,7 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, 
             _stop(process)
             raise
     if status < 0:
-        log.error("%s: killed by %s", folder.name, signal.Signals(-status).name)
+        log.error("%s: killed by %s", folder.name, signal_name(-status))
     elif status:
         log.error("%s: %s (exit status %d)", folder.name, Run(folder).state, status)
     elif quiet:

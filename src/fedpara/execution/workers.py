@@ -22,6 +22,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from fedpara.data.datamodule import FederatedDataModule
+from fedpara.errors import signal_name
 from fedpara.execution.base import ClientTask
 from fedpara.execution.dispatch import Outcome, WorkerDied, portable, sendable
 from fedpara.execution.transfer import ALIGNMENT, Place, Room, dump, load, look
@@ -115,7 +116,6 @@ class Workers:
             future = self._send(tasks, slot)
         except BrokenProcessPool:
             log.warning("a worker process died (%s); what was in training is trained again", self._death())
-            self.close()  # waits for the others' end: they may still write
             self._start()
             future = self._send(tasks, slot)
         self._slots[future] = slot
@@ -134,12 +134,16 @@ class Workers:
         return future
 
     def _death(self) -> str:
-        """Of what a worker died; the pool ends the others with SIGTERM."""
-        codes = {process.exitcode for process in self._processes} - {None, 0, -signal.SIGTERM}
-        signals = [signal.Signals(-code).name for code in codes if code and code < 0]
-        others = [f"exit status {code}" for code in codes if code and code > 0]
-        hint = " (was memory short?)" if "SIGKILL" in signals else ""
-        return (", ".join(sorted(signals + others)) or "unknown cause") + hint
+        """Of what a worker died, once all of them have ended (until then they may write, too).
+
+        The pool's thread waits for the same processes. Of two threads that ask a forkserver's process how it ended,
+        one is told 255 (CPython's `popen_forkserver.Popen.poll`); hence that thread comes to its end first.
+        """
+        self.close()
+        codes = {process.exitcode or 0 for process in self._processes} - {0, -signal.SIGTERM}  # the pool sends SIGTERM
+        causes = sorted(signal_name(-code) if code < 0 else f"exit status {code}" for code in codes)
+        hint = " (was memory short?)" if "SIGKILL" in causes else ""
+        return (", ".join(causes) or "unknown cause") + hint
 
     def wait(self, work: Collection[Future[Place | bytes]], block: bool) -> Iterable[Future[Place | bytes]]:
         """Which of the work is done; with `block`, one at least."""
@@ -233,7 +237,7 @@ def _begin(lifeline: Connection, turn: "Synchronized[int]", given: _Given) -> No
 def _end_with(lifeline: Connection) -> None:
     """Nothing is ever sent: when it can be read, the other process has closed it, or is no more."""
     lifeline.poll(None)
-    os._exit(1)
+    os._exit(0)
 
 
 @cache
