@@ -4,6 +4,7 @@ Read from LEAF's json files, or from the plays themselves with the lines `NAME<T
 follows), as in the public-domain Moby edition: a folder of .txt files or a tar archive of them.
 """
 
+import logging
 import re
 import tarfile
 from collections import defaultdict
@@ -19,6 +20,7 @@ from fedpara.data.examples import DataSet, Examples
 from fedpara.data.files import listed, reading
 from fedpara.data.leaf import leaf
 
+log = logging.getLogger(__name__)
 LENGTH = 80
 CHARACTERS = (
     "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"  # LEAF's 80, in its order
@@ -56,6 +58,8 @@ def shakespeare(data_dir: str) -> DataSet:
 def speeches(folder: Path) -> dict[str, list[str]]:
     """What each role, named `play/NAME`, says, line by line; empty where the folder holds no plays.
 
+    A file without a speech is left out with a warning.
+
     Raises:
         ValueError: two files hold a play of one name, or no file holds a speech.
     """
@@ -66,7 +70,7 @@ def speeches(folder: Path) -> dict[str, list[str]]:
             raise ValueError(f"{source}: {play} is in {earlier} too; keep one of them")
         found_in[play] = source
         _, _, body = text.partition("\nACT I")  # title and dramatis personae come before
-        role = None
+        role, before = None, len(roles)
         for line in re.sub(r"\[[^]]*\]", "", body).splitlines():  # stage directions stand in brackets
             name, tab, said = line.partition("\t")
             if not tab:
@@ -75,6 +79,8 @@ def speeches(folder: Path) -> dict[str, list[str]]:
                 role = None if name.startswith(("ACT", "SCENE")) else f"{play}/{name.strip()}"
             if role and said.strip():
                 roles[role].append(said.strip() + "\n")
+        if len(roles) == before:
+            log.warning("%s: left out; it has no lines NAME<TAB>speech after a line `ACT I`", source)
     if found_in and not roles:
         first = next(iter(found_in.values()))
         raise ValueError(f"{first}: holds no speech; after a line `ACT I` a play has lines NAME<TAB>speech")
