@@ -32,7 +32,7 @@ class Node:
         experiment, federation = build(cfg)
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
-        experiment.executor.try_one_example()
+        experiment.executor.prepare()
         self.executor, self.side = experiment.executor, federation.client_side
         personal = federation.split.personal_part(self.side.initial)
         self.kept_like = {"personal": personal, "memory": federation.algorithm.remembered(federation.server)}

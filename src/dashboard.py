@@ -12,6 +12,7 @@ def main() -> None:
         if unknown := arguments.keys() - {"entity", "project", "name"}:
             raise ValueError(f"{min(unknown)}: no such key; {USAGE}")
         from fedpara.dashboard import workspace
+        from fedpara.private.wandb import as_json
 
         made = workspace(
             arguments.get("entity", ""), arguments.get("project", "fedpara"), arguments.get("name", "FedPara")
@@ -21,7 +22,7 @@ def main() -> None:
     except ValueError as error:
         _stop(str(error))
     if not made.entity:
-        print(made._to_model().model_dump_json(by_alias=True, indent=2))
+        print(as_json(made))
         return
     try:
         print(made.save().url)

@@ -16,12 +16,11 @@ LAYERS = {
     "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "runs": {"files", "record"},
     "export": {"nn", "models", "files"}, "dashboard": set(),
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
-    "nn": set(),
-    "models": set(),
+    "private": set(), "nn": {"private"}, "models": {"private"},
     "communication": {"state"},
     "algorithms": {"state"},
     "data": {"sampling"},
-    "execution": {"state", "sampling", "errors", "nn", "models", "data", "algorithms"},
+    "execution": {"private", "state", "sampling", "errors", "nn", "models", "data", "algorithms"},
     "client": {"state", "sampling", "sharing", "algorithms", "communication", "execution"},
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
@@ -30,7 +29,7 @@ LAYERS = {
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
     "app": {
         "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution", "federation",
-        "callbacks",
+        "callbacks", "private",
     },
 }  # fmt: skip
 

@@ -53,7 +53,7 @@ def digest(case: tuple[str, ...]) -> str:
     try:
         experiment, federation = build(cfg)
         experiment.datamodule.setup()
-        experiment.executor.try_one_example()
+        experiment.executor.prepare()
         records = [federation.run_round() for _ in range(2)]
     except ConfigurationError as error:
         return f"refused: {error}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.errors import blame
@@ -14,8 +14,9 @@ if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays 
     from torch import nn
 
     from fedpara.data import FederatedDataModule
-    from fedpara.execution import SerialExecutor
+    from fedpara.execution import Executor
     from fedpara.federation import Federation
+    from fedpara.models import ClassificationModule
 
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
 GROUPS = (
@@ -29,7 +30,7 @@ class Experiment:
     """The objects of one configuration, before its federation exists."""
 
     datamodule: "FederatedDataModule"
-    executor: "SerialExecutor"
+    executor: "Executor"
     parameters: dict[str, int]
 
 
@@ -69,12 +70,43 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         optimizer(network.parameters())  # its own checks of its values, before anything costs time
     module = ClassificationModule(network, optimizer, cfg.data.num_classes)
     with blame(cfg, "trainer"):
-        trainer = instantiate(cfg.trainer, _convert_="all")  # a copy of a ListConfig shares the objects in it
-        executor = instantiate(
-            cfg.executor, module=module, datamodule=datamodule, trainer=trainer,
-            jacobian_correction=cfg.factorization.get("jacobian_correction", 0.0),
-        )  # fmt: skip
+        executor = build_executor(cfg, module, datamodule)
     return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+
+
+def build_executor(cfg: DictConfig, module: "ClassificationModule", datamodule: "FederatedDataModule") -> "Executor":
+    """The executor of a configuration, which takes how one client is trained from three groups."""
+    from fedpara.execution import LocalTraining
+
+    trainer = dict(instantiate(cfg.trainer, _convert_="all", _target_="builtins.dict", _partial_=False))
+    said = {name: trainer.pop(name) for name in ("max_epochs", "precision", "accelerator") if name in trainer}
+    training = LocalTraining(
+        module,
+        datamodule,
+        **{"max_epochs": None} | said,
+        jacobian_correction=cfg.factorization.get("jacobian_correction", 0.0),
+        matmul_precision=_matmul_precision(cfg.executor),
+        options=trainer,
+        trainer_class=get_class(cfg.trainer._target_),
+    )
+    make = instantiate(_without_training(cfg.executor), _partial_=True)  # Hydra would take `training` apart
+    executor: Executor = make(training)
+    return executor
+
+
+def _matmul_precision(executor: DictConfig) -> Any:
+    """Who types says it of the executor, or of the one that each worker holds."""
+    found = [OmegaConf.select(executor, key) for key in ("matmul_precision", "inner.matmul_precision")]
+    return next((value for value in found if value is not None), "highest")
+
+
+def _without_training(executor: DictConfig) -> DictConfig:
+    """The executor's own keys, and those of its inner one, without what is said of the training of a client."""
+    own = executor.copy()
+    for node in (own, own.get("inner")):
+        if isinstance(node, DictConfig):
+            node.pop("matmul_precision", None)
+    return own
 
 
 def build_federation(

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import hydra
-from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -22,6 +21,7 @@ from fedpara.app.overrides import FOLDERS, absolute, is_job, texts
 from fedpara.app.resume import require_simulated, with_saved_overrides
 from fedpara.app.run import Launch, run
 from fedpara.interruption import INTERRUPTED, interruption
+from fedpara.private.hydra import Hydra
 
 PROGRAM = ROOT / "src" / "train.py"
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line

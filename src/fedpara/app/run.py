@@ -104,7 +104,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
     with blame(cfg, "model.network"):
-        experiment.executor.try_one_example()
+        experiment.executor.prepare()
     with blame(cfg, "trainer"):
         experiment.executor.rehearse()
     _describe(experiment, federation)

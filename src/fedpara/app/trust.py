@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
-from hydra._internal.utils import _locate  # what `instantiate` finds a name by; another way may find another thing
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.overrides import parse
+from fedpara.private.hydra import locate
 
 PARTS = (
     "algorithms",
@@ -160,7 +160,7 @@ def _is_trusted(name: Any, patterns: Sequence[str]) -> bool:
     if not isinstance(name, str) or not _matches(name, patterns):
         return False
     try:
-        found = inspect.unwrap(_locate(name))
+        found = inspect.unwrap(locate(name))
     except Exception:
         return False
     if not isinstance(found, type | FunctionType) or "." in found.__qualname__:

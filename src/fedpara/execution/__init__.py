@@ -6,6 +6,7 @@ from fedpara.execution.faults import FaultInjection
 from fedpara.execution.processes import ProcessesExecutor
 from fedpara.execution.ray import RayExecutor
 from fedpara.execution.serial import SerialExecutor
+from fedpara.execution.training import LocalTraining
 from fedpara.execution.vectorized import VectorizedExecutor
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Executor",
     "FaultInjection",
     "LocalResult",
+    "LocalTraining",
     "ProcessesExecutor",
     "RayExecutor",
     "SerialExecutor",

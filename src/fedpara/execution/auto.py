@@ -2,24 +2,23 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from pydantic import validate_call
 
-from fedpara.data.datamodule import FederatedDataModule
+from fedpara.execution.base import Around, MakeExecutor
 from fedpara.execution.processes import ProcessesExecutor
 from fedpara.execution.serial import SerialExecutor
+from fedpara.execution.training import LocalTraining
 from fedpara.execution.vectorized import VectorizedExecutor
-from fedpara.models.module import ClassificationModule
 
 log = logging.getLogger(__name__)
 TOGETHER = 4  # clients in one computation: fewer gain little, with more a round's last chunks leave workers idle
 
 
-class AutoExecutor:
+class AutoExecutor(Around):
     """The first of these that the network and the trainer allow, chosen when there are data to try.
 
     On a GPU whole epochs, in a process each where there are several GPUs. On several cores a worker process for each,
@@ -27,65 +26,43 @@ class AutoExecutor:
     core those together, or one client after the other.
 
     Args:
-        module, datamodule, trainer, jacobian_correction, matmul_precision: as of `SerialExecutor`.
+        training: how one client is trained.
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
-    def __init__(
-        self,
-        module: ClassificationModule,
-        datamodule: FederatedDataModule,
-        trainer: Any,
-        jacobian_correction: Any = 0.0,
-        matmul_precision: Any = "highest",
-    ) -> None:
-        options = {"jacobian_correction": jacobian_correction, "matmul_precision": matmul_precision}
-        self._serial = partial(SerialExecutor, module, datamodule, trainer, **options)
-        self._whole = partial(SerialExecutor, module, datamodule, trainer, whole_epochs=True, **options)
-        self._vectorized = partial(VectorizedExecutor, module, datamodule, trainer, **options)
-        self._processes = partial(ProcessesExecutor, module, datamodule, trainer, jacobian_correction)
-        self._precision = {"matmul_precision": matmul_precision}  # of what workers hold
-        self.chosen: Any = self._serial()
+    def __init__(self, training: LocalTraining) -> None:
+        super().__init__(SerialExecutor(training))
 
-    def __getattr__(self, name: str) -> Any:
-        """All is the chosen one's."""
-        if name == "chosen":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.chosen, name)
-
-    def try_one_example(self) -> None:
+    def prepare(self) -> None:
         """As of the serial executor; and choose."""
-        self.chosen.try_one_example()
-        for candidate in self._candidates():
+        self.inner.prepare()
+        for make in self._candidates():
             try:
-                candidate.try_one_example()
+                candidate = make(self.training)
+                candidate.prepare()
             except ValueError:  # it says why, to those who ask for it by name
                 continue
-            self.chosen = candidate
+            self.inner = candidate
             break
-        inner = f" of {type(self.chosen.here).__name__}" if isinstance(self.chosen, ProcessesExecutor) else ""
-        log.info("executor: %s%s", type(self.chosen).__name__, inner)
+        within = f" of {type(self.inner.inner).__name__}" if isinstance(self.inner, ProcessesExecutor) else ""
+        log.info("executor: %s%s", type(self.inner).__name__, within)
 
-    def _candidates(self) -> Iterator[Any]:
-        cuda = self.chosen.device.type == "cuda"
+    def _candidates(self) -> Iterator[MakeExecutor]:
+        cuda = self.device.type == "cuda"
         several = torch.cuda.device_count() > 1 if cuda else len(os.sched_getaffinity(0)) > 1
         if cuda:
-            whole = partial(SerialExecutor, whole_epochs=True, **self._precision)
-            yield from _allowed(partial(self._processes, inner=whole), several)
-            yield from _allowed(self._whole)
+            whole = partial(SerialExecutor, whole_epochs=True)
+            yield from [partial(ProcessesExecutor, inner=whole)] if several else []
+            yield whole
             return
-        for executor in _allowed(self._vectorized):
-            fit = executor.affordable() >= TOGETHER
-            vectorized = partial(VectorizedExecutor, chunk_size=TOGETHER, **self._precision)
-            yield from _allowed(partial(self._processes, inner=vectorized, chunk=TOGETHER), several and fit)
-            yield from _allowed(partial(self._vectorized, chunk_size=TOGETHER), not several and fit)
-        yield from _allowed(partial(self._processes, inner=partial(SerialExecutor, **self._precision)), several)
+        if self._together_pays():
+            vectorized = partial(VectorizedExecutor, chunk_size=TOGETHER)
+            yield partial(ProcessesExecutor, inner=vectorized, chunk=TOGETHER) if several else vectorized
+        yield from [ProcessesExecutor] if several else []
 
-
-def _allowed(make: Callable[[], Any], wanted: bool = True) -> Iterator[Any]:
-    """The executor, where it is wanted and takes what it is given."""
-    if wanted:
+    def _together_pays(self) -> bool:
+        """Whether several clients can be trained together, and fit into a processor's cache."""
         try:
-            yield make()
+            return VectorizedExecutor(self.training).affordable() >= TOGETHER
         except ValueError:
-            return
+            return False

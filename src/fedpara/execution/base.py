@@ -1,7 +1,7 @@
 """Tasks, results and the interface of every executor: where and how a round's clients are trained."""
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -9,6 +9,8 @@ import torch
 
 from fedpara.algorithms.base import Correction
 from fedpara.data.datamodule import FederatedDataModule
+from fedpara.execution.training import LocalTraining
+from fedpara.models.module import ClassificationModule
 from fedpara.state import State
 
 FailureKind = Literal["dropped", "late", "diverged", "crashed", "out_of_memory"]
@@ -97,17 +99,58 @@ def failure(client: int, error: Exception) -> ClientFailure:
 
 
 class Executor(Protocol):
-    """Trains clients and tests models.
+    """Trains clients and tests models."""
 
-    Attributes:
-        datamodule: the clients' data.
-        trainable: names of the model's state that are trained; the rest are buffers.
-        workers: clients, or chunks of clients, in training at once.
-    """
+    @property
+    def training(self) -> LocalTraining:
+        """How one client is trained."""
+        ...
 
-    datamodule: FederatedDataModule
-    trainable: list[str]
-    workers: int
+    @property
+    def module(self) -> ClassificationModule:
+        """The module in this process, whose weights are those of whatever was loaded last."""
+        ...
+
+    @property
+    def datamodule(self) -> FederatedDataModule:
+        """The clients' data."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where models are tested, and clients trained where that is in this process."""
+        ...
+
+    @property
+    def max_epochs(self) -> int:
+        """Local epochs of a client."""
+        ...
+
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the model's state that are trained; the rest are buffers."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Clients, or chunks of clients, in training at once."""
+        ...
+
+    def prepare(self) -> None:
+        """Before the first round, with the data at hand: see that the network takes them, choose, join a cluster.
+
+        Raises:
+            ValueError: it does not, or there is none.
+        """
+        ...
+
+    def rehearse(self) -> None:
+        """Train a step of a client where a user's objects take part, so that what they refuse is said at once.
+
+        Raises:
+            ValueError: a client cannot be trained with them.
+        """
+        ...
 
     def initial_state(self) -> State:
         """The state of the freshly built model."""
@@ -124,3 +167,76 @@ class Executor(Protocol):
     def close(self) -> None:
         """End at once what runs beside this process, if anything does; another `run` would start it again."""
         ...
+
+
+MakeExecutor = Callable[[LocalTraining], Executor]
+
+
+class Around:
+    """An executor around another: all that it does not do itself, the other does, word for word.
+
+    Args:
+        inner: the other one.
+    """
+
+    def __init__(self, inner: Executor) -> None:
+        self.inner = inner
+
+    @property
+    def training(self) -> LocalTraining:
+        """As of the inner executor."""
+        return self.inner.training
+
+    @property
+    def module(self) -> ClassificationModule:
+        """As of the inner executor."""
+        return self.inner.module
+
+    @property
+    def datamodule(self) -> FederatedDataModule:
+        """As of the inner executor."""
+        return self.inner.datamodule
+
+    @property
+    def device(self) -> torch.device:
+        """As of the inner executor."""
+        return self.inner.device
+
+    @property
+    def max_epochs(self) -> int:
+        """As of the inner executor."""
+        return self.inner.max_epochs
+
+    @property
+    def trainable(self) -> list[str]:
+        """As of the inner executor."""
+        return self.inner.trainable
+
+    @property
+    def workers(self) -> int:
+        """As of the inner executor."""
+        return self.inner.workers
+
+    def prepare(self) -> None:
+        """As of the inner executor."""
+        self.inner.prepare()
+
+    def rehearse(self) -> None:
+        """As of the inner executor."""
+        self.inner.rehearse()
+
+    def initial_state(self) -> State:
+        """As of the inner executor."""
+        return self.inner.initial_state()
+
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
+        """As of the inner executor."""
+        return self.inner.run(tasks)
+
+    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
+        """As of the inner executor."""
+        return self.inner.evaluate(state, client)
+
+    def close(self) -> None:
+        """As of the inner executor."""
+        self.inner.close()

@@ -6,17 +6,15 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 import torch
 
-from fedpara.data.datamodule import FederatedDataModule
 from fedpara.errors import WorkerKilled
-from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
+from fedpara.execution.base import Around, ClientFailure, ClientTask, LocalResult, MakeExecutor
+from fedpara.execution.training import LocalTraining
 from fedpara.execution.transfer import Room, dump
-from fedpara.models.module import ClassificationModule
 
 Outcome = LocalResult | ClientFailure
 WINDOW = 8  # chunks a worker that may be in memory, waiting, in training or done
@@ -67,20 +65,20 @@ class Pool(Protocol):
         ...
 
 
-class ParallelExecutor:
+class ParallelExecutor(Around):
     """Trains a round's clients in a pool of workers, each with an executor of its own; tests models in this process.
 
     When a worker dies its tasks are trained again by another; two deaths more, and a task's own clients fail alone.
 
     Args:
-        module, datamodule, trainer, jacobian_correction: as the inner executor takes them.
-        inner: makes the executor that each worker holds, of these four.
+        training: how one client is trained.
+        inner: makes the executor that each worker holds, and one for this process.
         threads: of each worker.
         chunk: tasks that a worker is handed at once.
 
     Attributes:
         name: of the executor's yaml, for errors.
-        here: the inner executor in this process.
+        inner: the inner executor in this process.
         workers: how many there are.
 
     Raises:
@@ -88,40 +86,28 @@ class ParallelExecutor:
     """
 
     name: str
-    workers: int
 
     def __init__(
         self,
-        module: ClassificationModule,
-        datamodule: FederatedDataModule,
-        trainer: Any,
-        jacobian_correction: Any,
-        inner: Any,
+        training: LocalTraining,
+        inner: MakeExecutor,
         threads: int,
         chunk: int,
     ) -> None:
-        kind = getattr(inner, "func", inner)
-        if isinstance(kind, type) and issubclass(kind, ParallelExecutor):
-            raise ValueError(f"inner={kind.name}: must train in its own process, as serial does")
-        if datamodule.num_workers:
+        if num_workers := training.datamodule.num_workers:
             raise ValueError(
-                f"num_workers={datamodule.num_workers}: must be 0 under executor={self.name}, whose workers make their "
-                "own batches"
+                f"num_workers={num_workers}: must be 0 under executor={self.name}, whose workers make their own batches"
             )
-        self.make = partial(inner, jacobian_correction=jacobian_correction)
-        self.here: Any = self.make(module=module, datamodule=datamodule, trainer=trainer)
-        self.trainer, self.threads, self.chunk = trainer, threads, chunk
-        self._pool: Any = None
+        here = inner(training)
+        if isinstance(here, ParallelExecutor):
+            raise ValueError(f"inner={here.name}: must train in its own process, as serial does")
+        super().__init__(here)
+        self.make, self.threads, self.chunk = inner, threads, chunk
+        self._pool: Pool | None = None
 
     @abstractmethod
     def _start(self) -> Pool:
         """The pool, with its first task at hand."""
-
-    def __getattr__(self, name: str) -> Any:
-        """All but the training is the inner executor's, in this process."""
-        if name == "here":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.here, name)
 
     def close(self) -> None:
         """End the workers at once; another `run` starts others."""
@@ -167,7 +153,7 @@ class ParallelExecutor:
             job.work = pool.submit(job.tasks)
 
     def _num_examples(self, job: "_Job") -> int:
-        return sum(self.here.datamodule.num_examples(task.client) for task in job.tasks)
+        return sum(self.datamodule.num_examples(task.client) for task in job.tasks)
 
 
 def _chunks(tasks: Iterator[ClientTask], size: int, workers: int) -> Iterator[list[ClientTask]]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, validate_call
+from pydantic import Field, SkipValidation, validate_call
 
-from fedpara.execution.base import ClientFailure, ClientTask, Executor, FailureKind, LocalResult
+from fedpara.execution.base import Around, ClientFailure, ClientTask, Executor, FailureKind, LocalResult
 from fedpara.sampling import derive_seed
 from fedpara.state import State
 
@@ -19,7 +19,7 @@ ERRORS: dict[FailureKind, Exception] = {
 }
 
 
-class FaultInjection:
+class FaultInjection(Around):
     """An executor of which some clients fail; who, is a function of (seed, round, client, attempt) alone.
 
     One that diverges trains and then returns a NaN and an infinity, for the server to find. The others do not train:
@@ -37,25 +37,19 @@ class FaultInjection:
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
-        executor: Any,
+        executor: Annotated[Executor, SkipValidation],
         dropout: Share = 0.0,
         straggle: Share = 0.0,
         nan: Share = 0.0,
         crash: Share = 0.0,
         out_of_memory: Share = 0.0,
     ) -> None:
-        self.executor: Executor = executor
+        super().__init__(executor)
         self.shares: dict[FailureKind, float] = {
             "dropped": dropout, "late": straggle, "diverged": nan, "crashed": crash, "out_of_memory": out_of_memory,
         }  # fmt: skip
         if (total := sum(self.shares.values())) > 1 + 1e-9:
             raise ValueError(f"dropout={dropout}: must leave the shares of all faults at 1 or less, they are {total:g}")
-
-    def __getattr__(self, name: str) -> Any:
-        """All but `run` is the executor's own: the server does not fail."""
-        if name == "executor":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.executor, name)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
         """Results of the clients that are spared, in the order of the tasks, then the failures."""
@@ -68,7 +62,7 @@ class FaultInjection:
                 if fate in (None, "diverged"):
                     yield task
 
-        for outcome in self.executor.run(training()):
+        for outcome in self.inner.run(training()):
             if isinstance(outcome, LocalResult) and outcome.client in fates:
                 outcome = replace(outcome, state=_injured(outcome.state))
             yield outcome

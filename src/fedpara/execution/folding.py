@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedpara.nn import Factorization
+from fedpara.private.torch import own_buffers, own_parameters
 from fedpara.state import State, tensors
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -87,24 +88,24 @@ class Folded(nn.Module):
 
     def _fold(self, name: str, layer: nn.Module, stacks: dict[nn.Parameter, nn.Parameter]) -> None:
         """One layer; `stacks` are the parameters so far and what became of them, for layers that share one."""
-        own = [key for key, value in layer._parameters.items() if value is not None]
+        own = [key for key, value in own_parameters(layer).items() if value is not None]
         forward = next((FOLDED[kind] for kind in FOLDED if isinstance(layer, kind)), None)
         if isinstance(layer, nn.Dropout):
             parent, _, last = name.rpartition(".")
             setattr(self.network.get_submodule(parent), last, Dropouts(layer.p, self))
         elif forward and getattr(layer, "padding_mode", "zeros") == "zeros" and getattr(layer, "affine", True):
             layer.forward = partial(forward, layer)
-        elif layer._buffers or (
+        elif own_buffers(layer) or (
             own and not isinstance(layer, Factorization | nn.utils.parametrize.ParametrizationList)
         ):
             raise ValueError(f"{name or 'the network'} is a {type(layer).__name__}")
         for key in own:
-            parameter = layer._parameters[key]
+            parameter = own_parameters(layer)[key]
             assert parameter is not None
             if parameter not in stacks:
                 stacked = parameter.detach().new_empty(self.num_clients, *parameter.shape)
                 stacks[parameter] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
-            layer._parameters[key] = stacks[parameter]
+            own_parameters(layer)[key] = stacks[parameter]
 
     def load(self, states: Sequence[State]) -> None:
         """One state for each client."""

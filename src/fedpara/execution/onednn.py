@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._prims_common import suggest_memory_format
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedpara.private.torch import TorchDispatchMode, suggest_memory_format
 
 SIMD_CHANNELS = 16  # the floats of the widest register
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -13,19 +13,19 @@ import sysconfig
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, validate_call
+from pydantic import Field, SkipValidation, validate_call
 from torch import Tensor
 
-from fedpara.data.datamodule import FederatedDataModule
-from fedpara.execution.base import ClientTask
+from fedpara.execution.base import ClientTask, Executor, MakeExecutor
 from fedpara.execution.dispatch import Outcome, ParallelExecutor, WorkerDied, portable, sendable
 from fedpara.execution.serial import SerialExecutor
+from fedpara.execution.training import LocalTraining
 from fedpara.execution.transfer import Room, dump, load
-from fedpara.models.module import ClassificationModule
 from fedpara.state import State
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class RayExecutor(ParallelExecutor):
     do.
 
     Args:
-        module, datamodule, trainer, jacobian_correction, inner, chunk: see `ParallelExecutor`.
+        training, inner, chunk: see `ParallelExecutor`.
         address: `auto` for the cluster at hand, or `host:port`; None: what `RAY_ADDRESS` says, or this machine alone.
         actors: None: as many as living nodes have room for. No more start than there are tasks in sight.
         cpus: cores of each, and its threads; may be a fraction.
@@ -57,11 +57,8 @@ class RayExecutor(ParallelExecutor):
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
-        module: ClassificationModule,
-        datamodule: FederatedDataModule,
-        trainer: Any,
-        jacobian_correction: Any = 0.0,
-        inner: Any = SerialExecutor,
+        training: LocalTraining,
+        inner: Annotated[MakeExecutor, SkipValidation] = SerialExecutor,
         address: str | None = None,
         actors: Positive | None = None,
         cpus: Annotated[float, Field(gt=0)] = 1.0,
@@ -69,26 +66,25 @@ class RayExecutor(ParallelExecutor):
         memory_gb: Annotated[float, Field(gt=0)] | None = None,
         chunk: Positive = 1,
     ) -> None:
-        accelerator = getattr(trainer, "keywords", {}).get("accelerator")
-        elsewhere = accelerator in ("gpu", "cuda") and not torch.accelerator.is_available()
-        here = partial(trainer, accelerator="cpu", precision="32-true") if elsewhere else trainer
-        super().__init__(module, datamodule, here, jacobian_correction, inner, max(1, int(cpus)), chunk)
-        self.trainer, self.address, self.actors = trainer, address, actors
+        elsewhere = training.wants_gpu and not torch.accelerator.is_available()
+        here = replace(training, accelerator="cpu", precision="32-true") if elsewhere else training
+        super().__init__(here, inner, max(1, int(cpus)), chunk)
+        self.there, self.address, self.actors = training, address, actors
         self.needs = {"CPU": cpus, "GPU": gpus, "memory": memory_gb and memory_gb * 1e9}
-        self._wants_gpus, self._began_ray = accelerator != "cpu", False
+        self._wants_gpus, self._began_ray = training.accelerator != "cpu", False
 
     @property
-    def workers(self) -> int:  # type: ignore[override]
+    def workers(self) -> int:
         """Actors that answer."""
         return self._pool.capacity(0) if self._pool else 0
 
-    def try_one_example(self) -> None:
+    def prepare(self) -> None:
         """See that the network takes what the data set gives, and join the cluster.
 
         Raises:
             ValueError: it does not; Ray is not installed; no cluster at the address; no node has room for an actor.
         """
-        self.here.try_one_example()
+        super().prepare()
         self._join()
 
     def _join(self) -> None:
@@ -105,20 +101,19 @@ class RayExecutor(ParallelExecutor):
     def _start(self) -> "Actors":
         self._join()
         return Actors(
-            _parcel((self.make, self.trainer, self.here.module), partial(sendable, name=self.name)),
-            _parcel(self.here.datamodule, partial(sendable, name=self.name)),
+            _parcel((self.make, self.there.without_data()), partial(sendable, name=self.name)),
+            _parcel(self.datamodule, partial(sendable, name=self.name)),
             {name: value for name, value in self.needs.items() if value},
             lambda: self.actors or max(1, _room(self.needs)), self.threads,
         )  # fmt: skip
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """As of the inner executor: here, or in an actor where those have GPUs and this process has none."""
-        if not self.needs["GPU"] or self.here.device.type != "cpu":
-            metrics: dict[str, float] = self.here.evaluate(state, client)
-            return metrics
-        self._pool = self._pool or self._start()
-        found: dict[str, float] = self._pool.evaluate(state, client)
-        return found
+        if not self.needs["GPU"] or self.device.type != "cpu":
+            return super().evaluate(state, client)
+        self._pool = pool = self._pool or self._start()
+        assert isinstance(pool, Actors)
+        return pool.evaluate(state, client)
 
     def close(self) -> None:
         """End the actors, and Ray where it was begun for them."""
@@ -134,7 +129,7 @@ class Actors:
     """Actors of a cluster as a pool; none starts before there is something for it to do.
 
     Args:
-        model: the inner executor's maker, its trainer and module.
+        model: the inner executor's maker, and all it is made of but the data.
         data: the datamodule.
         needs: resources of an actor, by Ray's names.
         wanted: how many actors there should be, by the nodes that live now.
@@ -354,9 +349,9 @@ class Actor:
 
     def ready(self) -> None:
         """Make the executor, so that an error in that reaches the other end."""
-        make, trainer, module = load(self._model[0], _tensor(self._model[1]), copy=True)
+        make, values = load(self._model[0], _tensor(self._model[1]), copy=True)
         datamodule = load(self._data[0], _tensor(self._data[1]), copy=False)
-        self.executor = make(module=module, datamodule=datamodule, trainer=trainer)
+        self.executor: Executor = make(LocalTraining(datamodule=datamodule, **values))
         datamodule.to(self.executor.device)
 
     def train(self, data: bytes, common: Any, own: Any) -> Parcel:

@@ -5,44 +5,29 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field, validate_call
-from pytorch_lightning import Trainer
-from pytorch_lightning.loops.fit_loop import _FitLoop
-from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
-from pytorch_lightning.plugins.environments import LightningEnvironment
+from pydantic import validate_call
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader
 
-from fedpara.data.datamodule import FederatedDataModule
-from fedpara.data.examples import Batches, EpochBatches
+from fedpara.data.examples import Batch, Batches, EpochBatches
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.execution.onednn import guard
+from fedpara.execution.training import ONLY_BY_BATCH, LocalTraining
 from fedpara.execution.whole_epochs import CudaGraphs, Epochs, NotCaptured, WholeEpochs
-from fedpara.models.module import ClassificationModule, evaluating, fused
+from fedpara.models.module import ClassificationModule, evaluating
+from fedpara.private import lightning
+from fedpara.private.torch import unscales_gradients
 from fedpara.sampling import substream
 from fedpara.state import State, load_state, read_state
 
 log = logging.getLogger(__name__)
-CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
-ONLY_BY_BATCH = {"gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "overfit_batches"}
-OF_EVERY_FIT = {  # what a client's Trainer does without, and where a run has it
-    "logger": (False, "the group logger"),
-    "enable_checkpointing": (False, "callbacks.checkpoint"),
-    "enable_progress_bar": (False, "callbacks.progress"),
-    "enable_model_summary": (False, "print(network)"),
-    "num_sanity_val_steps": (0, "federation.eval_every"),
-    "limit_val_batches": (0, "federation.eval_every"),
-    "limit_test_batches": (None, "data.max_test"),
-    "use_distributed_sampler": (False, "executor=processes or ray"),
-}
-Plain = bool | int | float | str | None
-MakeTrainer = Callable[..., Trainer]
 
 
 class SerialExecutor:
@@ -52,72 +37,51 @@ class SerialExecutor:
     are attached to, each task has a Trainer of its own, with copies of them, and a copy of the module as it was built.
 
     Args:
-        module: the LightningModule; its `learning_rate_factor` is set for every task, and on a GPU its optimizer is
-            the fused one where it has that.
-        datamodule: gives each client's batches and the test batches.
-        trainer: `functools.partial(Trainer, max_epochs=E, ...)`; called with what a client's fit needs besides
-            (no loggers, checkpoints, bars).
-        jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
+        training: how one client is trained. On a GPU the module's optimizer becomes the fused one where it has that.
         whole_epochs: a local epoch is one batch of Lightning's, see `WholeEpochs` for what that leaves out; on a GPU
             its steps are captured once and replayed.
-        matmul_precision: of float32 products, process-wide: `highest`, `high` (TF32 on a GPU, in convolutions too) or
-            `medium` (bfloat16 where the processor has units for it; on others oneDNN's float32 kernels, often faster).
+
+    Attributes:
+        device: on which clients are trained and models tested.
+        corrections: callbacks that change gradients; each executor has its own.
 
     Raises:
-        ValueError: `trainer` would train no epoch, or without end, on more than one device, in a precision that the
-            device has not, in one whose scaled gradients a fused optimizer would step on, with what whole epochs
-            leave out, or with what a client's Trainer cannot be given.
+        ValueError: `training` wants more than one device, a precision that the device has not, one whose scaled
+            gradients a fused optimizer would step on, or what whole epochs leave out.
     """
 
     workers = 1
 
     @validate_call(config={"arbitrary_types_allowed": True})
-    def __init__(
-        self,
-        module: ClassificationModule,
-        datamodule: FederatedDataModule,
-        trainer: Any,
-        jacobian_correction: Annotated[float, Field(ge=0)] = 0.0,
-        whole_epochs: bool = False,
-        matmul_precision: Literal["highest", "high", "medium"] = "highest",
-    ) -> None:
-        self.module, self.datamodule, self.jacobian_correction = module, datamodule, jacobian_correction
-        self.make_trainer: MakeTrainer = trainer
+    def __init__(self, training: LocalTraining, whole_epochs: bool = False) -> None:
         _quiet()
-        options: dict[str, Any] = getattr(trainer, "keywords", {})
-        _require_allowed(options)
-        self._objects = {name for name, value in options.items() if name == "profiler" or not _is_plain(value)}
-        self._pristine = copy.deepcopy(module) if self._objects else module
-        max_epochs = options.get("max_epochs")
-        if not isinstance(max_epochs, int) or max_epochs < 1:
-            raise ValueError(f"max_epochs={max_epochs!r}: must be a whole number of local epochs, 1 or more")
-        if options.get("accelerator") in ("gpu", "cuda") and not torch.accelerator.is_available():
-            raise ValueError(f"accelerator={options['accelerator']}: there is no GPU; take trainer=cpu")
-        probe = self._trainer()
+        self.training = training
+        self.module, self.datamodule, self.max_epochs = training.module, training.datamodule, training.max_epochs
+        self._objects = training.objects
+        self._pristine = copy.deepcopy(self.module) if self._objects else self.module
+        if training.wants_gpu and not torch.accelerator.is_available():
+            raise ValueError(f"accelerator={training.accelerator}: there is no GPU; take trainer=cpu")
+        probe = training.trainer()
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
-        precision = str(options.get("precision") or probe.precision)
-        scaled = precision in ("16", "16-mixed")
-        if scaled and getattr(module.configure_optimizers(), "_step_supports_amp_scaling", False):
-            # it unscales gradients itself, after corrections were added to them
+        precision = str(training.precision or probe.precision)
+        self._scaled = precision in ("16", "16-mixed")
+        if self._scaled and unscales_gradients(self.module.configure_optimizers()):
             raise ValueError(f"precision={precision}: must be bf16-mixed, or model.optimizer.fused=false")
         _require_hardware(precision, self.device)
-        if self.device.type == "cuda" and not scaled:
-            module.make_optimizer = fused(module.make_optimizer)
-        self.max_epochs, self._scaled = max_epochs, scaled
-        torch.backends.cudnn.allow_tf32 = matmul_precision != "highest"  # convolutions are products too
-        torch.set_float32_matmul_precision(matmul_precision)
-        module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are quicker
-        self._corrections: list[Any] = [GradientCorrection()]
-        if jacobian_correction:
-            self._corrections.insert(0, JacobianCorrection(jacobian_correction))
-        self._whole = self._whole_epochs(options) if whole_epochs else None
+        if self.device.type == "cuda" and not self._scaled:
+            self.module.fuse()
+        torch.backends.cudnn.allow_tf32 = training.matmul_precision != "highest"  # convolutions are products too
+        torch.set_float32_matmul_precision(training.matmul_precision)
+        self.module.network.to(memory_format=training.memory_format)  # type: ignore[call-overload]
+        self.corrections = Corrections(training.jacobian_correction)
+        self._whole = self._whole_epochs() if whole_epochs else None
         self._trainers: dict[str, Trainer] = {}
         self._guarded = self.device.type != "cpu"
-        self.trainable = [name for name, p in module.network.named_parameters() if p.requires_grad]
-        self._initial = read_state(module.network)
-        buffers = module.network.named_buffers()
+        self.trainable = [name for name, p in self.module.network.named_parameters() if p.requires_grad]
+        self._initial = read_state(self.module.network)
+        buffers = self.module.network.named_buffers()
         self._unsaved = {name: buffer.clone() for name, buffer in buffers if name not in self._initial}
 
     def initial_state(self) -> State:
@@ -125,7 +89,7 @@ class SerialExecutor:
         return dict(self._initial)
 
     @torch.no_grad()
-    def try_one_example(self) -> None:
+    def prepare(self) -> None:
         """See that the network takes what the data set gives.
 
         Raises:
@@ -176,12 +140,12 @@ class SerialExecutor:
         """
         if not (self._objects and self.datamodule.num_examples(0)):  # in deploy/ the server has no client's
             return
-        loader, record = self._loader(0, seed=0), LocalRecord()
+        loader, record = self.loader(0, seed=0), LocalRecord()
         examples, _ = next(iter(loader.sampler))
         try:
             with torch.random.fork_rng(), interruptible():
-                trainer = self._trainer(limit_train_batches=1)
-                vars(trainer)["callbacks"] += [record]
+                trainer = self.training.trainer(limit_train_batches=1)
+                lightning.set_callbacks(trainer, [*lightning.callbacks(trainer), record])
                 trainer.fit(self._own_module(), loader)
             self._require_all_epochs(0, record, len(examples))
         except Exception as error:
@@ -225,11 +189,11 @@ class SerialExecutor:
         module = self._own_module()
         self._load(module.network, task.state)
         module.learning_rate_factor = task.learning_rate_factor
-        loader, record = self._loader(task.client, task.seed), LocalRecord()
+        loader, record = self.loader(task.client, task.seed), LocalRecord()
         self._train(task, module, loader, record)
         if record.num_steps == 0:
             log.warning("client %d applied no step: every one overflowed in half precision", task.client)
-        self._require_all_epochs(task.client, record, loader.sampler.num_examples)
+        self._require_all_epochs(task.client, record, epochs_of(loader).sampler.num_examples)
         return LocalResult(
             task.client,
             read_state(module.network),
@@ -253,19 +217,20 @@ class SerialExecutor:
             if not torch.equal(buffer, value := value.to(buffer)):  # constants may be views that cannot be written
                 buffer.resize_(value.shape).copy_(value)
 
-    def _train(self, task: ClientTask, module: ClassificationModule, loader: Any, record: LocalRecord) -> None:
-        *_, gradient = self._corrections
+    def _train(
+        self, task: ClientTask, module: ClassificationModule, loader: DataLoader[Batch], record: LocalRecord
+    ) -> None:
+        gradient = self.corrections.gradient
         gradient.correction = task.correction
         torch.manual_seed(substream(task.seed, "dropout"))
-        with self._kept_trainer("fit") as trainer, interruptible():
-            vars(trainer)["callbacks"] += [record, *self._corrections]
+        with self.kept_trainer("fit", self.max_epochs, [record, *self.corrections.callbacks]) as trainer:
             if self._whole is None:
                 trainer.fit(module, loader)
             else:
                 self._whole.record, self._whole.variant = record, gradient.variant
                 trainer.fit(self._whole, epochs_of(loader))
 
-    def _loader(self, client: int, seed: int) -> Any:
+    def loader(self, client: int, seed: int) -> DataLoader[Batch]:
         """A client's batches, on which the network can be trained safely."""
         loader = self.datamodule.client_dataloader(client, seed)
         if not self._guarded:
@@ -274,9 +239,10 @@ class SerialExecutor:
             guard(self.module.network.to(self.device), inputs[:1].to(self.device))
         return loader
 
-    def _whole_epochs(self, options: dict[str, Any]) -> WholeEpochs:
-        for name in ONLY_BY_BATCH & options.keys() | self._objects:
-            raise ValueError(f"{name}={options[name]!r}: must be absent, or executor.whole_epochs=false")
+    def _whole_epochs(self) -> WholeEpochs:
+        given = self.training.arguments
+        for name in ONLY_BY_BATCH & given.keys() | self._objects:
+            raise ValueError(f"{name}={given[name]!r}: must be absent, or executor.whole_epochs=false")
         if self.device.type != "cpu" and (workers := self.datamodule.num_workers):
             raise ValueError(f"data.num_workers={workers}: must be 0, or executor.whole_epochs=false")
         return WholeEpochs(self.module, CudaGraphs() if self.device.type == "cuda" and not self._scaled else None)
@@ -285,7 +251,7 @@ class SerialExecutor:
         """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
         module = self._own_module()
         self._load(module.network, state)
-        with parametrize.cached(), self._kept_trainer("test") as trainer, interruptible():
+        with parametrize.cached(), self.kept_trainer("test", self.max_epochs) as trainer:
             (metrics,) = trainer.test(module, self.datamodule.test_dataloader(client), verbose=False)
         return {name: float(value) for name, value in metrics.items()}
 
@@ -293,52 +259,45 @@ class SerialExecutor:
         """Nothing runs beside this process."""
 
     @contextmanager
-    def _kept_trainer(self, purpose: str, max_epochs: int | None = None) -> Iterator[Trainer]:
-        """One Trainer for all clients, with new loops and callbacks for each; after an error another one."""
-        trainer = self._trainers.pop(purpose, None) or self._trainer()
-        trainer.fit_loop = _FitLoop(trainer, max_epochs=max_epochs or self.max_epochs)
-        trainer.fit_loop.epoch_loop = _TrainingEpochLoop(trainer)
-        given = list(vars(trainer)["callbacks"])
-        yield trainer
+    def kept_trainer(self, purpose: str, max_epochs: int, callbacks: Iterable[Callback] = ()) -> Iterator[Trainer]:
+        """One Trainer for all clients, made as new for each; after an error another one. See Note [Kept trainer].
+
+        Args:
+            purpose: each has a Trainer of its own.
+            max_epochs: of the fit.
+            callbacks: besides those that the Trainer was given.
+        """
+        trainer = self._trainers.pop(purpose, None) or self.training.trainer()
+        lightning.renew_loops(trainer, max_epochs)
+        given = lightning.callbacks(trainer)
+        lightning.set_callbacks(trainer, [*given, *callbacks])
+        with interruptible():
+            yield trainer
         if not (self._scaled or self._objects):  # its scale, or what it was given, would be the last client's
-            vars(trainer)["callbacks"] = given
+            lightning.set_callbacks(trainer, given)
             self._trainers[purpose] = trainer
 
-    def _trainer(self, **options: Any) -> Trainer:
-        """A new one, which shares nothing with others."""
-        make = copy.deepcopy(self.make_trainer)
-        plugins = getattr(make, "keywords", {}).get("plugins") or []
-        trainer = make(
-            **{name: value for name, (value, _) in OF_EVERY_FIT.items()},
-            # a Trainer a client must not read SLURM's number of tasks
-            plugins=[*(plugins if isinstance(plugins, list) else [plugins]), LightningEnvironment()],
-            **options,
-        )
-        # Lightning would move model and optimizer to the CPU after every client, and back before the next; and free all
-        # cached memory of a GPU before each
-        trainer.strategy.teardown = lambda: None  # type: ignore[method-assign]
-        trainer.accelerator.setup = lambda trainer: None  # type: ignore[method-assign]
-        return trainer
+
+class Corrections:
+    """The callbacks that change a client's gradients before each optimizer step, in the order in which they do.
+
+    Attributes:
+        gradient: the algorithm's; to be told the client's correction before a fit.
+        callbacks: all of them.
+    """
+
+    def __init__(self, jacobian_correction: float) -> None:
+        self.gradient = GradientCorrection()
+        jacobian = [JacobianCorrection(jacobian_correction)] if jacobian_correction else []
+        self.callbacks: list[Callback] = [*jacobian, self.gradient]
 
 
-def epochs_of(loader: Any) -> Epochs:
+def epochs_of(loader: DataLoader[Batch]) -> Epochs:
     """The same batches, an epoch an item."""
-    return Epochs(cast(Batches, loader.dataset), cast(EpochBatches, loader.sampler))
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it can remember nothing; lists, as of devices, are judged by what is in them."""
-    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, Plain)
-
-
-def _require_allowed(options: dict[str, Any]) -> None:
-    """Refuse what would cut a client's epochs, and what is not for a client's Trainer to say."""
-    for name in CUT_EPOCHS & options.keys():
-        raise ValueError(f"{name}={options[name]!r}: must be absent, it cuts a client's epochs; see data.max_train")
-    for name in OF_EVERY_FIT.keys() & options.keys():
-        ours, instead = OF_EVERY_FIT[name]
-        if options[name] is not None and options[name] != ours:
-            raise ValueError(f"{name}={options[name]!r}: must be absent from a client's Trainer; see {instead}")
+    batches, keys = loader.dataset, loader.sampler
+    assert isinstance(batches, Batches)
+    assert isinstance(keys, EpochBatches)
+    return Epochs(batches, keys)
 
 
 def _require_hardware(precision: str, device: torch.device) -> None:

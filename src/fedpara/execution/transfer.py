@@ -1,4 +1,14 @@
-"""Objects to and from another process: pickled, their tensors beside, in memory that both processes see."""
+"""Objects to and from another process: pickled, their tensors beside, in memory that both processes see.
+
+Note [Rooms and identity]
+~~~~~~~~~~~~~~~~~~~~~~~~~
+The tasks of a round share the model that was broadcast: the same tensor objects are in all of them. A `Room` places a
+tensor by its identity (`id`), so that such a tensor is written once for all workers, and a task's bytes hold only the
+place. Equal values are not compared; that would cost as much as writing them. An identity is safe only while its object
+lives, since Python gives it to another object afterwards. Hence `Room.laid` holds the tensors, and a room must outlive
+every use of its places. A tensor that changes in place after it was laid would be stale there: what a round's tasks
+share is written once, before the first is sent, and nobody changes it until the round is over.
+"""
 
 import io
 import pickle
@@ -9,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fedpara.private.torch import inject
+
 # which memory, the offset in bytes there, and what to read
 Place = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
 ALIGNMENT = 64  # bytes: what torch gives its own tensors, so that the same kernels run
 
 
 class Room:
-    """A stretch of memory to lay tensors down in, each once.
+    """A stretch of memory to lay tensors down in, each once. See Note [Rooms and identity].
 
     Args:
         start, end: in bytes; what is not before `end` finds no room.
@@ -102,11 +114,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild(kind: type[nn.Module], attributes: dict[str, Any]) -> nn.Module:
-    """A module with parametrizations, in the steps in which torch itself makes one."""
+    """A module with parametrizations. See Note [Parametrized modules in a pickle]."""
     module = kind.__new__(kind)
     module.__dict__.update(attributes)
-    parametrize._inject_new_class(module)
-    for name in module.parametrizations:  # type: ignore[union-attr]
-        parametrize._inject_property(module, name)
+    inject(module)
     module.__setstate__(attributes)  # what its own class does besides: recurrent layers list their weights
     return module

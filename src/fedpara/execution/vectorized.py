@@ -14,11 +14,11 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.data import DataLoader, Dataset
 
 from fedpara.algorithms.base import Correction
-from fedpara.data.datamodule import FederatedDataModule
 from fedpara.data.examples import Batch
-from fedpara.execution.base import ClientFailure, ClientTask, LocalResult
+from fedpara.execution.base import Around, ClientFailure, ClientTask, LocalResult
 from fedpara.execution.folding import Folded, require_foldable
-from fedpara.execution.serial import SerialExecutor, epochs_of, interruptible
+from fedpara.execution.serial import Corrections, SerialExecutor, epochs_of
+from fedpara.execution.training import LocalTraining
 from fedpara.execution.whole_epochs import descend
 from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.nn import Factorization
@@ -123,14 +123,14 @@ class Chunk:
                 self.results[client] = folded.read(client), self._steps, self._rates, self._losses[client]
 
 
-class VectorizedExecutor(SerialExecutor):
+class VectorizedExecutor(Around):
     """Trains as many clients at once as memory allows; the same results as one by one, up to rounding.
 
     Args:
+        training: how one client is trained.
         chunk_size: clients at once; None: as many as `memory_gb` holds, 64 at most.
         memory_gb: for the chunk's parameters, gradients and activations, in 10^9 bytes; None: half of what is free on
             a GPU, and on a CPU 0.032, about a last-level cache, beyond which it was slower (README, "Speed").
-        others: as of `SerialExecutor`, which tests models and trains those of a chunk that raised.
 
     Raises:
         ValueError: the module, the optimizer or the trainer does something that goes beyond one client's own numbers.
@@ -139,15 +139,14 @@ class VectorizedExecutor(SerialExecutor):
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
-        module: ClassificationModule,
-        datamodule: FederatedDataModule,
-        trainer: Any,
-        jacobian_correction: Annotated[float, Field(ge=0)] = 0.0,
+        training: LocalTraining,
         chunk_size: Annotated[int, Field(ge=1)] | None = None,
         memory_gb: Annotated[float, Field(gt=0)] | None = None,
-        matmul_precision: Any = "highest",
     ) -> None:
-        super().__init__(module, datamodule, trainer, jacobian_correction, True, matmul_precision)
+        self._one = SerialExecutor(training, whole_epochs=True)  # tests models, and trains those of a chunk that raised
+        super().__init__(self._one)
+        self.corrections = Corrections(training.jacobian_correction)
+        module = training.module
         self.chunk_size, self.memory_gb = chunk_size, memory_gb
         self._many: dict[int, ManyClients] = {}
         if type(module).training_step is not ClassificationModule.training_step:
@@ -155,15 +154,15 @@ class VectorizedExecutor(SerialExecutor):
         optimizer = type(module.configure_optimizers()).__name__
         if optimizer not in ELEMENTWISE:
             raise ValueError(f"{optimizer} may mix clients, it is none of {', '.join(sorted(ELEMENTWISE))}: {WAY_OUT}")
-        if str(getattr(trainer, "keywords", {}).get("precision")) == "16-mixed":
+        if str(training.precision) == "16-mixed":
             raise ValueError(f"precision=16-mixed: one client's overflow would skip all clients' steps: {WAY_OUT}")
 
     @torch.no_grad()
-    def try_one_example(self) -> None:
+    def prepare(self) -> None:
         """As of the serial executor; and see that the network can be folded, and how many fit into memory."""
-        super().try_one_example()
+        super().prepare()
         try:
-            require_foldable(self.module.network, self.example())
+            require_foldable(self.module.network, self._one.example())
         except ValueError as error:
             raise ValueError(f"executor=vectorized cannot fold it, {error}: {WAY_OUT}") from error
         if self.chunk_size is None:
@@ -177,9 +176,9 @@ class VectorizedExecutor(SerialExecutor):
         """
         seen = composed = 0
 
-        def count(layer: nn.Module, inputs: Any, output: Any) -> None:
+        def count(layer: nn.Module, inputs: object, output: object) -> None:
             nonlocal seen, composed
-            if isinstance(layer, Factorization):
+            if isinstance(layer, Factorization) and isinstance(output, Tensor):
                 composed += output.numel()
             elif isinstance(output, Tensor) and not isinstance(layer, ParametrizationList):
                 seen += output.numel()
@@ -187,7 +186,7 @@ class VectorizedExecutor(SerialExecutor):
         network = self.module.network
         handles = [layer.register_forward_hook(count) for layer in network.modules()]
         with evaluating(network):
-            network(self.example())
+            network(self._one.example())
         for handle in handles:
             handle.remove()
         values = 3 * num_elements(self.initial_state()) + 10 * composed + 2 * seen * self.datamodule.batch_size
@@ -212,7 +211,7 @@ class VectorizedExecutor(SerialExecutor):
             yield from results
 
     def _one_by_one(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
-        return super().run(tasks)
+        return self._one.run(tasks)
 
     def _train_chunk(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
         start = time.perf_counter()
@@ -222,10 +221,8 @@ class VectorizedExecutor(SerialExecutor):
         many.folded.load([task.state for task in tasks])
         self.module.learning_rate_factor = tasks[0].learning_rate_factor
         chunk = Chunk(tasks, *self._streams(tasks), self.device)
-        *_, gradient = self._corrections
-        gradient.correction = _stacked([task.correction for task in tasks])
-        with self._kept_trainer("fit", max_epochs=1) as trainer, interruptible():
-            vars(trainer)["callbacks"] += self._corrections
+        self.corrections.gradient.correction = _stacked([task.correction for task in tasks])
+        with self._one.kept_trainer("fit", 1, self.corrections.callbacks) as trainer:
             trainer.fit(many, DataLoader(cast(Dataset, [chunk]), batch_size=None))
         return [self._result(chunk, client, time.perf_counter() - start) for client in range(len(tasks))]
 
@@ -233,7 +230,7 @@ class VectorizedExecutor(SerialExecutor):
         """Of each client the batches of all its epochs, how many they are, and how many examples are in them."""
         streams, lengths, num_examples = [], [], []
         for task in tasks:
-            epochs = epochs_of(self._loader(task.client, task.seed))
+            epochs = epochs_of(self._one.loader(task.client, task.seed))
             streams.append(epochs.all(self.max_epochs))
             lengths.append(len(epochs.sampler) * self.max_epochs)
             num_examples.append(epochs.sampler.num_examples * self.max_epochs)

@@ -4,6 +4,20 @@ What a user's LightningModule keeps: `training_step`, `configure_optimizers`, `o
 callbacks, the Trainer's precision and device; a captured step repeats what they did on the device, not their Python.
 What it loses: `self.log`, hooks around single batches, gradient clipping and accumulation by the Trainer, schedulers
 that step within an epoch. `executor.whole_epochs=false` has them all.
+
+Note [Replayed steps]
+~~~~~~~~~~~~~~~~~~~~~
+A CUDA graph repeats a step on the same memory, so everything a step reads must lie where it lay when it was captured:
+
+- The batch is copied into `held`. Each shape of a batch has a graph of its own, and each `variant` of the corrections.
+- The weights are the module's own; each client's state is copied into them.
+- The optimizer is kept, since the graph holds the memory of its moments. A fresh optimizer is the same with all moments
+  zero and the fresh learning rate copied into the tensor that the step reads. Hence two refusals: with dampening SGD's
+  first step differs (zeros are no fresh start), and only fused optimizers read the rate from a tensor.
+- Anchors and offsets of the corrections are copied by `GradientCorrection` to where they were before.
+
+Capturing takes steps to warm up, which change weights and moments: both are copied before and put back after, and
+moments that did not exist before are set to zero. Random numbers of those steps are drawn from a fork.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -112,6 +126,7 @@ class WholeEpochs(LightningModule):
         return loss.detach()
 
     def _replay(self, batch: Batch, capture: Capture) -> Tensor:
+        """A step as it was captured. See Note [Replayed steps]."""
         key = self.variant, *(tensor.shape for tensor in batch)
         if key not in self._captured:
             held: Batch = batch[0].clone(), batch[1].clone()

@@ -5,12 +5,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import active_children, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,12 +21,11 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from fedpara.data.datamodule import FederatedDataModule
 from fedpara.errors import signal_name
-from fedpara.execution.base import ClientTask
+from fedpara.execution.base import ClientTask, Executor, MakeExecutor
 from fedpara.execution.dispatch import Outcome, WorkerDied, portable, sendable
+from fedpara.execution.training import LocalTraining
 from fedpara.execution.transfer import ALIGNMENT, Place, Room, dump, load, look
-from fedpara.models.module import ClassificationModule
 
 log = logging.getLogger(__name__)
 MESSAGE_BYTES = 2**16  # for a result without its tensors
@@ -40,7 +39,8 @@ class Workers:
     Nothing but some bytes of where to look goes through the pool's pipes.
 
     Args:
-        make: makes an executor of `module`, `datamodule`, `trainer`.
+        make: makes an executor.
+        training: what it is made of.
         number: of processes.
         threads: of each.
         num_devices: GPUs, which the workers take in turn; 0: none.
@@ -55,10 +55,8 @@ class Workers:
 
     def __init__(
         self,
-        make: Callable[..., Any],
-        module: ClassificationModule,
-        datamodule: FederatedDataModule,
-        trainer: Any,
+        make: MakeExecutor,
+        training: LocalTraining,
         number: int,
         threads: int,
         num_devices: int,
@@ -66,9 +64,9 @@ class Workers:
         state_bytes: int,
     ) -> None:
         own = Room(0, sys.maxsize)
-        model = sendable((make, trainer, module), own, "processes")
+        model = sendable((make, training.without_data()), own, "processes")
         shared = Room(own.end, sys.maxsize)
-        data = sendable(datamodule, shared, "processes")
+        data = sendable(training.datamodule, shared, "processes")
         self._broadcast = shared.end, shared.end + 2 * state_bytes
         slot_bytes, begin = chunk * (state_bytes + MESSAGE_BYTES), self._broadcast[1]
         self._free = [(begin + i * slot_bytes, begin + (i + 1) * slot_bytes) for i in range(2 * number)]
@@ -241,13 +239,14 @@ def _end_with(lifeline: Connection) -> None:
 
 
 @cache
-def _executor() -> Any:
+def _executor() -> Executor:
     """This worker's own, made with its first task, so that an error in making it reaches the other process."""
-    make, trainer, module = load(_given.model, _given.memory, copy=True)
+    make, values = load(_given.model, _given.memory, copy=True)
     datamodule = load(_given.data, _given.memory, copy=False)
+    training = LocalTraining(datamodule=datamodule, **values)
     if _given.num_devices:
-        trainer = partial(trainer, devices=[_device % _given.num_devices])
-    executor = make(module=module, datamodule=datamodule, trainer=trainer)
+        training = replace(training, options={**training.options, "devices": [_device % _given.num_devices]})
+    executor: Executor = make(training)
     datamodule.to(executor.device)
     return executor
 

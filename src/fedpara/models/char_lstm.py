@@ -10,6 +10,8 @@ import torch
 from pydantic import Field, validate_call
 from torch import Tensor, nn
 
+from fedpara.private.torch import lstm
+
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -51,7 +53,7 @@ class LSTMLayer(nn.Module):
         zeros = inputs.new_zeros(1, inputs.shape[1], self.hidden_size)
         with torch.autocast(inputs.device.type, enabled=False):
             # has biases, 1 layer, no dropout, training or not, one direction, time first
-            states, _, _ = torch._VF.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
+            states, _, _ = lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
         return states
 
     def plain(self) -> nn.LSTM:

@@ -15,12 +15,6 @@ Batch = tuple[Tensor, Tensor]
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # Adagrad is not in every PyTorch, on a GPU
 
 
-def fused(optimizer: MakeOptimizer) -> MakeOptimizer:
-    """As one kernel over all parameters, where the class has that and `fused` or `foreach` was not said already."""
-    made, said = getattr(optimizer, "func", optimizer), getattr(optimizer, "keywords", {})
-    return partial(optimizer, fused=True) if made in FUSED and not {"fused", "foreach"} & said.keys() else optimizer
-
-
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """The network as it is tested, and every layer in its own mode again after that."""
@@ -76,6 +70,16 @@ class ClassificationModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh optimizer at the round's learning rate."""
         return self.optimizer_of(self.parameters())
+
+    def fuse(self) -> None:
+        """Have optimizers that are one kernel over all parameters, where the class has that and nothing else was said.
+
+        Said is `fused` or `foreach`, also as False.
+        """
+        made = self.configure_optimizers()
+        said = [value for name in ("fused", "foreach") if (value := made.defaults.get(name)) is not None]
+        if type(made) in FUSED and not said:
+            self.make_optimizer = partial(self.make_optimizer, fused=True)
 
     def optimizer_of(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """A fresh optimizer of other parameters, at the round's learning rate."""

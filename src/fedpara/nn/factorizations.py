@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fedpara.nn.ranks import Shape
+from fedpara.private.torch import own_parameters, transforming
 
 Nonlinearity = Callable[[Tensor], Tensor]
 Factors = dict[str, Tensor]
 ONE = torch.tensor(1.0)
-transforming = torch._C._are_functorch_transforms_active  # whether `torch.func` is at work; there is no public name
 TINY = 1e-20  # for 0 in a tanh, so that one can divide by it
 
 
@@ -189,7 +189,7 @@ class Factorization(nn.Module):
     @property
     def factors(self) -> Factors:
         """The parameters by name, without the walk over submodules that `named_parameters` takes."""
-        return dict(self._parameters)  # type: ignore[arg-type]
+        return dict(own_parameters(self))  # type: ignore[arg-type]
 
     def compose(self, factors: Factors) -> Tensor:
         """W's unfolding from the factors by name: the formula."""
@@ -201,7 +201,7 @@ class Factorization(nn.Module):
 
     def forward(self) -> Tensor:
         """W in the factors' precision, also under autocast: bf16 would cost 0.4 % of each weight."""
-        device = next(iter(self._parameters.values())).device  # type: ignore[union-attr]
+        device = next(iter(own_parameters(self).values())).device  # type: ignore[union-attr]
         with torch.autocast(device.type, enabled=False):
             return self.refold(self.composed())
 

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
 from fedpara.nn.initialization import INITIALIZATIONS
 from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, tucker_size
+from fedpara.private.torch import flat_weights_names, own_parameters
 
 log = logging.getLogger(__name__)
 STRICT = ConfigDict(extra="forbid")
@@ -175,7 +176,7 @@ class Weight:
     def parameter(self) -> nn.Parameter | None:
         """The weight itself; None where something composes it anew for every use."""
         layer, tensor = self.holders[0]
-        return layer._parameters.get(tensor)
+        return own_parameters(layer).get(tensor)
 
     @property
     def frozen(self) -> bool:
@@ -278,13 +279,13 @@ def _weights(network: nn.Module) -> list[Weight]:
     found: dict[Hashable, Weight] = {}
     for name, layer in network.named_modules(remove_duplicate=False):
         for tensor in _factorizable(layer):
-            weight = found.setdefault(layer._parameters.get(tensor, (layer, tensor)), Weight())
+            weight = found.setdefault(own_parameters(layer).get(tensor, (layer, tensor)), Weight())
             weight.names.append(f"{name}.{tensor}".removesuffix(".weight").removeprefix("."))
             if (layer, tensor) not in weight.holders:
                 weight.holders.append((layer, tensor))
     for name, module in network.named_modules():
-        for tensor in module._parameters.keys() - _factorizable(module):
-            if shared := found.get(module._parameters[tensor]):
+        for tensor in own_parameters(module).keys() - _factorizable(module):
+            if shared := found.get(own_parameters(module)[tensor]):
                 shared.elsewhere.append(f"{name}.{tensor}".removeprefix("."))
     return list(found.values())
 
@@ -293,7 +294,7 @@ def _factorizable(layer: nn.Module) -> list[str]:
     """The names of a layer's weights, the layer's own: `weight`, or those of a recurrent layer."""
     if isinstance(layer, FACTORIZABLE):
         return ["weight"]
-    names = layer._flat_weights_names if isinstance(layer, nn.RNNBase) else []
+    names = flat_weights_names(layer) if isinstance(layer, nn.RNNBase) else []
     return [name for name in names if name.startswith("weight")]
 
 

@@ -1,0 +1,124 @@
+"""How one client is trained: the values of a run that every executor takes, and the Trainer made of them."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import field, fields
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pytorch_lightning import Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment
+
+from fedpara.data.datamodule import FederatedDataModule
+from fedpara.models.module import ClassificationModule
+from fedpara.private.lightning import stay_on_device
+
+CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
+ONLY_BY_BATCH = {"gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "overfit_batches"}
+OF_EVERY_FIT: dict[str, tuple[object, str]] = {  # what a client's Trainer does without, and where a run has it
+    "logger": (False, "the group logger"),
+    "enable_checkpointing": (False, "callbacks.checkpoint"),
+    "enable_progress_bar": (False, "callbacks.progress"),
+    "enable_model_summary": (False, "print(network)"),
+    "num_sanity_val_steps": (0, "federation.eval_every"),
+    "limit_val_batches": (0, "federation.eval_every"),
+    "limit_test_batches": (None, "data.max_test"),
+    "use_distributed_sampler": (False, "executor=processes or ray"),
+}
+Plain = bool | int | float | str | None
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+
+def _whole_epochs(given: object) -> object:
+    """See that a client's training has an end, and an epoch at least."""
+    if not isinstance(given, int) or given < 1:
+        raise ValueError(f"max_epochs={given!r}: must be a whole number of local epochs, 1 or more")
+    return given
+
+
+def _allowed(options: Mapping[str, object]) -> Mapping[str, object]:
+    """Refuse what would cut a client's epochs, and what is not for a client's Trainer to say."""
+    for name in sorted(CUT_EPOCHS & options.keys()):
+        raise ValueError(f"{name}={options[name]!r}: must be absent, it cuts a client's epochs; see data.max_train")
+    for name in OF_EVERY_FIT.keys() & options.keys():
+        ours, instead = OF_EVERY_FIT[name]
+        if options[name] is not None and options[name] != ours:
+            raise ValueError(f"{name}={options[name]!r}: must be absent from a client's Trainer; see {instead}")
+    return options
+
+
+@dataclass(frozen=True, eq=False, config=ConfigDict(arbitrary_types_allowed=True))
+class LocalTraining:
+    """How one client is trained. Every executor takes one of these, and adds where and how many at once.
+
+    Attributes:
+        module: the LightningModule; its `learning_rate_factor` is set for every task.
+        datamodule: gives each client's batches and the test batches.
+        max_epochs: local epochs of a client.
+        precision: as of a Trainer; None: its default, 32-true.
+        accelerator: as of a Trainer: `auto`, `cpu`, `gpu`, or an object.
+        jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
+        matmul_precision: of float32 products, process-wide: `highest`, `high` (TF32 on a GPU, in convolutions too) or
+            `medium` (bfloat16 where the processor has units for it; on others oneDNN's float32 kernels, often faster).
+        memory_format: of the network's weights with four dimensions; convolutions are quicker in `channels_last`.
+        options: further arguments of the Trainer.
+        trainer_class: makes the Trainer.
+
+    Raises:
+        ValueError: it would train no epoch, or without end, or with what a client's Trainer cannot be given.
+    """
+
+    module: ClassificationModule
+    datamodule: FederatedDataModule
+    max_epochs: Annotated[int, BeforeValidator(_whole_epochs)]
+    precision: object = None
+    accelerator: object = "auto"
+    jacobian_correction: Annotated[float, Field(ge=0)] = 0.0
+    matmul_precision: MatmulPrecision = "highest"
+    memory_format: torch.memory_format = torch.channels_last
+    options: Annotated[Mapping[str, object], AfterValidator(_allowed)] = field(default_factory=dict)
+    trainer_class: type[Trainer] = Trainer
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """The arguments of the Trainer that were said, by name."""
+        own = {"max_epochs": self.max_epochs, "precision": self.precision, "accelerator": self.accelerator}
+        return own | dict(self.options)
+
+    @property
+    def objects(self) -> frozenset[str]:
+        """Names of the Trainer's arguments that are objects, which may remember a client."""
+        given = self.arguments.items()
+        return frozenset(name for name, value in given if name == "profiler" or not _is_plain(value))
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it was said that it must be a GPU."""
+        return self.accelerator in ("gpu", "cuda")
+
+    def trainer(self, **options: object) -> Trainer:
+        """A new Trainer, which shares nothing with others.
+
+        Args:
+            options: more arguments, for this one.
+        """
+        given = copy.deepcopy(self.arguments)
+        plugins = given.pop("plugins", None) or []
+        trainer = self.trainer_class(
+            **given | {name: value for name, (value, _) in OF_EVERY_FIT.items()} | options,  # type: ignore[arg-type]  # values that a user typed, which the Trainer checks itself
+            # a Trainer a client must not read SLURM's number of tasks
+            plugins=[*(plugins if isinstance(plugins, list) else [plugins]), LightningEnvironment()],
+        )
+        stay_on_device(trainer)
+        return trainer
+
+    def without_data(self) -> dict[str, object]:
+        """All but the examples, by name: these travel to another process in a way of their own."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "datamodule"}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it can remember nothing; lists, as of devices, are judged by what is in them."""
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, Plain)

@@ -1,0 +1,86 @@
+"""What is used of torch beyond its public interface.
+
+Note [torch.func at work]
+~~~~~~~~~~~~~~~~~~~~~~~~~
+FedPara's weight has a backward pass of its own that works in place. Under `torch.func` (vmap, grad) it must take the
+formula that torch differentiates itself, which is slower. Nothing public says which of the two is wanted.
+`torch._C._are_functorch_transforms_active` is what `torch.autograd.Function.apply` asks for the same reason. It is
+asked once a composition, so it is handed on as it is, without a call around it.
+
+Note [One LSTM call]
+~~~~~~~~~~~~~~~~~~~~
+The weights of the LSTM of Section 3 are computed (they may be factorised), while `torch.nn.LSTM` takes parameters only.
+`torch._VF.lstm` is the function that `nn.LSTM.forward` calls; `torch.lstm` is the same, without a type or a page.
+
+Note [Parametrized modules in a pickle]
+~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+`torch.nn.utils.parametrize` gives a module a class that is made on the spot, which pickle cannot name; torch refuses.
+`inject` makes such a class again on the other side, in the two steps in which `register_parametrization` does it:
+`_inject_new_class` and `_inject_property`. Registering anew would compute factors from the weight, and change the bits.
+
+Note [Scaled gradients]
+~~~~~~~~~~~~~~~~~~~~~~~
+Under fp16 an optimizer with `_step_supports_amp_scaling` (the fused ones) divides gradients by the scale within `step`.
+A client's corrections are added before that, and would be divided too. The scaler asks the same attribute.
+
+Note [Own parameters of a layer]
+~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+A folded layer gets parameters of another shape under the old names. `register_parameter` refuses a name that a
+property hides, as of a parametrized weight, and `named_parameters` does not name one twice that layers share. The
+dictionaries `_parameters` and `_buffers` are what both work on. A recurrent layer computes with the weights whose names
+are in `_flat_weights_names`, whatever else is registered.
+
+Note [Operators that run]
+~~~~~~~~~~~~~~~~~~~~~~~~~
+`TorchDispatchMode` sees every operator of a network, which shows convolutions that are not layers. torch documents it
+but keeps it in `torch.utils._python_dispatch`. `suggest_memory_format` (`torch._prims_common`) says in which memory
+format a compiled network expects a gradient; `Tensor.is_contiguous` answers another question where a dimension is 1.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "TorchDispatchMode",
+    "flat_weights_names",
+    "inject",
+    "lstm",
+    "own_buffers",
+    "own_parameters",
+    "suggest_memory_format",
+    "transforming",
+    "unscales_gradients",
+]
+
+transforming = torch._C._are_functorch_transforms_active  # see Note [torch.func at work]
+lstm = torch._VF.lstm  # see Note [One LSTM call]
+
+
+def inject(module: nn.Module) -> None:
+    """Give a module with `parametrizations` its class. See Note [Parametrized modules in a pickle]."""
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        parametrize._inject_property(module, name)
+
+
+def flat_weights_names(layer: nn.RNNBase) -> list[str]:
+    """Names of all weights of a recurrent layer, layer by layer. See Note [Own parameters of a layer]."""
+    return layer._flat_weights_names
+
+
+def unscales_gradients(optimizer: object) -> bool:
+    """Whether the optimizer divides gradients by the scale itself. See Note [Scaled gradients]."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The layer's own, without its parts', to read and to write. See Note [Own parameters of a layer]."""
+    return layer._parameters
+
+
+def own_buffers(layer: nn.Module) -> dict[str, Tensor | None]:
+    """Likewise of its buffers."""
+    return layer._buffers
