@@ -32,7 +32,6 @@ import torch
 from PIL import Image
 
 import train
-from conftest import make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.configuration import ConfigurationError, read_yaml
@@ -45,7 +44,8 @@ from fedpara.data.mnist import IMAGES, LABELS, read_idx
 from fedpara.data.shakespeare import shakespeare
 from fedpara.files import UnusableFile
 from fedpara.runs import Run
-from test_data import LINE, PLAY, idx, leaf_files, write_cifar
+from helpers.federations import make_federation
+from helpers.files import LINE, PLAY, idx, leaf_files, write_cifar
 
 DATA_ERRORS = (ValueError, FileNotFoundError)  # of which train.py makes a line while it builds
 RUN_ERRORS = (UnusableFile, ConfigurationError)  # and these at any time

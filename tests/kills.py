@@ -18,6 +18,8 @@ import time
 import traceback
 from pathlib import Path
 
+from helpers.runs import rows_without_times
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
@@ -89,7 +91,6 @@ def go_on(folder, arguments):
 def outcome(folder):
     """All that two equal runs have in common: every tensor, byte and row, but for times."""
     from fedpara.storage import read_tensors
-    from test_federation import rows_without_times
 
     state, metadata = read_tensors(folder / "checkpoint.safetensors", {})
     summary = json.loads((folder / "summary.json").read_text())
@@ -128,13 +129,13 @@ def undisturbed(base, name):
 
 
 def main(num_kills, *options, seed=0):
-    import conftest  # before the first run too: it sets the number of threads, on which bits depend
+    import torch
+
     import fedpara.callbacks
     import fedpara.models
     import fedpara.nn  # noqa: F401 (all that a run imports, once)
 
-    assert conftest.ROOT == ROOT
-
+    torch.set_num_threads(1)  # on which bits depend; the tests have one too
     COMMON.extend(options)
     generator = random.Random(seed)
     base = Path(tempfile.mkdtemp(prefix="kills-"))

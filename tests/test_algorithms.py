@@ -1,16 +1,11 @@
 """Algorithms against closed forms: quadratic clients of known optimum, one round by numpy, limits that are FedAvg."""
 
-from functools import cache
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, instantiate
-from omegaconf import OmegaConf
 
-from conftest import ROOT, ByHand, make_federation, thinned
 from fedpara.algorithms import Correction, FedAvg, Upload
 from fedpara.algorithms.fedavgm import FedAvgM
 from fedpara.algorithms.feddyn import FedDyn
@@ -19,96 +14,16 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.communication import Link
 from fedpara.execution import ClientTask, LocalResult
-from fedpara.federation import Federation
 from fedpara.nn import Dense
-from fedpara.sharing import Split
 from fedpara.state import join
+from helpers import ROOT
+from helpers.cases import thinned
+from helpers.clients import Exact, Quadratics, distance_after, quadratic_federation
+from helpers.configured import ALGORITHMS, linked, named, of_yaml
+from helpers.federations import make_federation
 
-NAMES = sorted(path.stem for path in (ROOT / "configs" / "algorithm").glob("*.yaml"))
 LINKS = sorted(path.stem for path in (ROOT / "configs" / "link").glob("*.yaml"))
 FEWER_BITS = ["fedpaq link.up_codec.bits=4", "fedpaq link.up_codec.bits=2"]
-
-
-@cache
-def composed(*overrides):
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", [*overrides])
-
-
-def of_yaml(name):
-    """An algorithm's class, for much less than composing it."""
-    return get_class(OmegaConf.load(ROOT / "configs" / "algorithm" / f"{name}.yaml")._target_)
-
-
-def named(name):
-    """The algorithm as its yaml builds it."""
-    return instantiate(composed(f"algorithm={name}").algorithm)
-
-
-def linked(choice):
-    """The link as its yaml builds it; behind the name may be an override."""
-    return instantiate(composed(*f"link={choice}".split()).link)
-
-
-class Quadratics(ByHand):
-    """Clients f_i(w) = 1/2 (w - b_i)^T A_i (w - b_i), 10 exact gradient steps each; their mean has a known optimum."""
-
-    trainable = ["w"]
-
-    def __init__(self, num_clients=6, dimension=4, learning_rate=0.05):
-        generator = torch.Generator().manual_seed(0)
-        roots = torch.randn(num_clients, dimension, dimension, generator=generator, dtype=torch.float64)
-        self.a = roots @ roots.mT / dimension + 0.5 * torch.eye(dimension, dtype=torch.float64)
-        self.b = torch.randn(num_clients, dimension, generator=generator, dtype=torch.float64) * 3
-        self.learning_rate = learning_rate
-        self.optimum = torch.linalg.solve(self.a.sum(0), (self.a @ self.b[:, :, None]).sum(0)[:, 0])
-
-    def initial_state(self):
-        return {"w": torch.zeros(4, dtype=torch.float64)}
-
-    def run(self, tasks):
-        for task in tasks:
-            w, c = task.state["w"].clone(), task.correction
-            for _ in range(10):
-                gradient = self.a[task.client] @ (w - self.b[task.client])
-                gradient += c.proximal * (w - c.anchor["w"]) if c.proximal else 0
-                gradient += c.offset["w"] if c.offset else 0
-                w -= self.learning_rate * gradient
-            yield LocalResult(task.client, {"w": w}, 1, 10, 10 * self.learning_rate, 0.0, 0.0)
-
-    def evaluate(self, state, client=None):
-        return {"distance": float((state["w"] - self.optimum).norm())}
-
-
-class Exact:
-    """A codec that loses nothing of float64."""
-
-    of_updates = False
-
-    def encode(self, state, seed):
-        return _Sent(state)
-
-    def decode(self, packet, like):
-        return packet.state
-
-
-class _Sent:
-    def __init__(self, state):
-        self.state, self.num_bytes = state, 8 * sum(tensor.numel() for tensor in state.values())
-
-
-def quadratic_federation(algorithm, num_rounds, clients_per_round=6, num_clients=6, link=None, executor=Quadratics):
-    return Federation(
-        executor(num_clients), algorithm, link or Link(Exact(), Exact()), Split(["w"]), [],
-        num_clients=num_clients, clients_per_round=clients_per_round, num_rounds=num_rounds, eval_every=num_rounds,
-    )  # fmt: skip
-
-
-def distance_after(algorithm, num_rounds, *args, **options):
-    federation = quadratic_federation(algorithm, num_rounds, *args, **options)
-    for _ in range(num_rounds):
-        record = federation.run_round()
-    return record.metrics["test/distance"], federation
 
 
 def test_fedavg_stops_at_a_distance_from_the_optimum():
@@ -141,7 +56,7 @@ def test_coarse_uploads_reach_the_optimum_too(algorithm, bits):
 
 
 @pytest.mark.parametrize("choice", thinned(["bf16", "fp16"]))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_rounded_broadcasts_lead_within_their_rounding_of_the_same_model(name, choice):
     """The server's own model is never rounded, so that nothing adds up."""
     down = linked(choice).down_codec
@@ -154,7 +69,7 @@ MEMORIES = {"scaffold": "control", "feddyn": "h"}  # what of the server's is the
 
 
 @pytest.mark.parametrize("choice", [*LINKS, *FEWER_BITS])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_both_ends_hold_alike_is_alike_under_every_link(name, choice):
     """c = 1/N sum(c_i) in SCAFFOLD, h = 1/N sum(g_k) in FedDyn: Algorithm 1 of both papers moves both ends alike."""
     link = linked(choice)
@@ -178,7 +93,7 @@ class Idle(Quadratics):
 
 
 @pytest.mark.parametrize("choice", [*LINKS, *FEWER_BITS])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_rounding_of_a_broadcast_is_no_step(name, choice):
     """A server that took its step from its own model, which no client had, would move, or remember that it should."""
     link = linked(choice)
@@ -248,7 +163,7 @@ def test_limits_that_are_fedavg(limit):
 
 def learning():
     """Every algorithm with a personal part over half precision; one that corrects gradients in three more set-ups."""
-    for name in NAMES:
+    for name in ALGORITHMS:
         corrects = of_yaml(name).correction is not FedAvg.correction
         for personal, (recipe, codec) in product([["*2"], None], [(None, "float16"), (Dense(), "float32")]):
             usual = corrects or (personal and recipe is None)

@@ -5,11 +5,12 @@ import random
 import pytest
 
 import bad_values
-from conftest import thinned
 from fedpara.callbacks.checkpoint import FILE
 from fedpara.storage import read_tensors
-from test_cli import SMALL, shell  # noqa: F401 (a fixture)
-from test_federation import rows_without_times, same
+from helpers.cases import thinned
+from helpers.federations import same
+from helpers.runs import rows_without_times
+from helpers.shell import SMALL
 
 CASES = list(bad_values.cases())
 
@@ -21,7 +22,7 @@ def test_any_key_with_any_value_trains_or_ends_in_one_line(monkeypatch, case):
     assert bad_values.is_right(case, status, lines), (status, lines)
 
 
-def test_secrets_are_in_no_file_of_a_run(shell, tmp_path, monkeypatch):  # noqa: F811
+def test_secrets_are_in_no_file_of_a_run(shell, tmp_path, monkeypatch):
     key = "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -33,7 +34,7 @@ def test_secrets_are_in_no_file_of_a_run(shell, tmp_path, monkeypatch):  # noqa:
     assert key not in error + out
 
 
-def test_any_number_of_data_workers_gives_the_same_bits(shell, tmp_path):  # noqa: F811
+def test_any_number_of_data_workers_gives_the_same_bits(shell, tmp_path):
     folders = [tmp_path / str(num_workers) for num_workers in (0, 2)]
     for folder in folders:
         arguments = [*SMALL, f"data.num_workers={folder.name}", f"hydra.run.dir={folder}", "federation.num_rounds=1"]

@@ -1,75 +1,32 @@
 """What a person types: `src/train.py` and `src/eval.py` in this process, as one would in a shell."""
 
-import csv
 import errno
 import json
-import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
-import hydra
 import pytest
-import torch
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import eval as evaluation
 import report as reporting
 import status as stand
 import train
-from conftest import ROOT, thinned
 from fedpara import sweep
-from fedpara.data import DataSet, Examples, Normalize
-from fedpara.data.mnist_small import mnist_small
 from fedpara.federation import FederationCallback
 from fedpara.files import reserve, write_atomically
 from fedpara.runs import Run
-from test_data import write_cifar
-from test_wandb import read
-
-TINY = ["data.max_train=60", "data.max_test=40", "data.batch_size=16", "model.network.stages=[[4],[8],[8],[8]]"]
-SMALL = [*TINY, "federation.num_clients=4", "federation.clients_per_round=2", "federation.num_rounds=2", "logger=none"]
-SMALL += ["callbacks.partition_picture=null"]  # drawing takes longer than training here
-
-
-@pytest.fixture
-def shell(monkeypatch, tmp_path, capfd):
-    """Runs train.py with arguments; returns exit status, standard error, and the newest run folder."""
-
-    def run(*arguments, program=train):
-        GlobalHydra.instance().clear()
-        logging.getLogger().handlers.clear()
-        train.sweep_table.unfinished.clear()
-        monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *arguments])
-        status = 0
-        try:
-            program.main()
-        except SystemExit as end:
-            status = end.code
-        captured = capfd.readouterr()
-        return status, captured.err, captured.out
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
-    return run
-
-
-def newest(tmp_path, kind="runs"):
-    return max((tmp_path / "logs" / "train" / kind).iterdir())
-
-
-def rows(folder):
-    if not (folder / "metrics.csv").is_file():
-        return []
-    with (folder / "metrics.csv").open() as stream:
-        return list(csv.DictReader(stream))
+from helpers import ROOT
+from helpers.cases import thinned
+from helpers.configured import compose
+from helpers.files import write_cifar
+from helpers.runs import of_wandb, rows
+from helpers.shell import SMALL, Forked, newest, states
 
 
 def test_where_something_is_personal_runs_are_judged_by_the_clients_own_models(shell, tmp_path, monkeypatch):
@@ -191,34 +148,6 @@ class Accident(FederationCallback):
             raise FloatingPointError("made to fail")
 
 
-class Forked:
-    """In place of `subprocess.Popen`: a job forked from this process, which has the imports behind it."""
-
-    def __init__(self, command, env, stdout, cwd):
-        self.number = os.fork()
-        if self.number == 0:
-            status = 1
-            try:
-                GlobalHydra.instance().clear()
-                logging.getLogger().handlers.clear()
-                sys.argv = command[1:]
-                train.main()
-                status = 0
-            except SystemExit as end:
-                status = end.code
-            finally:
-                os._exit(status)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def wait(self):
-        return os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1])
-
-
 PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
@@ -299,12 +228,6 @@ def test_what_is_typed_for_hydra_reaches_every_job_and_gpus_go_in_turn(shell, tm
     assert (composed.hydra.verbose, composed.hydra.job.env_set) == (["train"], {"A": "b"})
 
 
-def states(out):
-    """First and last column of the sweep's table."""
-    cells = [line.strip("│").split("│") for line in out.splitlines() if line.startswith("│")]
-    return {line[0].strip(): line[-1].strip() for line in cells}
-
-
 def test_a_run_that_is_at_work_is_left_alone(shell, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -327,7 +250,7 @@ def test_a_job_that_fails_before_its_first_round_says_so_in_its_folder_and_in_wa
     assert run.summary["error"].startswith(line)
     assert f"ConfigurationError: {line}" in (folder / "train.log").read_text()
     assert {path.name for path in folder.iterdir()} == {".hydra", ".lock", "summary.json", "train.log"}
-    records, summary = read(tmp_path / "logs", f"sweep-{override.replace('=', '-')}")
+    records, summary = of_wandb(tmp_path / "logs", f"sweep-{override.replace('=', '-')}")
     assert records[-1]["exit"]["exit_code"] == 1
     (made,) = [record["run"] for record in records if record["type"] == "run"]
     assert (made["display_name"], made["run_group"]) == (override, "sweep")
@@ -522,7 +445,7 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["state"] == "interrupted"
     assert len(rows(folder)) == summary["rounds"]
-    records, _ = read(tmp_path / "logs", folder.name)
+    records, _ = of_wandb(tmp_path / "logs", folder.name)
     assert records[-1]["exit"]["exit_code"] == 255  # W&B's own for an interruption
     logged = [record["history"] for record in records if record["type"] == "history"]
     assert len(logged) == summary["rounds"]
@@ -537,12 +460,6 @@ NARROW = {
     "resnet18": ["model.network.widths=[4,4,8,8]"],
     "char_lstm": ["model.network.hidden=8"],
 }
-
-
-def compose(*overrides):
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return hydra.compose("train", list(overrides), return_hydra_config=True)
 
 
 @pytest.mark.parametrize(
@@ -561,7 +478,7 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
     small += ["federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "logger=none"]
     small += ["hydra.mode=RUN", *NARROW.get(choices.model, [])]
     if choices.data != "mnist_small":
-        small += ["data.dataset._target_=test_cli.random_data", f"+data.dataset.name={choices.data}"]
+        small += ["data.dataset._target_=helpers.configured.random_data", f"+data.dataset.name={choices.data}"]
     if choices.partition == "natural":
         small += ["partition.min_examples=1"]
     if factorization:
@@ -569,17 +486,6 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
     status, error, _ = shell(f"experiment={experiment}", *small)
     assert status == 0, error
     assert [row["round"] for row in rows(newest(tmp_path))] == (["1"] if factorization else ["1", "2"])
-
-
-def random_data(data_dir, name):
-    """Examples of the shape of a data set, by its name, owned by seven."""
-    num_classes = {"cifar100": 100, "femnist": 62, "shakespeare": 80}.get(name, 10)
-    shape = {"shakespeare": (80,), "femnist": (1, 28, 28), "mnist": (1, 28, 28)}.get(name, (3, 32, 32))
-    largest = num_classes if name == "shakespeare" else 256
-    inputs = torch.randint(largest, (200, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    examples = Examples(inputs, torch.arange(200) % num_classes, torch.arange(200) % 7)
-    prepare = torch.Tensor.long if name == "shakespeare" else Normalize((0.5,) * shape[0], (0.25,) * shape[0])
-    return DataSet(name, examples, examples, num_classes, prepare)
 
 
 @pytest.mark.parametrize(
@@ -595,17 +501,11 @@ def random_data(data_dir, name):
 def test_models_with_splits_algorithms_and_links(shell, tmp_path, model, choices):
     """What each model adds: recurrent factors, buffers that are averaged but not trained; through one whole round."""
     data = "shakespeare" if model == "char_lstm" else "cifar10"
-    random = [f"data={data}", "data.dataset._target_=test_cli.random_data", f"+data.dataset.name={data}"]
+    random = [f"data={data}", "data.dataset._target_=helpers.configured.random_data", f"+data.dataset.name={data}"]
     small = [option for option in SMALL if not option.startswith("model.")]
     status, error, _ = shell(*small, *random, f"model={model}", *NARROW[model], *choices.split(" "))
     assert status == 0, error
     assert [row["round"] for row in rows(newest(tmp_path))] == ["1", "2"]
-
-
-def owned_digits():
-    """The small MNIST as if five people had written it."""
-    digits = mnist_small()
-    return replace(digits, train=replace(digits.train, owners=torch.arange(len(digits.train)) % 5))
 
 
 CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "configs").glob("*/*.yaml"))]
@@ -637,7 +537,7 @@ def test_every_choice_trains_a_round(shell, tmp_path, group, choice):
     """A new algorithm, executor, factorisation, link, partition or split is found here by its yaml."""
     other = ["factorization=pfedpara"] if choice == "pfedpara" else ["federation.num_clients=5"]
     if choice == "natural":
-        other += ["data.dataset._target_=test_cli.owned_digits", "partition.min_examples=1"]
+        other += ["data.dataset._target_=helpers.configured.owned_digits", "partition.min_examples=1"]
     status, error, _ = shell(*SMALL, *other, f"{group}={choice}", "federation.num_rounds=1", "trainer.max_epochs=1")
     assert status == 0, error
     (row,) = rows(newest(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from conftest import ROOT
+from helpers import ROOT
 
 SCRIPTS = ["go_on.sh", "slurm/ray.sbatch"]
 

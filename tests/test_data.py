@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import struct
 import subprocess
 import tarfile
 import threading
@@ -21,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import SHARED_DATA, tiny_images
 from fedpara.data import IID, CropAndFlip, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards
 from fedpara.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100
 from fedpara.data.cinic10 import CLASSES, cinic10
@@ -32,6 +30,9 @@ from fedpara.data.mnist import IMAGES, LABELS, MNIST, mnist, read_idx
 from fedpara.data.mnist_small import mnist_small
 from fedpara.data.partition import matching_part
 from fedpara.data.shakespeare import CHARACTERS, shakespeare, speeches
+from helpers import SHARED_DATA
+from helpers.federations import tiny_images
+from helpers.files import LINE, PLAY, idx, leaf_files, write_cifar
 
 
 def labelled(labels):
@@ -189,18 +190,6 @@ def test_mnist_small_is_real_and_balanced():
     assert float((images.train.inputs / 255).mean()) == pytest.approx(0.1307, abs=0.005)
 
 
-def write_cifar(folder, size=20, content=None):
-    """A CIFAR-100-like folder; returns the archive that describes it."""
-    folder.mkdir(parents=True)
-    for name in ("train", "test"):
-        pixels = np.random.default_rng(0).integers(256, size=(size, 3072), dtype=np.uint8)
-        batch = {"data": pixels, "fine_labels": [i % 100 for i in range(size)]}
-        data = pickle.dumps(batch if content is None else content, protocol=2)
-        (folder / name).write_bytes(data)
-    files = {name: md5((folder / name).read_bytes()).hexdigest() for name in ("train", "test")}
-    return Archive(folder.name, "http://127.0.0.1:9/absent.tar.gz", "0" * 32, files)
-
-
 def test_cifar_layout_is_read(tmp_path):
     pixels = np.random.default_rng(0).integers(256, size=(20, 3072), dtype=np.uint8)
     archive = write_cifar(tmp_path / "c100", content={"data": pixels, "fine_labels": list(range(20))})
@@ -333,13 +322,6 @@ def test_local_fraction_cuts_each_client_alike():
         assert torch.equal(cut, cut.sort().values)
 
 
-def idx(values):
-    """An idx file of unsigned bytes."""
-    return gzip.compress(
-        struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
-    )
-
-
 def test_idx_files_are_read_and_broken_ones_refused(tmp_path):
     generator = np.random.default_rng(0)
     for part, size in (("train", 7), ("t10k", 3)):
@@ -407,14 +389,6 @@ def test_of_idx_files_the_content_counts_and_not_the_container(tmp_path, contain
     damaged.write_bytes(damaged.read_bytes()[:-3])
     with pytest.raises(ValueError, match=rf"{damaged.name}: MD5 is .*; delete the file to fetch it again"):
         present(source, tmp_path)
-
-
-def leaf_files(folder, users, x, y):
-    for part in ("train", "test"):
-        (folder / part).mkdir(parents=True)
-        content = {"users": users, "num_samples": [len(y)] * len(users)}
-        content["user_data"] = {user: {"x": x, "y": y} for user in users}
-        (folder / part / "all_data_0.json").write_text(json.dumps(content))
 
 
 def test_femnist_in_leafs_layout(tmp_path):
@@ -501,10 +475,6 @@ def test_what_macos_leaves_beside_files_is_not_read(tmp_path):
     with tarfile.open(folder / "plays.tar", "w") as tar:
         tar.add(folder / "._play.txt", "._other.txt")
     assert set(speeches(folder)) == {"play/FIRST"}
-
-
-PLAY = "\tTHE PLAY\n\nFIRST\tking of nothing.\n\nACT I\n\nSCENE I\tA place.\n\n\t[Enter FIRST]\n\n"
-LINE = "Words, words, [aside] words; and what is more than words?\n\tMore words, to be sure, at any length.\n\n"
 
 
 def test_shakespeare_from_plays(tmp_path):

@@ -17,16 +17,17 @@ import deployment
 import eval as evaluation
 import train
 from composition import compose
-from conftest import ROOT
 from fedpara.execution import ClientFailure
 from fedpara.files import UnusableFile
 from folders import owner, read_data
+from helpers import ROOT
+from helpers.federations import same
+from helpers.runs import rows_without_times
+from helpers.shell import TINY
 from kept import KeptStates
 from node import Node
 from parcel import Parcel
 from split import split
-from test_cli import TINY
-from test_federation import rows_without_times, same
 
 OPTIONS = [*TINY[:3], "model=mlp", "model.network.widths=[784,16,10]", "federation.num_clients=3", "logger=none"]
 OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callbacks.partition_picture=null"]

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import eval as evaluation
-from conftest import thinned
 from fedpara.export import export_dense
 from fedpara.models import CharLSTM
 from fedpara.nn import FedPara, factorize
 from fedpara.state import load_state
-from test_cli import SMALL, newest, rows, shell  # noqa: F401 (a fixture)
+from helpers.cases import thinned
+from helpers.runs import rows
+from helpers.shell import SMALL, newest
 
 PERSONAL = [*SMALL, "factorization=pfedpara", "sharing=pfedpara", "partition=shards", "partition.classes_per_client=3"]
 PERSONAL += ["data.max_test=200", "model.optimizer.lr=0.3"]  # some client's accuracy is not 0
@@ -49,7 +50,7 @@ assert "fedpara" not in sys.modules
 
 
 @pytest.fixture
-def run(shell, tmp_path):  # noqa: F811
+def run(shell, tmp_path):
     assert shell(*PERSONAL)[0] == 0
     return newest(tmp_path)
 
@@ -58,7 +59,7 @@ def printed(out):
     return dict(line.split(": ") for line in out.splitlines() if ": " in line)
 
 
-def test_logged_metrics_to_the_last_digit_of_global_and_personal_models(shell, run):  # noqa: F811
+def test_logged_metrics_to_the_last_digit_of_global_and_personal_models(shell, run):
     status, _, out = shell(f"run={run}", program=evaluation)
     assert status == 0
     again, logged = printed(out), rows(run)[-1]
@@ -71,7 +72,7 @@ def test_logged_metrics_to_the_last_digit_of_global_and_personal_models(shell, r
 
 
 @pytest.mark.parametrize("client", thinned([1, None]))
-def test_exports_give_the_logits_of_the_run(shell, run, tmp_path, client):  # noqa: F811
+def test_exports_give_the_logits_of_the_run(shell, run, tmp_path, client):
     """Plain torch in a process that never sees this package; ONNX at a batch size that it was not traced with."""
     chosen = [] if client is None else [f"client={client}"]
     for form in ("dense", "onnx"):
@@ -120,7 +121,7 @@ def test_a_recurrent_network_is_exported_for_torchs_own_layers(tmp_path):
         torch.testing.assert_close(plain["output"](states[-1]), expected, rtol=0, atol=1e-6)
 
 
-def test_wrong_arguments_are_one_line(shell, run):  # noqa: F811
+def test_wrong_arguments_are_one_line(shell, run):
     wrong = {
         "export=torch": "export=torch: must be dense or onnx",
         "client=4": "client=4: must be 0 to 3",

@@ -11,7 +11,6 @@ from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
-from conftest import Recording, make_federation, tiny_images
 from fedpara.algorithms import FedAvg
 from fedpara.algorithms.base import Correction
 from fedpara.algorithms.feddyn import FedDyn
@@ -26,7 +25,8 @@ from fedpara.execution.whole_epochs import NotCaptured
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.models.module import fused
 from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, jacobian_correction
-from test_vectorized import convolutional
+from helpers.federations import convolutional, make_federation, tiny_images
+from helpers.recording import Recording
 
 FUSED_SGD = partial(torch.optim.SGD, fused=True)
 

@@ -10,7 +10,6 @@ from itertools import product
 import pytest
 import torch
 
-from conftest import make_federation
 from fedpara.algorithms import FedAvg
 from fedpara.communication import Cast, Link
 from fedpara.data import Dirichlet
@@ -18,8 +17,8 @@ from fedpara.execution import ProcessesExecutor, RayExecutor, SerialExecutor, Ve
 from fedpara.models import VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara
 from fedpara.state import join
-from test_algorithms import NAMES, named, of_yaml
-from test_federation import Watch
+from helpers.configured import ALGORITHMS, named, of_yaml
+from helpers.federations import Watch, make_federation
 
 EXECUTORS = {  # how each is made, and how far it may be off in float32 and in float64
     "processes": (partial(ProcessesExecutor, workers=2), 0, 0),
@@ -37,7 +36,7 @@ RECIPES = {  # and the layers that stay dense
 SPLITS = {"full": [], "pfedpara": ["*.0.[xyt]2"], "fedper": ["classifier.3.*"], "fedbn": ["*norm*"], "local": ["*"]}
 
 
-CORRECTING = [name for name in NAMES if of_yaml(name).correction is not FedAvg.correction]
+CORRECTING = [name for name in ALGORITHMS if of_yaml(name).correction is not FedAvg.correction]
 USUAL = [(name, "pfedpara", "full") for name in ["fedavg", *CORRECTING]]
 USUAL += [("scaffold", recipe, "full") for recipe in RECIPES if recipe != "pfedpara"]
 USUAL += [("scaffold", "pfedpara", split) for split in SPLITS if split != "full"]
@@ -45,7 +44,7 @@ USUAL += [("scaffold", "pfedpara", split) for split in SPLITS if split != "full"
 
 def cases():
     """Those with the same executor, precision and factorisation after one another: they share what was made."""
-    for executor, double, recipe, split, algorithm in product(EXECUTORS, (False, True), RECIPES, SPLITS, NAMES):
+    for executor, double, recipe, split, algorithm in product(EXECUTORS, (False, True), RECIPES, SPLITS, ALGORITHMS):
         case = executor, double, algorithm, recipe, split
         quick = (executor, double) in BY_DEFAULT and (algorithm, recipe, split) in USUAL
         quick &= executor != "processes" or recipe.endswith("fedpara")  # workers start for each factorisation

@@ -14,9 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import train
-from conftest import ROOT, thinned
 from fedpara.nn import Factorization
 from fedpara.state import join
+from helpers import ROOT
+from helpers.cases import thinned
 
 FOLDER = ROOT / "configs" / "experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import make_federation
 from fedpara.algorithms import FedAvg
 from fedpara.algorithms.feddyn import FedDyn
 from fedpara.algorithms.scaffold import Scaffold
@@ -15,8 +14,9 @@ from fedpara.execution import ClientFailure, ClientTask, FaultInjection
 from fedpara.federation import FederationCallback
 from fedpara.sampling import cohort, derive_seed
 from fedpara.state import is_finite, join
-from test_algorithms import Quadratics, distance_after
-from test_federation import Watch, rows_without_times, same
+from helpers.clients import Quadratics, distance_after
+from helpers.federations import Watch, make_federation, same
+from helpers.runs import rows_without_times
 
 KINDS = {"dropout": "dropped", "straggle": "late", "nan": "diverged", "crash": "crashed"} | {
     "out_of_memory": "out_of_memory"

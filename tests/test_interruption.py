@@ -11,15 +11,16 @@ from hydra.utils import instantiate
 
 import kills
 import train
-from conftest import make_federation
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.federation import FederationCallback
 from fedpara.files import is_reserved, reserve
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.runs import read_rows
 from fedpara.state import join
-from test_cli import TINY, compose
-from test_federation import rows_without_times, same
+from helpers.configured import compose
+from helpers.federations import make_federation, same
+from helpers.runs import rows_without_times
+from helpers.shell import TINY
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 

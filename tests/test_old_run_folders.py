@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from helpers import ROOT
 
 FOLDERS = Path(__file__).with_name("old_runs")
 NAMES = ["dense", pytest.param("personal", marks=pytest.mark.slow), pytest.param("auto", marks=pytest.mark.slow)]

@@ -16,14 +16,12 @@ import pytorch_lightning
 import torch
 from torch import nn
 
-from conftest import ROOT, make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.data import Dirichlet
 from fedpara.errors import signal_name
 from fedpara.execution import (
     ClientFailure,
-    ClientTask,
     FaultInjection,
     LocalResult,
     ProcessesExecutor,
@@ -35,37 +33,11 @@ from fedpara.execution.transfer import Room, dump, load
 from fedpara.interruption import interruption
 from fedpara.nn import FedPara, PFedPara, factorize
 from fedpara.state import join
-from test_cli import SMALL, rows
-from test_federation import Watch, rows_without_times, same
-
-
-class Obedient(SerialExecutor):
-    """Its clients do as the files in `folder` say, each named by a client."""
-
-    def __init__(self, module, datamodule, trainer, jacobian_correction=0.0, folder=None):
-        super().__init__(module, datamodule, trainer, jacobian_correction)
-        self.folder = folder
-
-    def _fit(self, task):
-        told = self.folder / str(task.client)
-        if told.is_file():
-            word = told.read_text()
-            if word in ("die", "die once"):
-                if word == "die once":
-                    told.unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
-            if word == "sleep":
-                (self.folder / f"asleep-{os.getpid()}").touch()
-                time.sleep(60)
-            raise Unspeakable(word, 2) if word == "unspeakable" else ValueError(word)
-        return super()._fit(task)
-
-
-class Unspeakable(Exception):
-    """Pickles, but cannot be made again."""
-
-    def __init__(self, text, number):
-        super().__init__(text)
+from helpers import ROOT
+from helpers.clients import Obedient, by_hand, tasks
+from helpers.federations import Watch, make_federation, same
+from helpers.runs import rows, rows_without_times
+from helpers.shell import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +56,6 @@ def _silence(request):
     if "told" in request.fixturenames:
         for path in request.getfixturevalue("told")[1].iterdir():
             path.unlink()
-
-
-def tasks(executor, clients=range(5)):
-    state = executor.initial_state()
-    return [ClientTask(client, state, 1.0, seed=client) for client in clients]
 
 
 def test_float64_and_faults():
@@ -145,11 +112,6 @@ def test_a_client_that_raises_fails_alone_with_its_error_and_its_trace(told):
     assert outcomes[1].reason == "crashed (ValueError: a bug)"
     assert outcomes[3].reason == "crashed (RuntimeError: Unspeakable: unspeakable)"
     assert "in _fit" in outcomes[1].error.__notes__[0]
-
-
-def by_hand(executor):
-    """What the tasks give without any worker."""
-    return [result.state for result in executor.here.run(tasks(executor))]
 
 
 def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_three_fails_alone(told):

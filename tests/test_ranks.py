@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import thinned
 from fedpara.models import MLP, VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, LowRank, PFedPara, factorizations, factorize
 from fedpara.nn.ranks import hadamard_rank, largest_rank, matrix_size, minimal_rank, tucker_size
 from fedpara.sharing import Split
 from fedpara.state import num_elements, read_state
+from helpers.cases import thinned
 
 VGG16 = {
     "stages": [[64, 64], [128, 128], [256, 256, 256], [512, 512, 512], [512, 512, 512]],

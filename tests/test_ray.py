@@ -10,14 +10,13 @@ from functools import partial
 import pytest
 import torch
 
-from conftest import make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.execution import LocalResult, RayExecutor, SerialExecutor
 from fedpara.interruption import interruption
 from fedpara.nn import PFedPara
 from fedpara.state import join
-from test_federation import same
-from test_processes import Obedient, by_hand, tasks
+from helpers.clients import Obedient, by_hand, tasks
+from helpers.federations import make_federation, same
 
 ray = pytest.importorskip("ray")
 

@@ -14,12 +14,13 @@ from omegaconf import OmegaConf
 import report as program
 import status as status_program
 from composition import compose
-from conftest import ROOT, thinned
 from fedpara.files import reserve
 from fedpara.record import three_digits
 from fedpara.report import common_target, compare, draw, settings, write_report
 from fedpara.report import paper as report_paper
 from fedpara.runs import Run, axes, find_runs
+from helpers import ROOT
+from helpers.cases import thinned
 
 KEPT = ROOT / "results" / "cifar10_two_cores"
 CLIENT_BYTES = 250_000

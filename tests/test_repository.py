@@ -7,7 +7,7 @@ import tomllib
 import pytest
 import yaml
 
-from conftest import ROOT
+from helpers import ROOT
 
 PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import make_federation
 from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.execution import ProcessesExecutor, SerialExecutor, VectorizedExecutor
@@ -18,6 +17,7 @@ from fedpara.nn import Dense, FedPara, PFedPara, factorize
 from fedpara.sharing import Split
 from fedpara.state import first_names, load_state, num_elements, read_state
 from fedpara.storage import read_tensors, write_tensors
+from helpers.federations import make_federation
 
 RECIPES = {"dense": Dense(), "fedpara": FedPara(gamma=0.5), "pfedpara": PFedPara(gamma=0.5)}
 EXECUTORS = {

@@ -20,7 +20,6 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import train
-from conftest import ROOT, make_federation, tiny_images
 from fedpara.data import IID, FederatedDataModule
 from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.execution import (
@@ -36,6 +35,8 @@ from fedpara.execution.onednn import contiguous, is_affected
 from fedpara.execution.serial import OF_EVERY_FIT
 from fedpara.models import MLP, VGG, ClassificationModule
 from fedpara.nn import Dense, FedPara, factorize
+from helpers import ROOT
+from helpers.federations import make_federation, tiny_images
 
 
 class Shortcuts(nn.Module):

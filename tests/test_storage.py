@@ -9,7 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import ByHand, make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.callbacks.checkpoint import FILE
@@ -20,7 +19,9 @@ from fedpara.files import UnusableFile
 from fedpara.sharing import Split
 from fedpara.state import join
 from fedpara.storage import ClientStates, read_tensors, write_tensors
-from test_federation import rows_without_times, same
+from helpers.clients import ByHand
+from helpers.federations import make_federation, same
+from helpers.runs import rows_without_times
 
 STATE = {
     "a": torch.randn(3, 4),

@@ -7,12 +7,12 @@ import yaml
 
 import eval as evaluation
 import train
-from conftest import ROOT
 from fedpara.configuration import ConfigurationError
 from fedpara.report import write_report
 from fedpara.runs import find_runs
 from fedpara.trust import TRUSTED, require_trusted, require_trusted_overrides, trusted_names
-from test_cli import SMALL, shell  # noqa: F401 (a fixture)
+from helpers import ROOT
+from helpers.shell import SMALL
 
 CALLED = []
 
@@ -96,7 +96,7 @@ ATTACKS = {
 
 
 @pytest.fixture
-def run(shell, tmp_path, monkeypatch):  # noqa: F811
+def run(shell, tmp_path, monkeypatch):
     monkeypatch.setenv("ATTACK", OWN)
     arguments = ["model=mlp", *(option for option in SMALL if "stages" not in option), "federation.num_rounds=1"]
     assert shell(*arguments, f"hydra.run.dir={tmp_path / 'run'}")[0] == 0
@@ -104,7 +104,7 @@ def run(shell, tmp_path, monkeypatch):  # noqa: F811
     return tmp_path / "run"
 
 
-def test_no_way_into_a_strangers_folder(shell, run):  # noqa: F811
+def test_no_way_into_a_strangers_folder(shell, run):
     whole = yaml.safe_load((run / "config.yaml").read_text())
     for key, value in ATTACKS["config.yaml"]:
         config = yaml.safe_load((run / "config.yaml").read_text())
@@ -127,7 +127,7 @@ def test_no_way_into_a_strangers_folder(shell, run):  # noqa: F811
         assert "type it behind resume=" in error or "trusted=[test_trust.*]" in error or "not an override" in error
 
 
-def test_what_is_named_is_allowed(shell, run, tmp_path):  # noqa: F811
+def test_what_is_named_is_allowed(shell, run, tmp_path):
     own = ["model=mlp", *(option for option in SMALL if "stages" not in option), "federation.num_rounds=1"]
     own += ["data.dataset._target_=test_trust.digits", f"hydra.run.dir={tmp_path / 'own'}"]
     assert shell(*own)[0] == 0
@@ -171,7 +171,7 @@ def test_what_may_be_saved_may_be_applied_again():
         trusted_names(["trusted=a"])
 
 
-def test_a_reference_put_together_from_two_texts_is_not_resolved(shell, run):  # noqa: F811
+def test_a_reference_put_together_from_two_texts_is_not_resolved(shell, run):
     """Hydra resolves what it builds once more: a text that reads as a reference by then would be one."""
     typed = yaml.safe_load((run / "overrides.yaml").read_text())
     attack = ["+a.y='$'", "+a.z='{oc.create:\"{_target_: test_trust.called}\"}'", "+callbacks.x='${a.y}${a.z}'"]

@@ -18,12 +18,12 @@ from rich.console import Console
 
 import eval as evaluation
 import train
-from conftest import ROOT
 from fedpara import sweep
 from fedpara.data import Dirichlet, Examples
 from fedpara.files import reserve
 from fedpara.runs import Run, find_runs
-from test_cli import Forked, newest, shell, states  # noqa: F401 (a fixture)
+from helpers import ROOT
+from helpers.shell import Forked, newest, states
 
 TINY = [
     "model=mlp", "data.max_train=40", "data.max_test=20", "data.batch_size=8", "federation.num_clients=2",
@@ -63,7 +63,7 @@ TOGETHER = {
 }  # fmt: skip
 
 
-def test_documented_keys_go_together(shell):  # noqa: F811
+def test_documented_keys_go_together(shell):
     typed = [word for key in sorted(TOGETHER) for word in f"{key}={DOCUMENTED[key]}".split(" ")]
     kept = [option for option in TINY if option.partition("=")[0] not in TOGETHER]
     status, error, _ = shell(*kept, *typed)
@@ -73,7 +73,7 @@ def test_documented_keys_go_together(shell):  # noqa: F811
 @pytest.mark.parametrize(
     "key", [pytest.param(key, marks=[] if key in ALONE else [pytest.mark.slow]) for key in DOCUMENTED]
 )
-def test_every_documented_key_as_one_would_type_it(shell, key):  # noqa: F811
+def test_every_documented_key_as_one_would_type_it(shell, key):
     typed = f"{key}={DOCUMENTED[key]}".split(" ")
     kept = [option for option in TINY if option.partition("=")[0] != key]
     status, error, _ = shell(*kept, *typed)
@@ -97,7 +97,7 @@ def test_a_reservation_makes_its_folder(tmp_path):
     assert (tmp_path / "a" / "b" / ".lock").is_file()
 
 
-def test_folders_hold_when_the_process_is_elsewhere(shell, tmp_path, monkeypatch):  # noqa: F811
+def test_folders_hold_when_the_process_is_elsewhere(shell, tmp_path, monkeypatch):
     """Typed relative, in a folder with an odd name; then resumed and tested from another."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     here = tmp_path / ODD
@@ -124,7 +124,7 @@ def test_folders_hold_when_the_process_is_elsewhere(shell, tmp_path, monkeypatch
     assert "must be a folder without ${ in its path" in error
 
 
-def test_relative_folders_of_the_environment_of_a_yaml_and_of_older_runs(shell, tmp_path, monkeypatch):  # noqa: F811
+def test_relative_folders_of_the_environment_of_a_yaml_and_of_older_runs(shell, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", "data")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "mine.yaml").write_text("defaults: [train, _self_]\npaths: {log_dir: logs of mine}")
@@ -175,7 +175,7 @@ def strict(monkeypatch):
 
 
 @pytest.mark.parametrize("direction", ["maximize", pytest.param("minimize", marks=pytest.mark.slow)])
-def test_a_sweeper_that_optimises_goes_on_after_a_failed_job(shell, tmp_path, monkeypatch, strict, direction):  # noqa: F811
+def test_a_sweeper_that_optimises_goes_on_after_a_failed_job(shell, tmp_path, monkeypatch, strict, direction):
     monkeypatch.setenv("WANDB_MODE", "offline")
     typed = [option for option in TINY if option != "logger=none"]
     own = ["hydra.sweeper._target_=hydra_plugins.strict.Strict"]
@@ -200,7 +200,7 @@ def test_a_sweeper_that_optimises_goes_on_after_a_failed_job(shell, tmp_path, mo
 
 
 @pytest.mark.slow  # needs hydra-optuna-sweeper, whose Optuna is an old one
-def test_optuna_itself(shell, tmp_path):  # noqa: F811
+def test_optuna_itself(shell, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     own = [
         "hydra/sweeper=optuna",
@@ -234,7 +234,7 @@ def test_a_job_that_failed_after_a_good_round_is_no_good_result(tmp_path, monkey
 @pytest.mark.parametrize(
     "more", [[], ["--package", "model"], ["--package", "hydra.run"]], ids=["whole", "model", "run"]
 )
-def test_configurations_are_printed_and_resolved(shell, tmp_path, part, more):  # noqa: F811
+def test_configurations_are_printed_and_resolved(shell, tmp_path, part, more):
     if more and (more[1] == "model") == (part == "hydra"):
         pytest.skip("the part is not there")
     if more and more[1] == "hydra.run" and part == "job":
@@ -247,7 +247,7 @@ def test_configurations_are_printed_and_resolved(shell, tmp_path, part, more):  
 
 
 @pytest.mark.parametrize("what", ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
-def test_information_is_printed(shell, what):  # noqa: F811
+def test_information_is_printed(shell, what):
     assert shell("--info", what)[:2] == (0, "")
 
 
@@ -274,13 +274,13 @@ class Complex(torch.nn.Module):
 
 
 @pytest.mark.parametrize("typed", NAMED)
-def test_a_line_names_its_cause(shell, typed):  # noqa: F811
+def test_a_line_names_its_cause(shell, typed):
     status, error, _ = shell(*TINY, *typed.split(" "))
     assert (status, error.count("\n")) == (2, 1), error
     assert error.startswith(f"error: {NAMED[typed]}"), error
 
 
-def test_the_largest_seed(shell):  # noqa: F811
+def test_the_largest_seed(shell):
     assert shell(*TINY, f"seed={2**63 - 1}", "algorithm=scaffold", "link=fedpaq")[0] == 0
 
 
@@ -293,7 +293,7 @@ def test_a_hopeless_split_says_so_meanwhile(caplog, monkeypatch):
     assert line == "partition: 1 draws without one that gives every client 10 examples; at most 1000 are tried"
 
 
-def test_tables_show_names_as_they_are(shell, tmp_path):  # noqa: F811
+def test_tables_show_names_as_they_are(shell, tmp_path):
     import status
 
     folder = tmp_path / "[/red]" / "a[bold]"

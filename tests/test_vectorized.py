@@ -7,15 +7,16 @@ import pytorch_lightning
 import torch
 from torch import nn
 
-from conftest import Recording, tiny_images
 from fedpara.algorithms.base import Correction
-from fedpara.data import IID, Dirichlet, FederatedDataModule
+from fedpara.data import IID, FederatedDataModule
 from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, LocalResult, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.execution.vectorized import ManyClients
 from fedpara.execution.whole_epochs import WholeEpochs
-from fedpara.models import MLP, VGG, ClassificationModule, ResNet
+from fedpara.models import MLP, ClassificationModule, ResNet
 from fedpara.nn import FedPara, factorize
+from helpers.federations import convolutional, tiny_images
+from helpers.recording import Recording
 
 
 @pytest.fixture(autouse=True)
@@ -28,23 +29,6 @@ def together(request, monkeypatch):
         raise AssertionError("the chunk raised")
 
     monkeypatch.setattr(VectorizedExecutor, "_one_by_one", refuse)
-
-
-def convolutional(executor, double=True, network=None, optimizer=None, precision=None, **options):
-    """A VGG with dropout, GroupNorm and two factorised stages on clients of unequal size."""
-    torch.manual_seed(0)
-    if network is None:
-        network = factorize(VGG([[4, 8], [8]], [6], 3, in_channels=1, dropout=0.4), FedPara(gamma=0.4))
-    network = network.double() if double else network
-    optimizer = optimizer or partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01)
-    module = ClassificationModule(network, optimizer, 3)
-    data = FederatedDataModule(
-        tiny_images, Dirichlet(0.4, 3), num_clients=5, num_classes=3, in_channels=1, batch_size=8
-    )
-    data.setup()
-    precision = precision or ("64-true" if double else "32-true")
-    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=2, precision=precision)
-    return executor(module, data, trainer, **options)
 
 
 @pytest.mark.parametrize("double", [True, False])

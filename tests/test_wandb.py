@@ -1,26 +1,14 @@
 """Weights & Biases offline: read back with W&B's own reader, as a person would."""
 
-import json
 import logging
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import wandb
 
-from conftest import make_federation
 from fedpara.callbacks import Checkpoint, LoggerForwarding, RunFolder, restore
 from fedpara.callbacks.wandb import FederationWandbLogger
-
-
-def read(folder, run_id):
-    """An offline run, by `wandb leet inspect --json`: its records by type, and its summary."""
-    (run,) = (folder / "wandb").glob(f"offline-run-*-{run_id}")
-    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
-    records = subprocess.check_output([*command, str(run)], text=True, timeout=60).splitlines()
-    summary = json.loads(subprocess.check_output([*command, "--summary", str(run)], text=True, timeout=60))
-    return [json.loads(record) for record in records], summary
+from helpers.federations import make_federation
+from helpers.runs import of_wandb
 
 
 @pytest.fixture
@@ -54,7 +42,7 @@ def test_offline_without_an_account_and_says_how_to_look_and_upload(offline, cap
 def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
     run(offline, evaluate_personal=True)
     run(offline, lr=1e30)
-    records, summary = read(offline, "run-0.1")
+    records, summary = of_wandb(offline, "run-0.1")
     rows = [record["history"] for record in records if record["type"] == "history"]
     assert len(rows) == 6  # a row and a histogram a round
     assert "histogram" in str(summary["summary"]["personal/acc"])
@@ -65,7 +53,7 @@ def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
     axes = {m["metric"].get("name") or m["metric"]["glob_name"]: m["metric"] for m in records if m["type"] == "metric"}
     assert axes["test/*"]["step_metric"] == axes["test/acc"]["step_metric"] == "round"
     assert axes["acc_over_gb"]["step_metric"] == "comm/total_gb"
-    failed, _ = read(offline, "run-1e+30")
+    failed, _ = of_wandb(offline, "run-1e+30")
     assert [r["exit"].get("exit_code", 0) for r in (records[-1], failed[-1])] == [0, 1]
 
 
