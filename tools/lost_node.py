@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
-from nodes import two_nodes  # noqa: E402
+from nodes import two_nodes
 
 WORDS = [
     "model=vgg_small", "algorithm=scaffold", "federation.num_clients=20", "federation.clients_per_round=8",
