@@ -1,4 +1,4 @@
-"""Run folders of an earlier commit (67a9873; `tests/old_runs`) resume, evaluate and report, whatever moved since.
+"""Run folders of an earlier commit (67a9873; `old_runs`) resume, evaluate and report, whatever moved since.
 
 Each is a run that was stopped after two rounds of four; `expected.csv` has the rounds of one that was not stopped, on
 another machine. Their configurations name classes where they were then.

@@ -1,6 +1,6 @@
 """The contract of every executor: what serial gives, for every algorithm, factorisation and split.
 
-The whole product is slow (`pytest -m slow tests/test_executors.py`); by default each executor has every factorisation,
+The whole product is slow (`pytest -m slow -k as_by_serial`); by default each executor has every factorisation,
 every split and every algorithm that corrects gradients once, in one precision. To it the others are FedAvg.
 """
 
