@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 
-import train
+from fedpara.app import cli, sweep_table
 from helpers import SHARED_DATA
 
 hypothesis.settings.register_profile("repository", deadline=None)  # a busy machine is not a failure
@@ -42,10 +42,10 @@ def real_data(tmp_path_factory):
 def shell(monkeypatch, tmp_path, capfd):
     """Runs train.py with arguments; returns exit status, standard error and output."""
 
-    def run(*arguments, program=train):
+    def run(*arguments, program=cli):
         GlobalHydra.instance().clear()
         logging.getLogger().handlers.clear()
-        train.sweep_table.unfinished.clear()
+        sweep_table.unfinished.clear()
         monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *arguments])
         status = 0
         try:

@@ -6,7 +6,7 @@ import sys
 
 from hydra.core.global_hydra import GlobalHydra
 
-import train
+from fedpara.app import cli
 
 TINY = ["data.max_train=60", "data.max_test=40", "data.batch_size=16", "model.network.stages=[[4],[8],[8],[8]]"]
 SMALL = [*TINY, "federation.num_clients=4", "federation.clients_per_round=2", "federation.num_rounds=2", "logger=none"]
@@ -24,7 +24,7 @@ class Forked:
                 GlobalHydra.instance().clear()
                 logging.getLogger().handlers.clear()
                 sys.argv = command[1:]
-                train.main()
+                cli.main()
                 status = 0
             except SystemExit as end:
                 status = end.code
