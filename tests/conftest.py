@@ -20,6 +20,10 @@ hypothesis.settings.load_profile("repository")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--draws", type=int, default=6, help="how many cases are drawn from products too large to run")
+
+
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory):
     """A folder with the real CIFAR files: DATA_DIR, or restored from beside the checkout."""

@@ -1,7 +1,8 @@
 """The contract of every executor: what serial gives, for every algorithm, factorisation and split.
 
-The whole product is slow (`pytest -m slow -k as_by_serial`); by default each executor has every factorisation,
-every split and every algorithm that corrects gradients once, in one precision. To it the others are FedAvg.
+By default each executor has every factorisation, every split and every algorithm that corrects gradients once, in one
+precision (to it the others are FedAvg), and a few cases that are drawn from the whole product, the same ones in every
+run; `--draws=N` draws more of them, and slow ones are those of Ray.
 """
 
 from functools import cache, partial
@@ -17,6 +18,7 @@ from fedpara.execution import ProcessesExecutor, RayExecutor, SerialExecutor, Ve
 from fedpara.models import VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara
 from fedpara.state import join
+from helpers.cases import drawn
 from helpers.configured import ALGORITHMS, named, of_yaml
 from helpers.federations import Watch, make_federation
 
@@ -34,8 +36,6 @@ RECIPES = {  # and the layers that stay dense
     "pfedpara": (PFedPara(gamma=1.0), 0),
 }
 SPLITS = {"full": [], "pfedpara": ["*.0.[xyt]2"], "fedper": ["classifier.3.*"], "fedbn": ["*norm*"], "local": ["*"]}
-
-
 CORRECTING = [name for name in ALGORITHMS if of_yaml(name).correction is not FedAvg.correction]
 USUAL = [(name, "pfedpara", "full") for name in ["fedavg", *CORRECTING]]
 USUAL += [("scaffold", recipe, "full") for recipe in RECIPES if recipe != "pfedpara"]
@@ -45,12 +45,25 @@ USUAL += [("scaffold", "pfedpara", split) for split in SPLITS if split != "full"
 def cases():
     """Those with the same executor, precision and factorisation after one another: they share what was made."""
     for executor, double, recipe, split, algorithm in product(EXECUTORS, (False, True), RECIPES, SPLITS, ALGORITHMS):
-        case = executor, double, algorithm, recipe, split
-        quick = (executor, double) in BY_DEFAULT and (algorithm, recipe, split) in USUAL
-        quick &= executor != "processes" or recipe.endswith("fedpara")  # workers start for each factorisation
         if split != "pfedpara" or recipe == "pfedpara":
-            name = "-".join([executor, "double" if double else "float", algorithm, recipe, split])
-            yield pytest.param(*case, id=name, marks=() if quick else pytest.mark.slow)
+            yield executor, double, algorithm, recipe, split
+
+
+def is_usual(executor, double, algorithm, recipe, split):
+    one_start = executor != "processes" or recipe.endswith("fedpara")  # workers start for each factorisation
+    return (executor, double) in BY_DEFAULT and (algorithm, recipe, split) in USUAL and one_start
+
+
+def named_case(executor, double, *rest):
+    name = "-".join([executor, "double" if double else "float", *rest])
+    marks = [pytest.mark.slow] if executor == "ray" else []
+    return pytest.param(executor, double, *rest, id=name, marks=marks)
+
+
+def pytest_generate_tests(metafunc):
+    if "recipe" in metafunc.fixturenames:
+        chosen = drawn(list(cases()), metafunc.config.getoption("draws"), always=is_usual)
+        metafunc.parametrize(("name", "double", "algorithm", "recipe", "split"), [named_case(*case) for case in chosen])
 
 
 def finished(make, double, algorithm, recipe, split):
@@ -107,7 +120,6 @@ def assert_close(states, expected, tolerance):
         )
 
 
-@pytest.mark.parametrize(("name", "double", "algorithm", "recipe", "split"), cases())
 def test_every_algorithm_factorisation_and_split_as_by_serial(kept, caplog, name, double, algorithm, recipe, split):
     """Personal parts and what clients remember too."""
     case = double, algorithm, recipe, split
