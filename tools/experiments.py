@@ -5,6 +5,7 @@ python tools/experiments.py > results/experiments.md      # tests/system/test_ex
 
 import itertools
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -16,11 +17,13 @@ import hydra
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from fedpara.app.build import build_experiment, build_federation
 from fedpara.nn import Factorization
 from fedpara.state import join
 
+Row = tuple[dict[str, str], dict[str, int], int, int]
 FOLDER = ROOT / "configs" / "experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 HEAD = """# Every experiment, its parameters and its bytes per round
@@ -32,7 +35,8 @@ counted on the encoded messages of all clients of a round; MB are 10^6 bytes. Se
 |---|---|---|---|---|---|---|"""
 
 
-def composed(*overrides):
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of a run, its Hydra part as when it runs."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
@@ -41,14 +45,15 @@ def composed(*overrides):
 
 
 @cache
-def jobs(experiment):
+def jobs(experiment: str) -> list[dict[str, str]]:
     """Overrides of each job of an experiment's sweep, seeds aside."""
     params = composed(f"experiment={experiment}").hydra.sweeper.params or {}
     axes = {key: str(values).split(",") for key, values in params.items() if key != "seed"}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def rows(experiment, chosen=None):
+def rows(experiment: str, chosen: list[dict[str, str]] | None = None) -> Iterator[Row]:
+    """Of each job its overrides, numbers of parameters, and the bytes of a round, up and down."""
     for job in chosen or jobs(experiment):
         cfg = composed(f"experiment={experiment}", *(f"{key}={value}" for key, value in job.items()))
         formula = patch.object(Factorization, "forward", lambda self: self.refold(self.compose(self.factors)))
@@ -58,8 +63,8 @@ def rows(experiment, chosen=None):
             cfg.trainer.accelerator = "cpu"
             made = build_experiment(cfg)
         state = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in made.executor.initial_state().items()}
-        made.executor.initial_state = lambda state=state: state
-        federation = build_federation(cfg, made)
+        with patch.object(made.executor, "initial_state", return_value=state):
+            federation = build_federation(cfg, made)
         message = federation.algorithm.broadcast(federation.server)
         down = federation.link.down(join(message), 0)
         parts = federation.algorithm.upload(message, message["model"], 1.0, {})
@@ -68,7 +73,8 @@ def rows(experiment, chosen=None):
         yield job, sizes, up.num_bytes * cohort, down.num_bytes * cohort
 
 
-def table(experiment, chosen=None):
+def table(experiment: str, chosen: list[dict[str, str]] | None = None) -> Iterator[str]:
+    """The lines of the list."""
     for job, sizes, up, down in rows(experiment, chosen):
         share = 100 * sizes["factorized"] / sizes["dense"]
         axes = ", ".join(f"{key}={value}" for key, value in job.items()) or "-"

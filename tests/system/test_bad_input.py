@@ -1,4 +1,4 @@
-"""A few of the cases of tests/bad_values.py, drawn anew in every run; secrets; the number of data workers."""
+"""A few of the cases of tools/stress/bad_values.py, the same ones in every run; secrets; the number of data workers."""
 
 import random
 

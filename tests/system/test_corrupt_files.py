@@ -1,4 +1,4 @@
-"""A few of the files of tests/corrupt_files.py: all that are crafted, and damaged ones."""
+"""A few of the files of tools/stress/corrupt_files.py: all that are crafted, and damaged ones."""
 
 import random
 import tarfile

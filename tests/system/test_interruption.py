@@ -130,7 +130,7 @@ def test_a_run_folder_has_one_process(tmp_path):
 
 @pytest.mark.parametrize("name", ["SCAFFOLD", "pFedPara + FedPAQ"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, name):
-    """tests/kills.py does it as often as one likes."""
+    """tools/stress/kills.py does it as often as one likes."""
     whole, seconds = kills.undisturbed(tmp_path, name)
     _, _, differing = kills.trial(tmp_path, name, random.Random(1), whole, seconds)
     assert not differing

@@ -1,7 +1,7 @@
 """Runs killed by SIGKILL at random instants, each gone on with to its end and held against the undisturbed one.
 
-    python tests/kills.py 50                          # kills, over FedAvg, SCAFFOLD, FedDyn, pFedPara + FedPAQ by turns
-    python tests/kills.py 50 executor=processes       # with these options for every run
+    python tools/stress/kills.py 50                      # over FedAvg, SCAFFOLD, FedDyn, pFedPara + FedPAQ by turns
+    python tools/stress/kills.py 50 executor=processes   # with these options for every run
 
 Every run is a process of its own, forked from one that has the imports behind it; kills fall into its rounds, their
 writes included. Ends with status 1 where one run differs.
@@ -18,10 +18,10 @@ import time
 import traceback
 from pathlib import Path
 
-from helpers.runs import rows_without_times
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+
+from helpers.runs import rows_without_times
 
 RUNS = {
     "FedAvg": ["algorithm=fedavg"],

@@ -1,6 +1,6 @@
 """Every key of the configuration with values that it cannot have: each ends in one line, or trains.
 
-python tests/bad_values.py > lines.txt      # all of them; tests/test_bad_input.py draws a few
+python tools/stress/bad_values.py > lines.txt      # all of them; tests/system/test_bad_input.py draws a few
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 VALUES = ("-1", "0", "1.5", "nan", "1e30", "x", "''", "null", "[1,a]", "{a:1}")
@@ -110,3 +110,4 @@ if __name__ == "__main__":
         counts[verdict] += 1
         print(f"{verdict} | {' '.join(case)} | {status} | {' / '.join(lines)[:400]}", flush=True)
     print(counts)
+    sys.exit(bool(counts["wrong"]))

@@ -1,6 +1,6 @@
 """Damaged and hostile files in place of every file that is read: each gives one line, or is read for what it is.
 
-    python tests/corrupt_files.py 2000 > lines.txt      # so many damaged ones a reader; the suite tries a few
+    python tools/stress/corrupt_files.py 2000 > lines.txt      # so many damaged ones a reader; the suite tries a few
 
 Nothing may run code, escape with a stack trace's error, or write outside the folder of the file.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 import numpy as np

@@ -1,6 +1,6 @@
 """A node of a Ray cluster killed in the middle of a round: the run, its log, and its result beside the undisturbed one.
 
-    python tests/lost_node.py                         # SCAFFOLD, 8 clients a round; more words are src/train.py's
+    python tools/stress/lost_node.py      # SCAFFOLD, 8 clients a round; more words are src/train.py's
 
 Two nodes of a core each on this machine; the second is killed while its actor trains, and replaced two rounds later.
 Ends with status 1 where the model or a figure of a round, its times aside, differs from that of executor=serial.
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 from nodes import two_nodes
