@@ -39,6 +39,7 @@ from fedpara.configuration import (
 from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.files import UnusableFile, reserve, write_atomically
 from fedpara.interruption import INTERRUPTED, interruption
+from fedpara.old_runs import retyped
 from fedpara.overrides import FOLDERS, absolute, absolute_folder, assignment, escaped, folder_text
 from fedpara.record import objective, size
 from fedpara.runs import Run, leaves, read_rows
@@ -59,7 +60,7 @@ FAILED = FloatingPointError | CrashesAgain | WorkerKilled  # of a run that could
 RESUMABLE = (
     "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
     "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
-    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb",
+    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "factors", "paper",
 )  # fmt: skip
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
 GROUPS = (
@@ -107,8 +108,9 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         _require_real(network)
         dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
-        options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
-        factorize(network, instantiate(options), list(cfg.model.keep_dense), num_dense=cfg.factorization.num_dense)
+        options: Any = OmegaConf.to_container(cfg.factorization, resolve=True)  # its keys refer to other groups
+        recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
+        factorize(network, recipe, list(cfg.model.keep_dense), num_dense=options.get("num_dense", 0))
     factorized = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "model.optimizer"):
         _require_learning_rate(cfg.model.optimizer)
@@ -466,7 +468,8 @@ def _saved_overrides(path: Path, folder: str) -> list[str]:
     saved: Any = OmegaConf.to_container(read_yaml(path / "overrides.yaml", f"resume={folder}"))
     if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
         raise ConfigurationError(f"resume={folder}: its overrides.yaml must be a list of what was typed")
-    return saved
+    config: Any = OmegaConf.to_container(read_yaml(path / "config.yaml", f"resume={folder}"))
+    return retyped(saved, config) if isinstance(config, dict) else saved
 
 
 def _composition_error(error: Exception) -> str:

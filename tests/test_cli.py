@@ -26,7 +26,7 @@ import train
 from conftest import ROOT, thinned
 from fedpara import sweep
 from fedpara.data import DataSet, Examples, Normalize
-from fedpara.data.mnist_small import mnist_small
+from fedpara.data.sets.mnist_small import mnist_small
 from fedpara.federation import FederationCallback
 from fedpara.files import reserve, write_atomically
 from fedpara.runs import Run

@@ -23,15 +23,15 @@ from PIL import Image
 
 from conftest import SHARED_DATA, tiny_images
 from fedpara.data import IID, CropAndFlip, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards
-from fedpara.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100
-from fedpara.data.cinic10 import CLASSES, cinic10
 from fedpara.data.examples import Batches, EpochBatches
 from fedpara.data.files import REMEMBERED, Archive, Loose, present
-from fedpara.data.leaf import _classes, _images, femnist, leaf
-from fedpara.data.mnist import IMAGES, LABELS, MNIST, mnist, read_idx
-from fedpara.data.mnist_small import mnist_small
 from fedpara.data.partition import matching_part
-from fedpara.data.shakespeare import CHARACTERS, shakespeare, speeches
+from fedpara.data.sets.cifar import CIFAR10, CIFAR100, cifar10, cifar100
+from fedpara.data.sets.cinic10 import CLASSES, cinic10
+from fedpara.data.sets.leaf import _classes, _images, femnist, leaf
+from fedpara.data.sets.mnist import IMAGES, LABELS, MNIST, mnist, read_idx
+from fedpara.data.sets.mnist_small import mnist_small
+from fedpara.data.sets.shakespeare import CHARACTERS, shakespeare, speeches
 
 
 def labelled(labels):
@@ -363,7 +363,7 @@ def test_idx_files_are_read_and_broken_ones_refused(tmp_path):
 
 
 def test_mnist_is_verified_found_in_either_folder_and_missed_with_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedpara.data.mnist.MNIST", replace(MNIST, url="http://127.0.0.1:9/"))
+    monkeypatch.setattr("fedpara.data.sets.mnist.MNIST", replace(MNIST, url="http://127.0.0.1:9/"))
     with pytest.raises(FileNotFoundError, match=r"MNIST/raw: missing train-images.*cannot be fetched"):
         mnist(str(tmp_path))
     (tmp_path / "mnist").mkdir()

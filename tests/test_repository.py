@@ -13,8 +13,9 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "runs": {"files", "record"},
-    "overrides": set(), "configuration": {"overrides"}, "trust": {"configuration", "overrides"},
+    "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "old_runs": set(),
+    "runs": {"files", "record", "old_runs"},
+    "overrides": set(), "configuration": {"overrides", "old_runs"}, "trust": {"configuration", "overrides"},
     "sweep": {"runs", "overrides", "errors"}, "sweep_table": {"runs", "record", "sweep"},
     "export": {"nn", "models", "files"}, "dashboard": set(),
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fedpara.old_runs import modernised
 from fedpara.overrides import literal
 
 PERSONS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)  # theirs to mend
@@ -60,7 +61,7 @@ def read_resolved(path: Path, key: str) -> DictConfig:
     saved = read_yaml(path, key)
     if not isinstance(saved, DictConfig):
         raise ConfigurationError(f"{key}: its {path.name} must be a group of keys")
-    made = OmegaConf.create(literal(OmegaConf.to_container(saved)))
+    made = OmegaConf.create(literal(modernised(OmegaConf.to_container(saved))))
     assert isinstance(made, DictConfig)
     return made
 

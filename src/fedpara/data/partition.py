@@ -65,7 +65,7 @@ class Natural(Partition):
     """
 
     @validate_call
-    def __init__(self, min_examples: Annotated[int, Field(ge=1)] = 1) -> None:
+    def __init__(self, min_examples: Annotated[int, Field(ge=1)] = 10) -> None:
         self.min_examples = min_examples
 
     def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:

@@ -37,7 +37,7 @@ class VGG(nn.Module):
         num_classes: Positive,
         in_channels: Positive = 3,
         groups: Positive = 2,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     ) -> None:
         super().__init__()
         wrong = [width for stage in stages for width in stage if width % groups]

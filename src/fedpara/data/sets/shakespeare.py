@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedpara.data.examples import DataSet, Examples
 from fedpara.data.files import listed, reading
-from fedpara.data.leaf import leaf
+from fedpara.data.sets.leaf import leaf
 
 log = logging.getLogger(__name__)
 LENGTH = 80
@@ -63,7 +63,7 @@ def speeches(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: two files hold a play of one name, or no file holds a speech.
     """
-    roles = defaultdict(list)
+    roles: dict[str, list[str]] = defaultdict(list)
     found_in: dict[str, str] = {}
     for play, source, text in _plays(folder):
         if earlier := found_in.get(play):
