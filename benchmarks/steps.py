@@ -59,7 +59,7 @@ def network_of(name: str) -> tuple[nn.Module, list[str], Tensor, Tensor]:
     images = torch.randn(64, 3, 32, 32)
     if name == "vgg16":
         stages = [[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3]
-        return VGG(stages, [512, 512], 10), ["classifier.*"], images, labels
+        return VGG(stages, [512, 512], 10, dropout=0.0), ["classifier.*"], images, labels
     if name == "resnet18":
         return ResNet([64, 128, 256, 512], [2, 2, 2, 2], 10), ["output"], images, labels
     if name == "char_lstm":

@@ -310,12 +310,12 @@ def test_natural_clients_are_owners(owners, seed, least):
 
 def test_a_natural_client_is_tested_on_its_owner():
     train, test = owned([5] * 20 + [7] * 20), owned([7, 5, 7, 5, 5, 9, 9, 9])
-    five, seven = Natural()(train, 2, 0)
-    assert Natural().test_part(train[five], test, 0).tolist() == [1, 3, 4]
-    assert Natural().test_part(train[seven], test, 0).tolist() == [0, 2]
-    assert len(Natural().test_part(train[seven], owned([5] * 9), 0)) > 5  # it has none: by its labels
+    five, seven = Natural(1)(train, 2, 0)
+    assert Natural(1).test_part(train[five], test, 0).tolist() == [1, 3, 4]
+    assert Natural(1).test_part(train[seven], test, 0).tolist() == [0, 2]
+    assert len(Natural(1).test_part(train[seven], owned([5] * 9), 0)) > 5  # it has none: by its labels
     with pytest.raises(ValueError, match="partition=natural: the data set names no owners"):
-        Natural()(labelled(torch.arange(9)), 3, 0)
+        Natural(1)(labelled(torch.arange(9)), 3, 0)
 
 
 def test_local_fraction_cuts_each_client_alike():

@@ -1,0 +1,102 @@
+"""configs/: its index is complete, defaults are the signatures', targets are public names, tags are set."""
+
+import inspect
+import re
+
+import pytest
+import yaml
+from hydra.utils import get_object
+
+from conftest import ROOT
+
+CONFIGS = ROOT / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in FILES]
+# what a yaml chooses against its class's default, and why
+CHOSEN = {
+    "pytorch_lightning.Trainer": "Lightning's defaults are not a client's",
+    "pytorch_lightning.loggers.CSVLogger": "Lightning's",
+    "torch.optim.SGD": "torch's learning rate is 0.001",
+    "fedpara.nn.PFedPara gamma": "Fig. 5's; FedPara's own default is Table 2's",
+}
+
+
+def targets(node, where=""):
+    """Every node that builds something, with its dotted place."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield where, node
+        for name, value in node.items():
+            yield from targets(value, f"{where}.{name}".lstrip("."))
+
+
+def loaded(path):
+    return yaml.safe_load(path.read_text()) or {}
+
+
+BUILDING = [
+    (name, where, node) for name, path in zip(NAMES, FILES, strict=True) for where, node in targets(loaded(path))
+]
+
+
+@pytest.mark.parametrize(("name", "where", "node"), BUILDING, ids=[f"{name}:{where}" for name, where, _ in BUILDING])
+def test_yaml_and_signature_have_the_same_defaults(name, where, node):
+    target = node["_target_"]
+    if target.startswith("fedpara.sweep_table"):
+        return
+    parameters = inspect.signature(get_object(target)).parameters
+    for key, value in node.items():
+        plain = not key.startswith("_") and not isinstance(value, dict) and "${" not in str(value)
+        if not plain or value == "???" or {target, f"{target} {key}"} & CHOSEN.keys():
+            continue
+        default = parameters[key].default if key in parameters else inspect.Parameter.empty
+        if default is not inspect.Parameter.empty:
+            same = value == default or (value == [] and default is None)
+            assert same, f"{name}.yaml {key}={value}, {target}({key}={default})"
+
+
+@pytest.mark.parametrize(
+    "target", sorted({node["_target_"] for _, _, node in BUILDING if "fedpara" in node["_target_"]})
+)
+def test_targets_are_public_names_of_packages(target):
+    """`fedpara.data.IID` and not the module it is in, which may move; what has no package is in a module of its own."""
+    package, _, name = target.rpartition(".")
+    module = __import__(package, fromlist=["_"])
+    assert hasattr(module, "__path__") or package in {"fedpara.sharing", "fedpara.sweep_table"}, target
+    assert name in getattr(module, "__all__", [name])
+
+
+def test_the_index_lists_every_folder_and_choice():
+    index = (CONFIGS / "README.md").read_text()
+    listed = {
+        group: set(re.findall(r"`([^`]+)`", choices))
+        for group, choices in re.findall(r"^\| `([\w/]+)=` \|[^|]*\| ([^|]*) \|$", index, re.MULTILINE)
+    }
+    there = {}
+    for name in NAMES:
+        group, _, choice = name.partition("/")
+        if name.startswith("hydra/launcher/"):
+            group, _, choice = name.rpartition("/")
+        if choice:
+            there.setdefault(group, set()).add(choice)
+    there.pop("hydra")
+    assert listed == there
+
+
+def test_presets_are_those_that_set_keys_of_every_group():
+    index = (CONFIGS / "README.md").read_text()
+    overlays = [name for name, path in zip(NAMES, FILES, strict=True) if "@package _global_" in path.read_text()]
+    presets = {name.partition("/")[0] for name in overlays}
+    table = index.partition("## Presets")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)=`", table, re.MULTILINE)) == presets
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "setting").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_setting_is_tagged_with_its_own_name(path):
+    assert loaded(path)["paper"]["column"] == path.stem
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_comments_are_no_longer_than_a_screen_is_wide(path):
+    long = [line for line in path.read_text().splitlines() if len(line) > 130 and "#" in line]
+    assert not long
