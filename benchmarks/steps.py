@@ -85,7 +85,8 @@ def step_of(name: str, variant: str) -> Callable[[], None]:
     network, exclude, inputs, labels = network_of(name)
     recipe, by_einsum = VARIANTS[variant]
     factorize(network, recipe, exclude)
-    network.to(memory_format=torch.channels_last)  # as the executors have it
+    to: Any = network.to  # torch's stubs lack its memory_format
+    to(memory_format=torch.channels_last)  # as the executors have it
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, fused=True)
 
     def step() -> None:

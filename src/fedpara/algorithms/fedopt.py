@@ -23,6 +23,10 @@ class FedAdam(FedAvg):
         server_lr: the server's step; 0.01 in FedPara's Table 3.
         beta1, beta2: 0.9 and 0.99 there.
         tau: degree of adaptivity; the paper has 1e-5 to 0.1.
+
+    Example:
+        >>> FedAdam(server_lr=0.01).second_moment(torch.tensor([1.0]), torch.tensor([2.0]))
+        tensor([1.0100])
     """
 
     @validate_call
