@@ -158,7 +158,7 @@ class Batches(Dataset[Batch]):
         return batch
 
     def epoch(self, keys: Iterable[Key]) -> Iterator[Batch]:
-        """The batches of several keys; indices and what is random go to the examples' device once, for all of them."""
+        """The batches of several keys; indices and random draws go to the examples' device once, for all of them."""
         keys = list(keys)
         device, sizes = self.examples.labels.device, [len(indices) for indices, _ in keys]
         indices = _moved([indices for indices, _ in keys], device)

@@ -144,7 +144,7 @@ class FedPara(_OfGamma):
 class EqualSizeLowRank(_OfGamma):
     """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at that gamma.
 
-    Takes the arguments of `FedPara` but `nonlinearity`: it has one branch, so there is no product to act on.
+    Takes the arguments of `FedPara` but `nonlinearity`: it has one branch, and a nonlinearity acts on a product.
 
     Example:
         >>> FedPara(gamma=0.1).rank("layer", (256, 784)), EqualSizeLowRank(gamma=0.1).rank("layer", (256, 784))
@@ -349,7 +349,7 @@ def _factorizable(layer: nn.Module) -> list[str]:
 
 
 def _own_class(layer: nn.Module) -> None:
-    """A layer with parametrizations shares its class with its deep copies; what is added or removed is there."""
+    """A layer with parametrizations shares its class with its deep copies; parametrizations are added to and removed from the class."""
     if parametrize.is_parametrized(layer):
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))

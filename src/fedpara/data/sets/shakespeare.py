@@ -39,7 +39,7 @@ def shakespeare(data_dir: str) -> DataSet:
     Of a play's role the first 90 % of the characters are for training, the last for testing; no window has both.
 
     Raises:
-        FileNotFoundError: there are no such files.
+        FileNotFoundError: the files are missing.
         ValueError: a file is not what it should be.
     """
     folder = Path(data_dir) / "shakespeare"
