@@ -10,8 +10,8 @@ import pytest
 from hydra.utils import instantiate
 
 import kills
-import train
 from conftest import make_federation
+from fedpara.app.build import build_experiment, build_federation
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.federation import FederationCallback
 from fedpara.files import is_reserved, reserve
@@ -183,9 +183,9 @@ def composed(choices, folder):
     options = ["federation.num_clients=4", "federation.clients_per_round=3", "federation.eval_every=9"]
     options += ["federation.evaluate_personal=false", "trainer.max_epochs=1", "data.max_test=5"]
     cfg = compose(*TINY, "data.max_train=16", *options, *choices.split())
-    experiment = train.build_experiment(cfg)
+    experiment = build_experiment(cfg)
     experiment.datamodule.setup()
-    federation = train.build_federation(cfg, experiment)
+    federation = build_federation(cfg, experiment)
     federation.executor = instantiate(cfg.faults, executor=federation.executor)
     federation.callbacks = [RunFolder(folder, {}), Checkpoint(folder, memory_gb=0)]
     return federation

@@ -15,8 +15,6 @@ LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
     "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "old_runs": set(),
     "runs": {"files", "record", "old_runs"},
-    "overrides": set(), "configuration": {"overrides", "old_runs"}, "trust": {"configuration", "overrides"},
-    "sweep": {"runs", "overrides", "errors"}, "sweep_table": {"runs", "record", "sweep"},
     "export": {"nn", "models", "files"}, "dashboard": set(),
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
@@ -31,6 +29,10 @@ LAYERS = {
         "client",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
+    "app": {"old_runs", 
+        "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution", "federation",
+        "callbacks",
+    },
 }  # fmt: skip
 
 

@@ -349,7 +349,7 @@ def _factorizable(layer: nn.Module) -> list[str]:
 
 
 def _own_class(layer: nn.Module) -> None:
-    """A layer with parametrizations shares its class with its deep copies; parametrizations are added to and removed from the class."""
+    """A layer with parametrizations shares its class with its deep copies; this layer's is its own."""
     if parametrize.is_parametrized(layer):
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
