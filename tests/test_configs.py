@@ -5,9 +5,12 @@ import re
 
 import pytest
 import yaml
+from hydra.errors import HydraException
 from hydra.utils import get_object
 
 from conftest import ROOT
+from fedpara.app.composition import compose
+from fedpara.old_runs import modernised, retyped
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -100,3 +103,48 @@ def test_a_setting_is_tagged_with_its_own_name(path):
 def test_comments_are_no_longer_than_a_screen_is_wide(path):
     long = [line for line in path.read_text().splitlines() if len(line) > 130 and "#" in line]
     assert not long
+
+
+@pytest.mark.parametrize(
+    ("typed", "rate"),
+    [
+        ("algorithm=fedadam", 0.0316),
+        ("algorithm=fedadam setting=cifar10_iid", 0.0316),
+        ("experiment=paper/table3 algorithm=fedadam", 0.0316),
+        ("algorithm=fedadam model.optimizer.lr=0.2", 0.2),
+        ("algorithm=fedyogi", 0.1),
+        ("experiment=paper/table3", 0.1),
+    ],
+)
+def test_an_algorithm_has_its_own_local_rate_unless_one_is_typed(typed, rate):
+    assert compose(typed.split(" ")).model.optimizer.lr == rate
+
+
+@pytest.mark.parametrize("setting", ["cifar100_iid", "femnist"])
+def test_a_dense_run_has_no_gamma(setting):
+    """Nor anything else that W&B's columns would show of factors that it lacks."""
+    assert dict(compose([f"setting={setting}", "factorization=dense"]).factorization) == {
+        "_target_": "fedpara.nn.Dense"
+    }
+    with pytest.raises(HydraException, match=r"factorization\.gamma"):
+        compose([f"setting={setting}", "factorization=dense", "factorization.gamma=0.4"])
+    for choice, gamma in (("dense", None), ("fedpara", 0.2), ("low_rank", 0.2)):
+        cfg = compose([f"setting={setting}", f"factorization={choice}", "factors.gamma=0.2"])
+        assert cfg.factorization.get("gamma") == gamma
+
+
+def test_what_old_runs_say_is_said_in_todays_words():
+    old = {
+        "data": {"dataset": {"_target_": "fedpara.data.mnist.mnist"}},
+        "algorithm": {"_target_": "fedpara.algorithms.fedopt.FedAdam"},
+        "factorization": {"_target_": "fedpara.nn.Dense", "gamma": 0.3, "num_dense": 0},
+        "model": {"optimizer": {"lr": 0.1}},
+    }
+    new = modernised(old)
+    assert new["data"]["dataset"]["_target_"] == "fedpara.data.mnist"
+    assert new["algorithm"]["_target_"] == "fedpara.algorithms.FedAdam"
+    assert new["factorization"] == {"_target_": "fedpara.nn.Dense"}
+    assert modernised(new) == new
+    typed = ["factorization=dense", "factorization.gamma=0.3", "seed=1"]
+    assert retyped(typed, old) == ["factorization=dense", "seed=1", "model.optimizer.lr=0.1"]
+    assert retyped(typed, old | {"factors": {}}) == typed

@@ -102,7 +102,7 @@ class Transform(Protocol):
         ...
 
     def __call__(self, pixels: Tensor, drawn: Tensor) -> Tensor:
-        """(B, C, H, W) and what was drawn, on one device, to (B, C, H, W)."""
+        """(B, C, H, W) and the draws, on one device, to (B, C, H, W)."""
         ...
 
 

@@ -41,7 +41,7 @@ class Comparison:
 
     Attributes:
         source: the table or figure.
-        row: set-up and what was trained.
+        row: the set-up and the kind of network that was trained.
         setting: the runs beside it.
         quantity: what the number is, with its unit.
         printed: by the paper.
@@ -64,7 +64,7 @@ class Comparison:
 
 
 def compare(found: Iterable[Setting]) -> list[Comparison]:
-    """A comparison for each printed number and each setting of its row; empty for what is recognised as no row."""
+    """A comparison for each printed number and each setting of its row; empty for runs that are not of any row."""
     found = list(found)
     return [*_accuracies(found), *_costs(found)]
 
