@@ -59,7 +59,8 @@ def rows(experiment: str, chosen: list[dict[str, str]] | None = None) -> Iterato
         formula = patch.object(Factorization, "forward", lambda self: self.refold(self.compose(self.factors)))
         unread = patch("fedpara.execution.serial.read_state", lambda network: network.state_dict())
         with torch.device("meta"), formula, unread:  # what is meta has nothing to bring to the CPU
-            cfg.factorization.initialization = "he"  # the others look at values
+            if "initialization" in cfg.factorization:
+                cfg.factorization.initialization = "he"  # the others look at values
             cfg.trainer.accelerator = "cpu"
             made = build_experiment(cfg)
         state = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in made.executor.initial_state().items()}

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from fedpara.files import UnusableFile, is_reserved
+from fedpara.old_runs import modernised
 from fedpara.record import objective
 
 MARKS = {"summary.json", "metrics.csv", "overrides.yaml", ".hydra"}
@@ -52,9 +53,9 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration by dotted key; empty where config.yaml is missing."""
+        """The resolved configuration by dotted key, in today's names; empty where config.yaml is missing."""
         path = self.folder / "config.yaml"
-        return dict(leaves(yaml.load(path.read_text(), _LOADER))) if path.is_file() else {}
+        return dict(leaves(modernised(yaml.load(path.read_text(), _LOADER)))) if path.is_file() else {}
 
     @cached_property
     def overrides(self) -> dict[str, str]:

@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedpara.data import IID, CropAndFlip, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards
-from fedpara.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100
-from fedpara.data.cinic10 import CLASSES, cinic10
 from fedpara.data.examples import Batches, EpochBatches
 from fedpara.data.files import REMEMBERED, Archive, Loose, present
-from fedpara.data.leaf import _classes, _images, femnist, leaf
-from fedpara.data.mnist import IMAGES, LABELS, MNIST, mnist, read_idx
-from fedpara.data.mnist_small import mnist_small
 from fedpara.data.partition import matching_part
-from fedpara.data.shakespeare import CHARACTERS, shakespeare, speeches
+from fedpara.data.sets.cifar import CIFAR10, CIFAR100, cifar10, cifar100
+from fedpara.data.sets.cinic10 import CLASSES, cinic10
+from fedpara.data.sets.leaf import _classes, _images, femnist, leaf
+from fedpara.data.sets.mnist import IMAGES, LABELS, MNIST, mnist, read_idx
+from fedpara.data.sets.mnist_small import mnist_small
+from fedpara.data.sets.shakespeare import CHARACTERS, shakespeare, speeches
 from helpers import SHARED_DATA
 from helpers.federations import tiny_images
 from helpers.files import LINE, PLAY, idx, leaf_files, write_cifar
@@ -299,12 +299,12 @@ def test_natural_clients_are_owners(owners, seed, least):
 
 def test_a_natural_client_is_tested_on_its_owner():
     train, test = owned([5] * 20 + [7] * 20), owned([7, 5, 7, 5, 5, 9, 9, 9])
-    five, seven = Natural()(train, 2, 0)
-    assert Natural().test_part(train[five], test, 0).tolist() == [1, 3, 4]
-    assert Natural().test_part(train[seven], test, 0).tolist() == [0, 2]
-    assert len(Natural().test_part(train[seven], owned([5] * 9), 0)) > 5  # it has none: by its labels
+    five, seven = Natural(1)(train, 2, 0)
+    assert Natural(1).test_part(train[five], test, 0).tolist() == [1, 3, 4]
+    assert Natural(1).test_part(train[seven], test, 0).tolist() == [0, 2]
+    assert len(Natural(1).test_part(train[seven], owned([5] * 9), 0)) > 5  # it has none: by its labels
     with pytest.raises(ValueError, match="partition=natural: the data set names no owners"):
-        Natural()(labelled(torch.arange(9)), 3, 0)
+        Natural(1)(labelled(torch.arange(9)), 3, 0)
 
 
 def test_local_fraction_cuts_each_client_alike():
@@ -345,7 +345,7 @@ def test_idx_files_are_read_and_broken_ones_refused(tmp_path):
 
 
 def test_mnist_is_verified_found_in_either_folder_and_missed_with_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedpara.data.mnist.MNIST", replace(MNIST, url="http://127.0.0.1:9/"))
+    monkeypatch.setattr("fedpara.data.sets.mnist.MNIST", replace(MNIST, url="http://127.0.0.1:9/"))
     with pytest.raises(FileNotFoundError, match=r"MNIST/raw: missing train-images.*cannot be fetched"):
         mnist(str(tmp_path))
     (tmp_path / "mnist").mkdir()

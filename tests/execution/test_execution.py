@@ -360,7 +360,7 @@ def test_a_gpus_whole_epochs_take_no_batches_of_loader_workers(monkeypatch):
 def test_a_step_stays_on_its_device(recipe, num_clients, monkeypatch):
     """On the meta device, which mixes with no other: a constant left on the CPU would be an error on a GPU."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for it
-    network = factorize(VGG([[4, 8], [8]], [6], 3, in_channels=2), recipe)
+    network = factorize(VGG([[4, 8], [8]], [6], 3, in_channels=2, dropout=0.0), recipe)
     network = (Folded(network, num_clients) if num_clients else network).to("meta")
     augment, normalize = CropAndFlip(), Normalize((0.5, 0.5), (0.25, 0.25))
     pixels = torch.zeros(5, 2, 8, 8, dtype=torch.uint8, device="meta")

@@ -197,7 +197,7 @@ def test_which_convolutions_are_kept_from_onednn(weight, stride, affected):
         (Shortcuts, True),
         (LayersAlone, True),
         (InTrainingOnly, True),
-        (lambda: VGG([[4, 8], [8]], [6], 3, in_channels=1), False),
+        (lambda: VGG([[4, 8], [8]], [6], 3, in_channels=1, dropout=0.0), False),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"callbacks": [Callback()]}], ids=["run", "rehearsal"])

@@ -76,6 +76,7 @@ def quadratic_federation(algorithm, num_rounds, clients_per_round=6, num_clients
     return Federation(
         executor(num_clients), algorithm, link or Link(Exact(), Exact()), Split(["w"]), [],
         num_clients=num_clients, clients_per_round=clients_per_round, num_rounds=num_rounds, eval_every=num_rounds,
+        lr_decay=1.0,
     )  # fmt: skip
 
 

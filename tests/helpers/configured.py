@@ -10,7 +10,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from fedpara.data import DataSet, Examples, Normalize
-from fedpara.data.mnist_small import mnist_small
+from fedpara.data.sets.mnist_small import mnist_small
 from helpers import ROOT
 
 ALGORITHMS = sorted(path.stem for path in (ROOT / "configs" / "algorithm").glob("*.yaml"))

@@ -60,7 +60,7 @@ def make_federation(
     trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
     executor = executor(module, data, trainer)
     split = Split(list(executor.initial_state()), personal, first_names(network))
-    settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "seed": seed} | options
+    settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "lr_decay": 1.0, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
     return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
 

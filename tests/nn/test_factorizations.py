@@ -31,7 +31,7 @@ RECIPES = {
 
 def small_vgg():
     torch.manual_seed(0)
-    return VGG([[8, 16], [16]], [12], 5)
+    return VGG([[8, 16], [16]], [12], 5, dropout=0.0)
 
 
 def filled(factorization):
@@ -212,7 +212,7 @@ def test_a_vgg16_step_dispatches_few_operators(monkeypatch):
     counts = {}
     monkeypatch.setattr(TanhProduct, "large", TanhProduct.large // 64)
     for name, recipe in (("dense", Dense()), ("fedpara", FedPara(gamma=0.1)), ("pfedpara", PFedPara(gamma=0.1))):
-        network = VGG([[8, 8], [16, 16], [32] * 3, [64] * 3, [64] * 3], [8, 8], 10)
+        network = VGG([[8, 8], [16, 16], [32] * 3, [64] * 3, [64] * 3], [8, 8], 10, dropout=0.0)
         factorize(network, recipe, ["classifier.*"])
         with Operators() as operators:
             nn.functional.cross_entropy(network(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()

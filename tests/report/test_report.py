@@ -206,7 +206,7 @@ DIFFERING = [
     (["federation.num_clients=50"], None),
     (["data.max_train=5000"], None),
     (["executor=processes", "seed=3", "data.num_workers=2", "data.eval_batch_size=100", "trainer=cpu", "resume=x"], ""),
-    (["federation.num_rounds=1000", "federation.eval_every=10", "paths.data_dir=x", "factorization.gamma=0.3"], ""),
+    (["federation.num_rounds=1000", "federation.eval_every=10", "paths.data_dir=x", "factors.gamma=0.3"], ""),
 ]  # fmt: skip
 
 
@@ -226,11 +226,13 @@ def test_every_row_is_recognised_as_what_is_typed_for_it():
     """The two descriptions of a row in paper.yaml, what recognises it and what composes it, are of one set-up."""
     paper = yaml.safe_load(resources.files("fedpara.report").joinpath("paper.yaml").read_text())
     pairs = {(t["setup"], row) for kind in ("accuracies", "costs") for t in paper[kind] for row in t["values"]}
-    assert {name for pair in pairs for name in pair} <= paper["typed"].keys()
+    assert {setup for setup, _ in pairs} == paper["setups"].keys()
+    assert {row for _, row in pairs} <= paper["typed"].keys()
     for setup, row in [pair for pair in pairs if "non-IID" not in pair[0] and "FedPara 0." not in pair[1]]:
-        composed = report_paper._composed(setup, row)
-        wanted = paper["setups"][setup] | paper["rows"][row]
-        assert {key: composed.get(key) for key in wanted} == wanted, (setup, row)
+        run = Run(ROOT)
+        vars(run)["config"] = report_paper._composed(setup, row)  # as if it had been read from config.yaml
+        assert report_paper._is_row(run, paper["usual"] | paper["rows"][row]), (setup, row)
+        assert report_paper._is_of(run, setup), (setup, row)
 
 
 def test_the_difference_to_the_paper(tmp_path):

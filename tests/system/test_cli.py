@@ -82,7 +82,7 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     assert error == f"error: resume={folder}: the run cannot go on with another seed (0 then, 7 now)\n"
     status, error, _ = shell(f"resume={folder}", "algorithm=fedadam")
     assert error.startswith(f"error: resume={folder}: the run cannot go on with another algorithm._target_ ('fedpara.")
-    assert error.endswith(", algorithm.server_lr, algorithm.tau\n")
+    assert error.endswith(", algorithm.server_lr, algorithm.tau, model.optimizer.lr\n")
     status, error, _ = shell(*SMALL, f"hydra.run.dir={folder}")
     assert (status, error) == (
         2,

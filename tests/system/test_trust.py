@@ -146,7 +146,7 @@ def test_what_is_named_is_allowed(shell, run, tmp_path):
 
 
 def digits():
-    from fedpara.data.mnist_small import mnist_small
+    from fedpara.data.sets.mnist_small import mnist_small
 
     return mnist_small()
 

@@ -37,12 +37,12 @@ from fedpara.app.errors import ConfigurationError
 from fedpara.app.resume import with_saved_overrides
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.data import IID, FederatedDataModule, Normalize
-from fedpara.data.cifar import cifar100
-from fedpara.data.cinic10 import CLASSES, cinic10
 from fedpara.data.files import Archive, present
-from fedpara.data.leaf import femnist
-from fedpara.data.mnist import IMAGES, LABELS, read_idx
-from fedpara.data.shakespeare import shakespeare
+from fedpara.data.sets.cifar import cifar100
+from fedpara.data.sets.cinic10 import CLASSES, cinic10
+from fedpara.data.sets.leaf import femnist
+from fedpara.data.sets.mnist import IMAGES, LABELS, read_idx
+from fedpara.data.sets.shakespeare import shakespeare
 from fedpara.files import UnusableFile
 from fedpara.runs import Run
 from helpers.federations import make_federation

@@ -10,12 +10,13 @@ from fedpara.app.composition import read_resolved, read_yaml
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.overrides import absolute, assignment, folder_text
 from fedpara.app.trust import require_trusted_overrides, trusted_names
+from fedpara.old_runs import retyped
 from fedpara.runs import Run, leaves
 
 RESUMABLE = (
     "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
     "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
-    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb",
+    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "factors", "paper",
 )  # fmt: skip
 KEYS_ADDED = {"data.lone_example": "keep"}  # what runs did before the key was there
 
@@ -75,4 +76,5 @@ def _saved_overrides(path: Path, folder: str) -> list[str]:
     saved: Any = OmegaConf.to_container(read_yaml(path / "overrides.yaml", f"resume={folder}"))
     if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
         raise ConfigurationError(f"resume={folder}: its overrides.yaml must be a list of what was typed")
-    return saved
+    config: Any = OmegaConf.to_container(read_yaml(path / "config.yaml", f"resume={folder}"))
+    return retyped(saved, config) if isinstance(config, dict) else saved

@@ -18,7 +18,9 @@ from fedpara.nn.ranks import Shape
 Nonlinearity = Callable[[Tensor], Tensor]
 Factors = dict[str, Tensor]
 ONE = torch.tensor(1.0)
-transforming = torch._C._are_functorch_transforms_active  # whether `torch.func` is at work; there is no public name
+transforming = (
+    torch._C._are_functorch_transforms_active
+)  # whether `torch.func` is at work; torch has not made it public
 TINY = 1e-20  # for 0 in a tanh, so that one can divide by it
 
 
@@ -142,7 +144,7 @@ class TanhProductGradient(Transformable):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        """There is no second derivative of what works in place."""
+        """Refuses: an operation in place cannot be differentiated twice."""
         raise RuntimeError("a tanh product is differentiated once only; for more take the formula, Hadamard.compose")
 
     @staticmethod

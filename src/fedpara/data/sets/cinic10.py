@@ -23,8 +23,8 @@ def cinic10(data_dir: str) -> DataSet:
         data_dir: the folder that holds `cinic-10` or `CINIC-10`.
 
     Raises:
-        FileNotFoundError: there is no such folder, or a class is missing.
-        ValueError: a file is no 32 x 32 image.
+        FileNotFoundError: the folder or a class is missing.
+        ValueError: a file is not a 32 x 32 image.
     """
     folder = next((path for name in ("CINIC-10", "cinic-10") if (path := Path(data_dir) / name).is_dir()), None)
     if folder is None:

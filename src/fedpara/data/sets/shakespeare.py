@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedpara.data.examples import DataSet, Examples
 from fedpara.data.files import listed, reading
-from fedpara.data.leaf import leaf
+from fedpara.data.sets.leaf import leaf
 
 log = logging.getLogger(__name__)
 LENGTH = 80
@@ -39,7 +39,7 @@ def shakespeare(data_dir: str) -> DataSet:
     Of a play's role the first 90 % of the characters are for training, the last for testing; no window has both.
 
     Raises:
-        FileNotFoundError: there are no such files.
+        FileNotFoundError: the files are missing.
         ValueError: a file is not what it should be.
     """
     folder = Path(data_dir) / "shakespeare"
@@ -63,7 +63,7 @@ def speeches(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: two files hold a play of one name, or no file holds a speech.
     """
-    roles = defaultdict(list)
+    roles: dict[str, list[str]] = defaultdict(list)
     found_in: dict[str, str] = {}
     for play, source, text in _plays(folder):
         if earlier := found_in.get(play):

@@ -28,7 +28,7 @@ def femnist(data_dir: str) -> DataSet:
             `x` (N, 28, 28) uint8, `y`, `writer` and `split` (0 train, 1 test).
 
     Raises:
-        FileNotFoundError: there are no such files.
+        FileNotFoundError: the files are missing.
         ValueError: a file is not what it should be, or there is more than one npz.
     """
     folder = Path(data_dir) / "femnist"
@@ -49,7 +49,7 @@ def leaf(folder: Path, inputs: Read, labels: Read, command: str) -> tuple[Exampl
         command: how LEAF makes the files, for the error.
 
     Raises:
-        FileNotFoundError: there are no such files.
+        FileNotFoundError: the files are missing.
         ValueError: a file is not of LEAF's layout; a part has no examples, or a user in two of its files.
     """
     owners: dict[str, int] = {}
