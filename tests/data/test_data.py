@@ -26,7 +26,7 @@ from fedpara.data.files import REMEMBERED, Archive, Loose, present
 from fedpara.data.partition import matching_part
 from fedpara.data.sets.cifar import CIFAR10, CIFAR100, cifar10, cifar100
 from fedpara.data.sets.cinic10 import CLASSES, cinic10
-from fedpara.data.sets.leaf import _classes, _images, femnist, leaf
+from fedpara.data.sets.leaf import femnist, leaf, read_classes, read_images
 from fedpara.data.sets.mnist import IMAGES, LABELS, MNIST, mnist, read_idx
 from fedpara.data.sets.mnist_small import mnist_small
 from fedpara.data.sets.shakespeare import CHARACTERS, shakespeare, speeches
@@ -410,7 +410,7 @@ def test_what_is_not_femnist_is_refused(tmp_path, x, y):
     content = {"users": ["f1"], "user_data": {"f1": {"x": x, "y": y}}}
     (tmp_path / "train" / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"a.json: not a file of LEAF"):
-        leaf(tmp_path, _images, _classes(62), "")
+        leaf(tmp_path, read_images, read_classes(62), "")
 
 
 def test_two_generations_of_leaf_files_in_one_folder_are_one_line(tmp_path):

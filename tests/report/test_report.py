@@ -230,7 +230,7 @@ def test_every_row_is_recognised_as_what_is_typed_for_it():
     assert {row for _, row in pairs} <= paper["typed"].keys()
     for setup, row in [pair for pair in pairs if "non-IID" not in pair[0] and "FedPara 0." not in pair[1]]:
         run = Run(ROOT)
-        vars(run)["config"] = report_paper._composed(setup, row)  # as if it had been read from config.yaml
+        vars(run)["config"] = report_paper.composed(setup, row)  # as if it had been read from config.yaml
         assert report_paper._is_row(run, paper["usual"] | paper["rows"][row]), (setup, row)
         assert report_paper._is_of(run, setup), (setup, row)
 

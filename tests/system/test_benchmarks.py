@@ -84,7 +84,7 @@ def test_rounds_beside_which_others_computed_do_not_count_where_enough_are_left(
 
 def test_a_processes_own_are_its_descendants():
     table = {1: (0, 0.0), 10: (1, 0.0), 11: (10, 0.0), 12: (11, 0.0), 20: (1, 0.0)}
-    assert [process for process in table if load._descends(process, 10, table)] == [10, 11, 12]
+    assert [process for process in table if load.descends(process, 10, table)] == [10, 11, 12]
 
 
 def test_foreign_load_is_read_off_proc(monkeypatch):

@@ -71,7 +71,7 @@ def compare(found: Iterable[Setting]) -> list[Comparison]:
 
 def differing(run: Run, setup: str, row: str) -> list[str]:
     """What of a run's configuration differs from a row's set-up and changes the result: `key value (value there)`."""
-    wanted, own = _effective(_composed(setup, row)), _effective(run.config)
+    wanted, own = _effective(composed(setup, row)), _effective(run.config)
     keys = sorted(key for key in wanted.keys() | own.keys() if wanted.get(key) != own.get(key))
     return [f"{key} {own.get(key)} ({wanted.get(key)} there)" for key in keys]
 
@@ -87,7 +87,7 @@ def _within(key: str, groups: Iterable[str]) -> bool:
 
 
 @cache
-def _composed(setup: str, row: str | None = None) -> dict[str, Any]:
+def composed(setup: str, row: str | None = None) -> dict[str, Any]:
     """The whole set-up of a row, resolved, by dotted key; of FedPara where no row is given."""
     typed = _paper()["setups"][setup]["typed"] | (_paper()["typed"][row] if row else {})
     GlobalHydra.instance().clear()
@@ -149,7 +149,7 @@ def _is_of(run: Run, setup: str) -> bool:
     tagged = "factors.gamma" in run.config
     if tagged and run.config.get("paper.column") != _paper()["setups"][setup]["column"]:
         return False
-    return all(run.config.get(key) == _composed(setup).get(key) for key in SIZE)
+    return all(run.config.get(key) == composed(setup).get(key) for key in SIZE)
 
 
 @cache

@@ -37,7 +37,9 @@ def femnist(data_dir: str) -> DataSet:
         if len(packed) > 1:
             raise ValueError(f"{folder}: holds {packed[0].name} and {packed[1].name}; keep one npz")
         return DataSet("femnist", *_packed(packed[0]), 62, FEMNIST_NORMALIZE)
-    train, test = leaf(folder, _images, _classes(62), "data/femnist/preprocess.sh -s niid --sf 1.0 -k 0 -t sample")
+    train, test = leaf(
+        folder, read_images, read_classes(62), "data/femnist/preprocess.sh -s niid --sf 1.0 -k 0 -t sample"
+    )
     return DataSet("femnist", train, test, 62, FEMNIST_NORMALIZE)
 
 
@@ -92,7 +94,7 @@ def _users(file: Path, inputs: Read, labels: Read) -> Iterator[tuple[str, np.nda
             yield user, x, y
 
 
-def _images(rows: Any) -> np.ndarray:
+def read_images(rows: Any) -> np.ndarray:
     """784 numbers from 0 to 1 a row, as uint8 images."""
     pixels = np.asarray(rows, dtype=np.float32).reshape(-1, 1, 28, 28)
     if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
@@ -100,7 +102,9 @@ def _images(rows: Any) -> np.ndarray:
     return np.rint(255 * pixels).astype(np.uint8)
 
 
-def _classes(number: int) -> Read:
+def read_classes(number: int) -> Read:
+    """A reader of labels: whole numbers from 0 to `number` - 1."""
+
     def read(values: Any) -> np.ndarray:
         labels = np.asarray(values, dtype=np.int64)
         if labels.size and not (labels.min() >= 0 and labels.max() < number):
@@ -116,7 +120,7 @@ def _packed(file: Path) -> tuple[Examples, Examples]:
             x, y, writer, split = (content[name] for name in ("x", "y", "writer", "split"))
         if x.dtype != np.uint8 or x.shape != (len(y), 28, 28) or not y.shape == writer.shape == split.shape:
             raise ValueError(f"x is {x.dtype} {x.shape}, expected uint8 ({len(y)}, 28, 28)")
-        labels, owners = torch.from_numpy(_classes(62)(y)), torch.from_numpy(writer.astype(np.int64))
+        labels, owners = torch.from_numpy(read_classes(62)(y)), torch.from_numpy(writer.astype(np.int64))
         images = torch.from_numpy(x)[:, None]
         return _where(split == 0, images, labels, owners), _where(split == 1, images, labels, owners)
 
