@@ -2,7 +2,7 @@
 
 By default each executor has every factorisation, every split and every algorithm that corrects gradients once, in one
 precision (to it the others are FedAvg), and a few cases that are drawn from the whole product, the same ones in every
-run; `--draws=N` draws more of them, and slow ones are those of Ray.
+run; `--draws=N` draws more of them. Of those drawn the ones that start workers are slow.
 """
 
 from functools import cache, partial
@@ -27,7 +27,7 @@ EXECUTORS = {  # how each is made, and how far it may be off in float32 and in f
     "ray": (partial(RayExecutor, actors=2), 0, 0),
     "vectorized": (partial(VectorizedExecutor, chunk_size=3), 1e-5, 1e-12),
 }
-BY_DEFAULT = [("processes", False), ("vectorized", True)]
+BY_DEFAULT = [("processes", True), ("vectorized", True)]  # one precision: they are held against the same serial runs
 RECIPES = {  # and the layers that stay dense
     "dense": (Dense(), 0),
     "low_rank": (EqualSizeLowRank(gamma=1.0), 0),
@@ -56,7 +56,7 @@ def is_usual(executor, double, algorithm, recipe, split):
 
 def named_case(executor, double, *rest):
     name = "-".join([executor, "double" if double else "float", *rest])
-    marks = [pytest.mark.slow] if executor == "ray" else []
+    marks = [] if executor == "vectorized" or is_usual(executor, double, *rest) else [pytest.mark.slow]  # workers start
     return pytest.param(executor, double, *rest, id=name, marks=marks)
 
 

@@ -17,6 +17,7 @@ from fedpara.files import is_reserved, reserve
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.runs import read_rows
 from fedpara.state import join
+from helpers.cases import thinned
 from helpers.configured import compose
 from helpers.federations import make_federation, same
 from helpers.runs import rows_without_times
@@ -128,7 +129,7 @@ def test_a_run_folder_has_one_process(tmp_path):
     reserve(tmp_path).close()
 
 
-@pytest.mark.parametrize("name", ["SCAFFOLD", "pFedPara + FedPAQ"])
+@pytest.mark.parametrize("name", thinned(["SCAFFOLD", "pFedPara + FedPAQ"]))
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, name):
     """tools/stress/kills.py does it as often as one likes."""
     whole, seconds = kills.undisturbed(tmp_path, name)
