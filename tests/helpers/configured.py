@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from fedpara.app.composition import compose
 from fedpara.data import DataSet, Examples, Normalize
 from fedpara.data.sets.mnist_small import mnist_small
 from helpers import ROOT
@@ -16,16 +17,16 @@ from helpers import ROOT
 ALGORITHMS = sorted(path.stem for path in (ROOT / "configs" / "algorithm").glob("*.yaml"))
 
 
-def compose(*overrides):
+def choices_of(*overrides):
+    """Which file of each group a command takes."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return hydra.compose("train", list(overrides), return_hydra_config=True)
+        return hydra.compose("train", [*overrides], return_hydra_config=True).hydra.runtime.choices
 
 
 @cache
 def composed(*overrides):
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return hydra.compose("train", [*overrides])
+    return compose(overrides)
 
 
 def of_yaml(name):

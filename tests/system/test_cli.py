@@ -23,7 +23,7 @@ from fedpara.files import reserve, write_atomically
 from fedpara.runs import Run
 from helpers import ROOT
 from helpers.cases import thinned
-from helpers.configured import compose
+from helpers.configured import choices_of
 from helpers.files import write_cifar
 from helpers.runs import of_wandb, rows
 from helpers.shell import SMALL, Forked, newest, states
@@ -472,7 +472,7 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
 
     The paper's others are like these, and are built by test_experiments.py.
     """
-    choices = compose(f"experiment={experiment}").hydra.runtime.choices
+    choices = choices_of(f"experiment={experiment}")
     small = ["data.max_train=60", "data.max_test=30", "data.batch_size=16", "federation.num_clients=4"]
     small += ["federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "logger=none"]
     small += ["hydra.mode=RUN", *NARROW.get(choices.model, [])]
@@ -517,7 +517,7 @@ def test_every_yaml_composes_and_says_what_it_is(group, choice):
     assert first.startswith("# "), "a config opens with what it is"
     if group in {"hydra", "paths"} or choice == "base":
         return  # in every other composition
-    assert compose(f"{group}={choice}").hydra.runtime.choices[group] == choice
+    assert choices_of(f"{group}={choice}")[group] == choice
 
 
 CONTRACT = {"algorithm", "executor", "factorization", "faults", "link", "partition", "sharing"}

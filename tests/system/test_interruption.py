@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 
 import kills
 from fedpara.app.build import build_experiment, build_federation
+from fedpara.app.composition import compose
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.federation import FederationCallback
 from fedpara.files import is_reserved, reserve
@@ -18,7 +19,6 @@ from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.runs import read_rows
 from fedpara.state import join
 from helpers.cases import thinned
-from helpers.configured import compose
 from helpers.federations import make_federation, same
 from helpers.runs import rows_without_times
 from helpers.shell import TINY
@@ -184,7 +184,7 @@ def composed(choices, folder):
     folder.mkdir(exist_ok=True)
     options = ["federation.num_clients=4", "federation.clients_per_round=3", "federation.eval_every=9"]
     options += ["federation.evaluate_personal=false", "trainer.max_epochs=1", "data.max_test=5"]
-    cfg = compose(*TINY, "data.max_train=16", *options, *choices.split())
+    cfg = compose([*TINY, "data.max_train=16", *options, *choices.split()])
     experiment = build_experiment(cfg)
     experiment.datamodule.setup()
     federation = build_federation(cfg, experiment)

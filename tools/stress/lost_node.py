@@ -6,7 +6,6 @@ Two nodes of a core each on this machine; the second is killed while its actor t
 Ends with status 1 where the model or a figure of a round, its times aside, differs from that of executor=serial.
 """
 
-import csv
 import os
 import subprocess
 import sys
@@ -15,20 +14,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+from helpers.runs import rows, rows_without_times
 from nodes import two_nodes
 
 WORDS = [
     "model=vgg_small", "algorithm=scaffold", "federation.num_clients=20", "federation.clients_per_round=8",
     "federation.num_rounds=20", "data.max_train=1000", "trainer=cpu", "trainer.max_epochs=2", "logger=none",
 ]  # fmt: skip
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open() as stream:
-        found = list(csv.DictReader(stream))
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "cost/round"))} for row in found]
 
 
 def disturb(cluster, folder):
@@ -43,7 +37,7 @@ def disturb(cluster, folder):
 
 
 def wait_for(folder, number):
-    while not (folder / "metrics.csv").is_file() or len(rows(folder)) < number:
+    while len(rows(folder)) < number:
         time.sleep(0.02)
 
 
@@ -60,13 +54,12 @@ def main(words):
             run = subprocess.Popen(command(disturbed, *words, "executor=ray"))
             disturb(cluster, disturbed)
             run.wait()
-        with (disturbed / "metrics.csv").open() as stream:
-            for row in csv.DictReader(stream):
-                times = (f"{key} {float(row[f'time/{key}_s']):.2f} s" for key in ("train", "busy", "idle"))
-                print("round", row["round"], *times)
+        for row in rows(disturbed):
+            times = (f"{key} {float(row[f'time/{key}_s']):.2f} s" for key in ("train", "busy", "idle"))
+            print("round", row["round"], *times)
         states = [(folder / "checkpoint.safetensors").read_bytes() for folder in (whole, disturbed)]
         print(f"accuracy undisturbed {rows(whole)[-1]['test/acc']}, disturbed {rows(disturbed)[-1]['test/acc']}")
-        same = len({*states}) == 1, rows(whole) == rows(disturbed)
+        same = len({*states}) == 1, rows_without_times(whole) == rows_without_times(disturbed)
         print(f"checkpoint {'the same' if same[0] else 'DIFFERS'}, rounds {'the same' if same[1] else 'DIFFER'}")
         return int(not all(same))
 
