@@ -231,8 +231,8 @@ def test_every_row_is_recognised_as_what_is_typed_for_it():
     for setup, row in [pair for pair in pairs if "non-IID" not in pair[0] and "FedPara 0." not in pair[1]]:
         run = Run(ROOT)
         vars(run)["config"] = report_paper.composed(setup, row)  # as if it had been read from config.yaml
-        assert report_paper._is_row(run, paper["usual"] | paper["rows"][row]), (setup, row)
-        assert report_paper._is_of(run, setup), (setup, row)
+        assert report_paper.is_row(run, paper["usual"] | paper["rows"][row]), (setup, row)
+        assert report_paper.is_of(run, setup), (setup, row)
 
 
 def test_the_difference_to_the_paper(tmp_path):

@@ -130,13 +130,13 @@ def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str
         for row, printed in table["values"].items():
             wanted = paper["usual"] | paper["rows"][row]
             for setting in found:
-                if all(_is_row(run, wanted) and _is_of(run, table["setup"]) for run in setting.runs):
+                if all(is_row(run, wanted) and is_of(run, table["setup"]) for run in setting.runs):
                     others = dict.fromkeys(key for run in setting.runs for key in differing(run, table["setup"], row))
                     note = f"another set-up: {', '.join(others)}" if others else ""
                     yield table, f"{table['setup']}, {row}", printed, setting, note
 
 
-def _is_row(run: Run, wanted: dict[str, Any]) -> bool:
+def is_row(run: Run, wanted: dict[str, Any]) -> bool:
     """Whether a run has a row's values; of a group, its class."""
     classes = {
         name: str(run.config.get(f"{name}._target_")).rpartition(".")[2] for name in ("factorization", "algorithm")
@@ -144,7 +144,7 @@ def _is_row(run: Run, wanted: dict[str, Any]) -> bool:
     return bool(run.config) and all((run.config | classes).get(key) == value for key, value in wanted.items())
 
 
-def _is_of(run: Run, setup: str) -> bool:
+def is_of(run: Run, setup: str) -> bool:
     """Whether a run is of a set-up: by its tag, where it has one or could have one, and by its size."""
     tagged = "factors.gamma" in run.config
     if tagged and run.config.get("paper.column") != _paper()["setups"][setup]["column"]:
