@@ -463,7 +463,9 @@ NARROW = {
 
 @pytest.mark.parametrize(
     ("experiment", "factorization"),
-    [(e, f) for e in EXPERIMENTS for f in (None, "dense") if "/" not in e]
+    [(e, None) for e in EXPERIMENTS if "/" not in e]
+    + [("quickstart", "dense")]
+    + [pytest.param(e, "dense", marks=pytest.mark.slow) for e in EXPERIMENTS if "/" not in e and e != "quickstart"]
     + [pytest.param(e, "low_rank", marks=pytest.mark.slow) for e in EXPERIMENTS if "/" not in e]
     + [(f"paper/{name}", None) for name in ("table3", "table10_pufferfish", "table11", "fig5", "fig8")],
 )
