@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedpara.record import size
 from fedpara.runs import Run, find_runs
@@ -21,7 +21,7 @@ def status(roots: list[Path]) -> Table:
     Raises:
         ValueError: no run is in a root.
     """
-    table = Table("run", "state", "rounds", "accuracy", "sent", "last round", "time left")
+    table = Table(Column("run", overflow="fold"), "state", "rounds", "accuracy", "sent", "last round", "time left")
     for run in sorted(find_runs(*roots), key=_last_written):
         table.add_row(escape(_name(run, roots)), f"[{COLOURS[run.state]}]{run.state}", *map(escape, _progress(run)))
     return table

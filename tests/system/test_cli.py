@@ -267,6 +267,10 @@ BAD = [
     ("factorization.gama=0.3", "factorization.gama: no such key; did you mean factorization.gamma?; allowed in "),
     ("+factorization.gama=0.3", "factorization.gama: no such key"),
     ("experiment=fedpara_cifar", "Could not find 'experiment/fedpara_cifar' Available options in 'experiment': "),
+    (
+        "hydra/sweeper=nevergrad",
+        "Could not find 'hydra/sweeper/nevergrad' Available options in 'hydra/sweeper': basic (is hydra-nevergrad-sweeper installed?)",
+    ),
     ("factorization.gamma=-0.1", "factorization.gamma=-0.1: Input should be greater than or equal to 0"),
     ("factorization.gamma=much", "factorization.gamma='much': Input should be a valid number"),
     ("factorization.conv=prop9", "factorization.conv='prop9': Input should be 'tucker' or 'reshape'"),
