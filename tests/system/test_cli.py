@@ -269,7 +269,8 @@ BAD = [
     ("experiment=fedpara_cifar", "Could not find 'experiment/fedpara_cifar' Available options in 'experiment': "),
     (
         "hydra/sweeper=nevergrad",
-        "Could not find 'hydra/sweeper/nevergrad' Available options in 'hydra/sweeper': basic (is hydra-nevergrad-sweeper installed?)",
+        "Could not find 'hydra/sweeper/nevergrad' Available options in 'hydra/sweeper': basic "
+        "(is hydra-nevergrad-sweeper installed?)",
     ),
     ("factorization.gamma=-0.1", "factorization.gamma=-0.1: Input should be greater than or equal to 0"),
     ("factorization.gamma=much", "factorization.gamma='much': Input should be a valid number"),
