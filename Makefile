@@ -6,9 +6,9 @@ FLOWER := .venv-flower
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test lint format benchmark deploy-demo clean
+.PHONY: help install quickstart test stress lint format benchmark deploy-demo clean
 help:            ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/@/' | column -t -s '@'
 
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
@@ -36,6 +36,12 @@ quickstart: install  ## the main job on 5,000 real digits: dense and FedPara, mi
 
 test: lint  ## lint, types, tests
 	$(BIN)/pytest -n auto --maxprocesses 4
+
+stress: install  ## what the suite draws a little of, for hours: killed runs, damaged files, wrong values, a lost node; KILLS=50 FILES=400
+	$(BIN)/python tools/stress/kills.py $(or $(KILLS),50)
+	$(BIN)/python tools/stress/corrupt_files.py $(or $(FILES),400)
+	$(BIN)/python tools/stress/lost_node.py
+	$(BIN)/python tools/stress/bad_values.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -26,11 +26,12 @@ class ForeignLoad:
     def _foreign_seconds(self) -> float:
         processes = _processes()
         # of this process its own time alone: the variants that wait are its children, and foreign to the one at work
-        own = [p for p in processes if p == os.getpid() or _descends(p, self.own, processes)]
+        own = [p for p in processes if p == os.getpid() or descends(p, self.own, processes)]
         return _busy_seconds() - sum(processes[process][1] for process in own)
 
 
-def _descends(process: int, ancestor: int, processes: dict[int, tuple[int, float]]) -> bool:
+def descends(process: int, ancestor: int, processes: dict[int, tuple[int, float]]) -> bool:
+    """Whether the one process was started by the other, or by one that it started; of each its parent is given."""
     while process in processes and process != ancestor:
         process = processes[process][0]
     return process == ancestor

@@ -287,7 +287,8 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
         if key not in options:
             raise ValueError(f"{key}: no such option; allowed: {', '.join(options)}")
         options[key] = value
-    for key, known in {"net": WORKLOADS, "variants": FLOORS | OURS | PEERS}.items():
+    allowed: dict[str, list[str]] = {"net": [*WORKLOADS], "variants": [*FLOORS, *OURS, *PEERS]}
+    for key, known in allowed.items():
         options[key] = options[key].split(",")
         for value in options[key]:
             if value not in known:

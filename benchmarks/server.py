@@ -173,7 +173,8 @@ def aggregators(state: State, uploads: int, repeats: int) -> dict[str, float]:
     warnings.filterwarnings("ignore", message=".*not writable.*")  # they are only read
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    actors = [ray.remote(num_cpus=1)(Aggregator).remote(state) for _ in range(2)]
+    make: Any = ray.remote(num_cpus=1)(Aggregator)
+    actors = [make.remote(state) for _ in range(2)]
 
     def together(count: int) -> tuple[float, float]:
         start, processor = time.perf_counter(), time.process_time()
@@ -301,7 +302,7 @@ def main(arguments: list[str]) -> None:
         key, _, value = argument.partition("=")
         if key not in OPTIONS:
             raise SystemExit(f"{key}: must be one of {', '.join(OPTIONS)}")
-        options[key] = type(OPTIONS[key])(value)
+        options[key] = type(options[key])(value)
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
     units = measure(options)

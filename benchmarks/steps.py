@@ -59,7 +59,7 @@ def network_of(name: str) -> tuple[nn.Module, list[str], Tensor, Tensor]:
     images = torch.randn(64, 3, 32, 32)
     if name == "vgg16":
         stages = [[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3]
-        return VGG(stages, [512, 512], 10), ["classifier.*"], images, labels
+        return VGG(stages, [512, 512], 10, dropout=0.0), ["classifier.*"], images, labels
     if name == "resnet18":
         return ResNet([64, 128, 256, 512], [2, 2, 2, 2], 10), ["output"], images, labels
     if name == "char_lstm":
@@ -85,7 +85,8 @@ def step_of(name: str, variant: str) -> Callable[[], None]:
     network, exclude, inputs, labels = network_of(name)
     recipe, by_einsum = VARIANTS[variant]
     factorize(network, recipe, exclude)
-    network.to(memory_format=torch.channels_last)  # as the executors have it
+    to: Any = network.to  # torch's stubs lack its memory_format
+    to(memory_format=torch.channels_last)  # as the executors have it
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, fused=True)
 
     def step() -> None:

@@ -67,7 +67,7 @@ class Workload:
     def build(self) -> nn.Module:
         """The network with its first weights."""
         torch.manual_seed(self.seed)
-        return _vgg()(**self.network, num_classes=NUM_CLASSES).to(self.dtype)
+        return _vgg()(**self.network, num_classes=NUM_CLASSES, dropout=0.0).to(self.dtype)
 
     def cohort(self, round_index: int) -> list[int]:
         """The clients of a round, as `Federation` draws them."""

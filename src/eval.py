@@ -19,7 +19,7 @@ from fedpara.app.composition import read_resolved
 from fedpara.app.errors import ConfigurationError, blame, one_line, require_nodes
 from fedpara.app.overrides import FOLDERS, escaped
 from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
-from fedpara.runs import Run
+from fedpara.runs import CONFIG, Run
 
 if TYPE_CHECKING:
     from fedpara.federation import Federation
@@ -41,9 +41,9 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
     """
     from fedpara.callbacks import restore
 
-    if not (folder / "config.yaml").is_file():
+    if not Run(folder).has_config:
         raise ConfigurationError(f"run={folder}: not a run folder, it holds no config.yaml")
-    saved = read_resolved(folder / "config.yaml", f"run={folder}")
+    saved = read_resolved(folder / CONFIG, f"run={folder}")
     try:
         typed = _typed(overrides)
         cfg: Any = OmegaConf.merge(saved, typed)

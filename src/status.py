@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedpara.record import size
 from fedpara.runs import Run, find_runs
@@ -21,8 +21,8 @@ def status(roots: list[Path]) -> Table:
     Raises:
         ValueError: no run is in a root.
     """
-    table = Table("run", "state", "rounds", "accuracy", "sent", "last round", "time left")
-    for run in sorted(find_runs(*roots), key=_last_written):
+    table = Table(Column("run", overflow="fold"), "state", "rounds", "accuracy", "sent", "last round", "time left")
+    for run in sorted(find_runs(*roots), key=lambda run: run.written):
         table.add_row(escape(_name(run, roots)), f"[{COLOURS[run.state]}]{run.state}", *map(escape, _progress(run)))
     return table
 
@@ -30,11 +30,6 @@ def status(roots: list[Path]) -> Table:
 def _name(run: Run, roots: list[Path]) -> str:
     root = next(root for root in roots if run.folder.is_relative_to(root))
     return run.name if run.folder == root else str(run.folder.relative_to(root))
-
-
-def _last_written(run: Run) -> float:
-    path = run.folder / "metrics.csv"
-    return (path if path.is_file() else run.folder).stat().st_mtime
 
 
 def _progress(run: Run) -> list[str]:
@@ -46,7 +41,7 @@ def _progress(run: Run) -> list[str]:
     accuracy = run.last(run.objective)
     shown = "" if accuracy is None else f"{accuracy:.2%}"
     left = _duration(run.rounds_left * run.seconds / len(run.rows)) if run.state == "running" else ""
-    ago = f"{_duration(time.time() - _last_written(run))} ago"
+    ago = f"{_duration(time.time() - run.written)} ago"
     return [rounds, shown, size(run.rows[-1]["comm/total_bytes"]), ago, left or run.summary.get("error", "")]
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from conftest import make_federation
 from fedpara.cost import cost_to_target, megajoules, round_seconds
+from helpers.federations import make_federation
 
 ORIGINAL, FEDPARA = 15_253_578 * 4, 1_550_000 * 4  # bytes of VGG16 and of FedPara at gamma 0.1, one way
 

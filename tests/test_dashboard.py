@@ -8,8 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import dashboard as program
-from conftest import ROOT
-from fedpara.callbacks.run_folder import COLUMNS
+from fedpara.record import COLUMNS
+from helpers import ROOT
 
 LOGGED = {*COLUMNS, "acc_over_gb", "gb_to_target"}  # in W&B alone: fedpara.callbacks.wandb
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import make_federation, thinned
 from fedpara.algorithms import FedAvg
 from fedpara.algorithms.feddyn import FedDyn
 from fedpara.algorithms.fedopt import FedAdam
@@ -23,31 +22,9 @@ from fedpara.federation import FederationCallback
 from fedpara.nn import Dense
 from fedpara.sampling import cohort, derive_seed
 from fedpara.state import join, weighted_mean
-
-
-class Watch(FederationCallback):
-    def __init__(self):
-        self.records, self.results, self.outcome = [], [], None
-
-    def on_client_end(self, federation, result):
-        self.results.append(result)
-
-    def on_round_end(self, federation, record):
-        self.records.append(record)
-
-    def on_fit_end(self, federation, outcome):
-        self.outcome = outcome
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def rows_without_times(folder):
-    """metrics.csv, but for what differs between two runs of the same seed."""
-    with (folder / "metrics.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "cost/round"))} for row in rows]
+from helpers.cases import thinned
+from helpers.federations import Watch, make_federation, same
+from helpers.runs import rows_without_times
 
 
 def test_the_longest_clients_go_first_and_a_round_says_where_its_time_went():

@@ -7,13 +7,14 @@ import tomllib
 import pytest
 import yaml
 
-from conftest import ROOT
+from helpers import ROOT
 
 PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
-    "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "runs": {"files", "record"},
+    "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "old_runs": set(),
+    "runs": {"files", "record", "old_runs"},
     "export": {"nn", "models", "files"}, "dashboard": set(),
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private"},
@@ -27,7 +28,7 @@ LAYERS = {
         "client",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
-    "app": {
+    "app": {"old_runs", 
         "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution", "federation",
         "callbacks", "private",
     },

@@ -9,18 +9,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import ByHand, make_federation
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
-from fedpara.callbacks.checkpoint import FILE
 from fedpara.communication import Cast, Link
 from fedpara.execution import LocalResult
 from fedpara.federation import Federation
 from fedpara.files import UnusableFile
+from fedpara.runs import CHECKPOINT
 from fedpara.sharing import Split
 from fedpara.state import join
 from fedpara.storage import ClientStates, read_tensors, write_tensors
-from test_federation import rows_without_times, same
+from helpers.clients import ByHand
+from helpers.federations import make_federation, same
+from helpers.runs import rows_without_times
 
 STATE = {
     "a": torch.randn(3, 4),
@@ -87,9 +88,9 @@ def test_other_names_shapes_and_types_are_refused(tmp_path, required, message):
 
 def test_a_checkpoint_with_nonsense_for_progress_is_refused(tmp_path):
     make_federation(num_rounds=1, callbacks=[Checkpoint(tmp_path)]).fit()
-    state, _ = read_tensors(tmp_path / FILE, {})
+    state, _ = read_tensors(tmp_path / CHECKPOINT, {})
     for progress in ({}, {"progress": "no json"}, {"progress": '{"round": -1, "total_bytes": 0}'}):
-        write_tensors(tmp_path / FILE, state, progress)
+        write_tensors(tmp_path / CHECKPOINT, state, progress)
         with pytest.raises(ValueError, match="not a checkpoint of this configuration's model"):
             restore(make_federation(), tmp_path)
 
@@ -233,7 +234,7 @@ def run_until(folder, last_call):
 
 def go_on(folder):
     federation = killable(folder)
-    if (folder / FILE).is_file():
+    if (folder / CHECKPOINT).is_file():
         restore(federation, folder)
     federation.fit()
     kept = [

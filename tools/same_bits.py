@@ -33,8 +33,8 @@ LEFT_OUT = {"ray", "auto"}  # the first is slow to start, the second chooses by 
 SMALL = (
     "data=mnist_small", "model=vgg_small", "model.network.stages=[[4,8],[8]]", "model.network.hidden=[8]",
     "data.max_train=48", "data.max_test=32", "data.batch_size=8", "federation.num_clients=4", "trainer=cpu",
-    "federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "factorization.gamma=0.5",
-    "federation.evaluate_personal=true", "logger=none",
+    "federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "factors.gamma=0.5",
+    "model.optimizer.lr=0.1", "federation.evaluate_personal=true", "logger=none",
 )  # fmt: skip
 
 

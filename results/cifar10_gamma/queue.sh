@@ -19,7 +19,7 @@ lane() {  # 0 or 1
         "fedpara-1.0 fedpara 1.0" "low_rank low_rank 0.1"; do
       read -r name factorization gamma <<<"$variant"
       if [ $((n++ % 2)) = "$1" ]; then
-        run "$name-$seed" "factorization=$factorization" "factorization.gamma=$gamma" "seed=$seed"
+        run "$name-$seed" "factorization=$factorization" "factors.gamma=$gamma" "seed=$seed"
       fi
     done
   done

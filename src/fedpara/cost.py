@@ -49,6 +49,13 @@ def cost_to_target(rows: Iterable[Mapping[str, float]], target: float, speed_mbp
 
     Args:
         rows: the rounds from the first on, under the names of metrics.csv; rounds that were not tested count too.
+
+    Example:
+        >>> round = {"cost/round_s_10mbps": 20.0, "comm/total_bytes": 1000}
+        >>> rows = [round | {"round": 1, "test/acc": 0.3}, round | {"round": 2, "test/acc": 0.6}]
+        >>> cost = cost_to_target(rows, target=0.5, speed_mbps=10)
+        >>> cost.rounds, cost.seconds, cost.num_bytes
+        (2, 40.0, 1000)
     """
     seconds = 0.0
     for row in rows:

@@ -108,7 +108,7 @@ class Federation:
         min_clients: Positive = 1,
         retries: Annotated[int, Field(ge=0)] = 0,
         max_crashes: Positive | None = 2,
-        lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.992,
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
         if clients_per_round > num_clients:

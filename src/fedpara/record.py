@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 from fedpara.cost import SPEEDS_MBPS, megajoules, round_seconds
 
 GIGABYTE = 1e9
+FATES = ("succeeded", "dropped", "late", "diverged", "crashed", "out_of_memory")  # of a round's clients
+COLUMNS = (  # of metrics.csv and W&B, in the order in which they are shown
+    "round", "test/acc", "test/loss", "train/loss", "personal/acc_mean", "personal/acc_p10",
+    "personal/trained_acc_mean", "personal/trained_acc_p10", "comm/up_bytes", "comm/down_bytes",
+    "comm/total_bytes", "comm/total_gb", *(f"clients/{fate}" for fate in FATES),
+    "time/round_s", "time/client_s", "time/train_s", "time/busy_s", "time/idle_s", "time/wait_s",
+    *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
+)  # fmt: skip
 
 
 def objective(personal: bool) -> str:
@@ -60,7 +68,7 @@ class RoundRecord:
     clients: Mapping[str, int] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, float]:
-        """The record under the names of metrics.csv and of W&B."""
+        """The record under the names of `COLUMNS`; what was not measured is left out."""
         return {
             "round": self.round,
             **({} if math.isnan(self.train_loss) else {"train/loss": self.train_loss}),

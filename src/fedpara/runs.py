@@ -1,4 +1,4 @@
-"""Run folders as their readers see them: the sweep's table, status, reports and notebooks."""
+"""The run folder: the names of its files, which no other module spells, and what they hold."""
 
 import csv
 import io
@@ -13,9 +13,13 @@ from typing import Any
 import yaml
 
 from fedpara.files import UnusableFile, is_reserved
+from fedpara.old_runs import modernised
 from fedpara.record import objective
 
-MARKS = {"summary.json", "metrics.csv", "overrides.yaml", ".hydra"}
+METRICS, SUMMARY, CONFIG, OVERRIDES = "metrics.csv", "summary.json", "config.yaml", "overrides.yaml"
+CHECKPOINT, CLIENTS = "checkpoint.safetensors", "clients"
+PARTICIPANTS, PARTITION = "participants.jsonl", "partition.png"
+MARKS = {SUMMARY, METRICS, OVERRIDES, ".hydra"}
 # no result depends on these
 UNINTERESTING = "resume", "trusted", "paths.", "logger", "callbacks", "sweep", "data.num_workers", "hydra."
 
@@ -29,6 +33,27 @@ class Run:
     """
 
     folder: Path
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a round has ended whose state is kept."""
+        return (self.folder / CHECKPOINT).is_file()
+
+    @property
+    def has_config(self) -> bool:
+        """Whether its configuration is kept: without it the folder is not a run folder."""
+        return (self.folder / CONFIG).is_file()
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether its clients are on other machines."""
+        return (self.folder / PARTICIPANTS).is_file()
+
+    @property
+    def written(self) -> float:
+        """When it last wrote a round, in seconds since the epoch; before the first one when its folder changed."""
+        path = self.folder / METRICS
+        return (path if path.is_file() else self.folder).stat().st_mtime
 
     @property
     def name(self) -> str:
@@ -48,18 +73,18 @@ class Run:
     @cached_property
     def rows(self) -> list[dict[str, float]]:
         """metrics.csv, a row a round, without the columns that are empty; a last line cut short by a crash is left."""
-        return read_rows(self.folder / "metrics.csv")
+        return read_rows(self.folder / METRICS)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration by dotted key; empty where config.yaml is missing."""
-        path = self.folder / "config.yaml"
-        return dict(leaves(yaml.load(path.read_text(), _LOADER))) if path.is_file() else {}
+        """The resolved configuration by dotted key, in today's names; empty where config.yaml is missing."""
+        path = self.folder / CONFIG
+        return dict(leaves(modernised(yaml.load(path.read_text(), _LOADER)))) if path.is_file() else {}
 
     @cached_property
     def overrides(self) -> dict[str, str]:
         """What was typed, by key: `{"factorization.gamma": "0.1"}`."""
-        for path in (self.folder / "overrides.yaml", self.folder / ".hydra" / "overrides.yaml"):
+        for path in (self.folder / OVERRIDES, self.folder / ".hydra" / OVERRIDES):
             if path.is_file():
                 typed = (str(override).partition("=") for override in yaml.load(path.read_text(), _LOADER) or [])
                 return {key.lstrip("+"): value for key, _, value in typed if not key.startswith(UNINTERESTING)}
@@ -132,7 +157,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     Raises:
         UnusableFile: the file is no summary.
     """
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     if not path.is_file():
         return None
     try:
@@ -150,7 +175,7 @@ def find_runs(*roots: Path) -> list[Run]:
     found = [Run(folder) for root in roots for folder in _folders(root)]
     for root in roots:
         if not any(run.folder.is_relative_to(root) for run in found):
-            raise ValueError(f"{root}: holds no run folder (metrics.csv, summary.json)")
+            raise ValueError(f"{root}: holds no run folder ({METRICS}, {SUMMARY})")
     return sorted({run.folder: run for run in found}.values(), key=lambda run: _natural(run.folder))
 
 

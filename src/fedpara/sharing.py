@@ -18,6 +18,11 @@ class Split:
 
     Raises:
         ValueError: a pattern matches no name, or some but not all names of one tensor.
+
+    Example:
+        >>> split = Split(["body.weight", "head.weight", "head.bias"], personal=["head.*"])
+        >>> split.shared, split.personal
+        (['body.weight'], ['head.weight', 'head.bias'])
     """
 
     @validate_call

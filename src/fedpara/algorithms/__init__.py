@@ -1,5 +1,12 @@
-"""Federated algorithms: one paper, one file; each is named by its own module in its yaml."""
+"""Federated algorithms: one paper, one file; configs name them by this package."""
 
 from fedpara.algorithms.base import Correction, FedAvg, Upload
+from fedpara.algorithms.fedavgm import FedAvgM
+from fedpara.algorithms.feddyn import FedDyn
+from fedpara.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from fedpara.algorithms.fedprox import FedProx
+from fedpara.algorithms.scaffold import Scaffold
 
-__all__ = ["Correction", "FedAvg", "Upload"]
+__all__ = [
+    "Correction", "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedDyn", "FedProx", "FedYogi", "Scaffold", "Upload",
+]  # fmt: skip

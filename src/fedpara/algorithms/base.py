@@ -47,7 +47,17 @@ class Upload:
 
 
 class FedAvg:
-    """Broadcast the global model, average the clients' models by their numbers of examples."""
+    """Broadcast the global model, average the clients' models by their numbers of examples.
+
+    Example:
+        >>> import torch
+        >>> algorithm, model = FedAvg(), {"w": torch.zeros(1)}
+        >>> received = algorithm.broadcast({"model": model})
+        >>> clients = ((torch.tensor([1.0]), 30), (torch.tensor([5.0]), 10))
+        >>> uploads = [Upload({"model": {"w": w}}, num_examples) for w, num_examples in clients]
+        >>> algorithm.aggregate({"model": model}, received, uploads)["model"]
+        {'w': tensor([2.])}
+    """
 
     def require(self, optimizer: Optimizer) -> None:
         """Refuse a local optimizer under which the algorithm's arithmetic means nothing; by default every one will do.

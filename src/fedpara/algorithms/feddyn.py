@@ -14,6 +14,11 @@ class FedDyn(FedAvg):
 
     Args:
         alpha: weight of the regulariser; 0.1 in FedPara's Table 3.
+
+    Example:
+        >>> import torch
+        >>> FedDyn(alpha=0.1).correction({"model": {}}, memory={"w": torch.ones(1)}).offset
+        {'w': tensor([-1.])}
     """
 
     @validate_call

@@ -23,6 +23,10 @@ class FedAdam(FedAvg):
         server_lr: the server's step; 0.01 in FedPara's Table 3.
         beta1, beta2: 0.9 and 0.99 there.
         tau: degree of adaptivity; the paper has 1e-5 to 0.1.
+
+    Example:
+        >>> FedAdam(server_lr=0.01).second_moment(torch.tensor([1.0]), torch.tensor([2.0]))
+        tensor([1.0100])
     """
 
     @validate_call
@@ -58,7 +62,17 @@ class FedAdam(FedAvg):
 
 
 class FedAdagrad(FedAdam):
-    """v <- v + D^2."""
+    """v <- v + D^2; without momentum, as in the paper."""
+
+    @validate_call
+    def __init__(
+        self,
+        server_lr: Annotated[float, Field(gt=0)] = 0.01,
+        beta1: Share = 0.0,
+        beta2: Share = 0.99,
+        tau: Annotated[float, Field(gt=0, le=1)] = 1e-3,
+    ) -> None:
+        super().__init__(server_lr, beta1, beta2, tau)
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         """v after a round, from v and D^2."""

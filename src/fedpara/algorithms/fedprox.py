@@ -13,6 +13,10 @@ class FedProx(FedAvg):
 
     Args:
         mu: weight of the proximal term; 0.1 in FedPara's Table 3.
+
+    Example:
+        >>> FedProx(mu=0.1).correction({"model": {}}, memory={}).proximal
+        0.1
     """
 
     @validate_call

@@ -15,6 +15,12 @@ class Scaffold(FedAvg):
 
     Args:
         server_lr: eta_g, the server's step; 1.0 in FedPara's Table 3.
+
+    Example:
+        >>> import torch
+        >>> received, memory = {"model": {}, "control": {"w": torch.tensor([3.0])}}, {"w": torch.tensor([1.0])}
+        >>> Scaffold().correction(received, memory).offset
+        {'w': tensor([2.])}
     """
 
     @validate_call

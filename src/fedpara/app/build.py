@@ -61,8 +61,9 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         _require_real(network)
         dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
-        options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
-        factorize(network, instantiate(options), list(cfg.model.keep_dense), num_dense=cfg.factorization.num_dense)
+        options: Any = OmegaConf.to_container(cfg.factorization, resolve=True)  # its keys refer to other groups
+        recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
+        factorize(network, recipe, list(cfg.model.keep_dense), num_dense=options.get("num_dense", 0))
     factorized = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "model.optimizer"):
         _require_learning_rate(cfg.model.optimizer)

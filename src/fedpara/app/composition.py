@@ -19,6 +19,7 @@ from yaml import YAMLError
 from fedpara.app.errors import ConfigurationError, composition_line, one_line
 from fedpara.app.naming import run_group, run_name, run_title
 from fedpara.app.overrides import FOLDERS, absolute_folder, assignment, escaped, is_job, literal
+from fedpara.old_runs import modernised
 from fedpara.runs import leaves
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -88,7 +89,7 @@ def read_yaml(path: Path, key: str) -> Any:
         key: what was typed to get there, `resume=...`, for the error.
 
     Raises:
-        ConfigurationError: the file is no yaml.
+        ConfigurationError: the file is not valid YAML.
     """
     try:
         return OmegaConf.load(path)
@@ -108,7 +109,7 @@ def read_resolved(path: Path, key: str) -> DictConfig:
     saved = read_yaml(path, key)
     if not isinstance(saved, DictConfig):
         raise ConfigurationError(f"{key}: its {path.name} must be a group of keys")
-    return _literal(OmegaConf.to_container(saved))
+    return _literal(modernised(OmegaConf.to_container(saved)))
 
 
 def composition_error(error: Exception, typed: Sequence[str]) -> str:

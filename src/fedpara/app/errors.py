@@ -138,7 +138,8 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
         return f"{kind[1]}: must be of the kind it is in configs/ ({str(error.__cause__).splitlines()[0]})"
     wrong = re.search(r"Could not override '([\w.@/]+)'", text)
     if wrong is None:
-        return one_line(re.sub(r"^In '[^']*': |Config search path:.*", "", text, flags=re.DOTALL))
+        line = one_line(re.sub(r"^In '[^']*': |Config search path:.*", "", text, flags=re.DOTALL))
+        return line.rstrip(".") + _missing_plugin(line)
     inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # of `group={key: 1}` the key
     key = inner[1] if inner else wrong[1]
     parent, _, name = key.rpartition(".")
@@ -148,6 +149,12 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
     hint = f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
     choices = f"; allowed in {parent or 'the configuration'}: {', '.join(names)}" if names else ""
     return f"{key}: no such key{hint}{choices}"
+
+
+def _missing_plugin(line: str) -> str:
+    """The package of a launcher or sweeper that Hydra does not find: `hydra-optuna-sweeper` has `optuna`."""
+    found = re.search(r"'hydra/(launcher|sweeper)/(ax|joblib|nevergrad|optuna|ray|rq|submitit)(?![a-z])", line)
+    return f" (is hydra-{found[2]}-{found[1]} installed?)" if found else ""
 
 
 def line_of(error: Exception) -> str | None:

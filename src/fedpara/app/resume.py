@@ -10,32 +10,33 @@ from fedpara.app.composition import read_resolved, read_yaml
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.overrides import absolute, assignment, folder_text
 from fedpara.app.trust import require_trusted_overrides, trusted_names
-from fedpara.runs import Run, leaves
+from fedpara.old_runs import retyped
+from fedpara.runs import CONFIG, OVERRIDES, Run, leaves
 
 RESUMABLE = (
     "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
     "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
-    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb",
+    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "factors", "paper",
 )  # fmt: skip
 KEYS_ADDED = {"data.lone_example": "keep"}  # what runs did before the key was there
 
 
 def require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
     """Refuse to start anew where there is a run to go on with."""
-    if not cfg.resume and (folder / "checkpoint.safetensors").is_file() and (rows := Run(folder).rows):
+    if not cfg.resume and Run(folder).has_checkpoint and (rows := Run(folder).rows):
         way_out = f"go on with it by resume={folder}, or take another folder"
         raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(rows)} rounds; {way_out}")
 
 
 def require_simulated(cfg: DictConfig) -> None:
     """Refuse to go on here with a run whose clients are real ones."""
-    if (Path(cfg.paths.output_dir) / "participants.jsonl").is_file():
+    if Run(Path(cfg.paths.output_dir)).is_deployed:
         raise ConfigurationError(f"resume={cfg.resume}: its clients are real ones; `flwr run deploy` goes on with it")
 
 
 def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to go on in `folder` under a configuration that would change the result."""
-    saved = read_resolved(folder / "config.yaml", f"resume={folder}")
+    saved = read_resolved(folder / CONFIG, f"resume={folder}")
     before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
     before = KEYS_ADDED | before
     differing = [
@@ -56,7 +57,7 @@ def with_saved_overrides(arguments: list[str]) -> list[str]:
     if not folder or folder == "null":
         return arguments
     path = Path(str(OmegaConf.create([folder_text(folder)])[0])).expanduser().resolve()
-    for name in ("config.yaml", "overrides.yaml"):
+    for name in (CONFIG, OVERRIDES):
         if not (path / name).is_file():
             raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
     if {"-m", "--multirun"} & set(arguments):
@@ -72,7 +73,8 @@ def with_saved_overrides(arguments: list[str]) -> list[str]:
 
 
 def _saved_overrides(path: Path, folder: str) -> list[str]:
-    saved: Any = OmegaConf.to_container(read_yaml(path / "overrides.yaml", f"resume={folder}"))
+    saved: Any = OmegaConf.to_container(read_yaml(path / OVERRIDES, f"resume={folder}"))
     if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
-        raise ConfigurationError(f"resume={folder}: its overrides.yaml must be a list of what was typed")
-    return saved
+        raise ConfigurationError(f"resume={folder}: its {OVERRIDES} must be a list of what was typed")
+    config: Any = OmegaConf.to_container(read_yaml(path / CONFIG, f"resume={folder}"))
+    return retyped(saved, config) if isinstance(config, dict) else saved

@@ -16,7 +16,7 @@ from fedpara.app.resume import check_same, require_nothing_lost
 from fedpara.app.trust import require_resolved
 from fedpara.files import reserve, write_atomically
 from fedpara.record import objective, size
-from fedpara.runs import read_rows
+from fedpara.runs import CONFIG, OVERRIDES, Run
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from fedpara.callbacks import LoggerForwarding
@@ -97,7 +97,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     with blame(cfg, "faults"):
         federation.executor = instantiate(cfg.faults, executor=federation.executor)
     with blame(cfg, "resume"):
-        if cfg.resume and read_rows(folder / "metrics.csv"):  # one killed before its first round starts anew
+        if cfg.resume and Run(folder).rows:  # one killed before its first round starts anew
             restore(federation, folder)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
     with blame(cfg, "data"):
@@ -110,8 +110,8 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
-        write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(launch.typed))).encode())
-        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+        write_atomically(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(list(launch.typed))).encode())
+        write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
     federation.callbacks += [record, *callbacks, forwarding]
     try:

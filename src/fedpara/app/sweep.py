@@ -103,7 +103,7 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
     """
     folder = Path(cfg.paths.output_dir)
     run = Run(folder)
-    if (folder / "config.yaml").is_file():
+    if run.has_config:
         check_same(cfg, folder, "; give the sweep another folder, hydra.sweep.dir=...")
     if run.state == "finished" and run.summary["rounds"] >= cfg.federation.num_rounds:
         log.info("%s: finished before, skipped", folder.name)
@@ -130,7 +130,7 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, 
     """
     arguments = [o for o in overrides if not o.startswith("resume=")]
     arguments += [assignment("hydra.run.dir", str(folder)), "hydra.mode=RUN", f"hydra.job.num={number}"]
-    if (folder / "checkpoint.safetensors").is_file():
+    if Run(folder).has_checkpoint:
         arguments.append(assignment("resume", str(folder)))
         log.info("%s: goes on after %d rounds", folder.name, len(Run(folder).rows))
     device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}

@@ -9,11 +9,10 @@ from pydantic import BaseModel, DirectoryPath, Field, NonNegativeInt, validate_c
 from fedpara.federation import Federation, FederationCallback
 from fedpara.files import UnusableFile
 from fedpara.record import GIGABYTE, RoundRecord
+from fedpara.runs import CHECKPOINT, CLIENTS
 from fedpara.state import State, join, require_same_names, separate
 from fedpara.storage import ClientStates, read_tensors, write_tensors
 
-FILE = "checkpoint.safetensors"
-CLIENTS = "clients"
 SERVER = "server/"
 Kept = Literal["personal", "memories"]
 Versions = dict[NonNegativeInt, NonNegativeInt]
@@ -79,7 +78,7 @@ class Checkpoint(FederationCallback):
         )
         for states in (self.personal, self.memories):
             states.flush()
-        write_tensors(self.folder / FILE, _on_file(federation), {"progress": progress.model_dump_json()})
+        write_tensors(self.folder / CHECKPOINT, _on_file(federation), {"progress": progress.model_dump_json()})
         for states in (self.personal, self.memories):
             states.prune()
 
@@ -91,7 +90,7 @@ def restore(federation: Federation, folder: Path) -> None:
         FileNotFoundError: there is no checkpoint in `folder`.
         UnusableFile: the checkpoint is damaged, or is of another model.
     """
-    path = folder / FILE
+    path = folder / CHECKPOINT
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint there; give the folder of a run that finished a round")
     expected = _on_file(federation)

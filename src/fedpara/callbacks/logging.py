@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import Logger
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.record import RoundRecord, objective
-from fedpara.runs import Run, read_rows
+from fedpara.runs import Run
 
 
 class LoggerForwarding(FederationCallback):
@@ -28,7 +28,7 @@ class LoggerForwarding(FederationCallback):
         for logger in self.loggers:
             if isinstance(logger, FederationWandbLogger):
                 logger.judge_by(objective(bool(federation.split.personal)))
-                for row in read_rows(self.folder / "metrics.csv"):
+                for row in Run(self.folder).rows:
                     logger.log_metrics(row)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:

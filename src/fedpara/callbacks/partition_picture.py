@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import DirectoryPath, validate_call
 
 from fedpara.federation import Federation, FederationCallback
+from fedpara.runs import PARTITION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ class PartitionPicture(FederationCallback):
 
     @validate_call
     def __init__(self, folder: DirectoryPath) -> None:
-        self.path = folder / "partition.png"
+        self.path = folder / PARTITION
 
     def on_fit_start(self, federation: Federation) -> None:
         """Draw, unless a run that is resumed has its picture."""

@@ -10,22 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedpara.cost import SPEEDS_MBPS
-from fedpara.execution.base import FAILURE_KINDS
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.files import UnusableFile, write_atomically
-from fedpara.record import RoundRecord, objective
-from fedpara.runs import read_rows, read_summary
+from fedpara.record import COLUMNS, RoundRecord, objective
+from fedpara.runs import METRICS, SUMMARY, read_rows, read_summary
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
-COLUMNS = (
-    "round", "test/acc", "test/loss", "train/loss", "personal/acc_mean", "personal/acc_p10",
-    "personal/trained_acc_mean", "personal/trained_acc_p10", "comm/up_bytes", "comm/down_bytes",
-    "comm/total_bytes", "comm/total_gb", "clients/succeeded", *(f"clients/{kind}" for kind in FAILURE_KINDS),
-    "time/round_s", "time/client_s", "time/train_s", "time/busy_s", "time/idle_s", "time/wait_s",
-    *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
-)  # fmt: skip
-
 NOTHING: dict[str, Any] = {  # of a run that failed before its first round
     "state": "failed", "rounds": 0, "parameters": {}, "bytes_per_round": {}, "metrics": {"last": {}, "best": {}},
 }  # fmt: skip
@@ -52,19 +42,18 @@ class RunFolder(FederationCallback):
 
     def on_fit_start(self, federation: Federation) -> None:
         """Keep the rows of the rounds that a resumed run has behind it."""
-        path = self.folder / "metrics.csv"
-        self.rows = [row for row in read_rows(path) if row["round"] <= federation.round]
+        self.rows = [row for row in read_rows(self.folder / METRICS) if row["round"] <= federation.round]
         header = io.StringIO()
         writer = csv.DictWriter(header, COLUMNS)
         writer.writeheader()
         writer.writerows(map(_exact, self.rows))
-        write_atomically(path, header.getvalue().encode())
+        write_atomically(self.folder / METRICS, header.getvalue().encode())
         self._summarise("interrupted", federation)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Append the round."""
         self.rows.append(record.as_row())
-        with (self.folder / "metrics.csv").open("a", newline="") as stream:
+        with (self.folder / METRICS).open("a", newline="") as stream:
             csv.DictWriter(stream, COLUMNS).writerow(_exact(self.rows[-1]))
             stream.flush()
             os.fsync(stream.fileno())
@@ -89,7 +78,7 @@ class RunFolder(FederationCallback):
             },
             **self._origin,
         }
-        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2).encode())
+        write_atomically(self.folder / SUMMARY, json.dumps(summary, indent=2).encode())
 
 
 def summarise_failure(folder: Path, error: str) -> None:
@@ -99,7 +88,7 @@ def summarise_failure(folder: Path, error: str) -> None:
     except UnusableFile:  # left as it is, for whoever can mend it
         return
     if summary["state"] == "failed":
-        write_atomically(folder / "summary.json", json.dumps(summary | {"error": error}, indent=2).encode())
+        write_atomically(folder / SUMMARY, json.dumps(summary | {"error": error}, indent=2).encode())
 
 
 def _exact(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
+from fedpara.record import COLUMNS
+
 log = logging.getLogger(__name__)
 SETTINGS = {
     "project": "project",
@@ -45,8 +47,8 @@ class FederationWandbLogger(WandbLogger):
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
         self.rounds = int(run.summary.get("round") or 0)  # that W&B has; offline it sees no earlier part of the run
-        for name in ("test/*", "train/*", "personal/*", "comm/*", "clients/*", "time/*", "cost/*"):
-            run.define_metric(name, step_metric="round")
+        for group in sorted({column.partition("/")[0] for column in COLUMNS} - {"round"}):
+            run.define_metric(f"{group}/*", step_metric="round")
         run.define_metric("acc_over_gb", step_metric="comm/total_gb")
         super().__init__(experiment=run)
         self.judge_by("test/acc")

@@ -45,6 +45,10 @@ class Cast:
 
     Args:
         dtype: `float32`, `float16` or `bfloat16`.
+
+    Example:
+        >>> Cast("float16").encode({"w": torch.ones(100)}).num_bytes
+        200
     """
 
     of_updates = False
@@ -85,6 +89,10 @@ class StochasticUniform:
 
     Args:
         bits: 8, 4 or 2 (which leaves -1, 0, 1).
+
+    Example:
+        >>> StochasticUniform(bits=4).encode({"w": torch.ones(100)}).num_bytes
+        54
     """
 
     of_updates = True

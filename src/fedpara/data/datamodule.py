@@ -40,6 +40,13 @@ class FederatedDataModule(LightningDataModule):
         parts: after `setup`, of each client its indices into the training examples.
         prepare: after `setup`, what makes of stored inputs those that the network takes.
         examples: after `setup`, the training and the test examples, on the CPU.
+
+    Example:
+        >>> from fedpara.data import IID, mnist_small
+        >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
+        >>> data.setup()
+        >>> [data.num_examples(client) for client in range(3)]
+        [400, 400, 400]
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})

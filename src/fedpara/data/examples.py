@@ -27,6 +27,11 @@ class Examples:
         labels: (N,) int64, from 0.
         owners: (N,) int64, whose each example is (its writer, its speaking role), the same number in train and test;
             None where a data set does not say.
+
+    Example:
+        >>> examples = Examples(torch.zeros(6, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2]))
+        >>> len(examples), examples[torch.tensor([1, 2])].labels.tolist()
+        (6, [1, 2])
     """
 
     inputs: Tensor
@@ -50,7 +55,12 @@ class DataSet:
     """A data set as its files give it.
 
     Attributes:
-        prepare: a batch of inputs as stored to what the network takes: `Normalize`, `Tensor.long`.
+        prepare: a batch of inputs as stored to the network's input: `Normalize`, `Tensor.long`.
+
+    Example:
+        >>> part = Examples(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+        >>> DataSet("stripes", train=part, test=part, num_classes=2, prepare=Normalize((0.5,), (0.25,))).name
+        'stripes'
     """
 
     name: str
@@ -65,6 +75,10 @@ class Normalize:
 
     Args:
         mean, std: per channel, on the scale 0 to 1.
+
+    Example:
+        >>> Normalize(mean=(0.5,), std=(0.25,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).tolist()
+        [[[[-2.0, 2.0]]]]
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -88,7 +102,7 @@ class Transform(Protocol):
         ...
 
     def __call__(self, pixels: Tensor, drawn: Tensor) -> Tensor:
-        """(B, C, H, W) and what was drawn, on one device, to (B, C, H, W)."""
+        """(B, C, H, W) and the draws, on one device, to (B, C, H, W)."""
         ...
 
 
@@ -144,7 +158,7 @@ class Batches(Dataset[Batch]):
         return batch
 
     def epoch(self, keys: Iterable[Key]) -> Iterator[Batch]:
-        """The batches of several keys; indices and what is random go to the examples' device once, for all of them."""
+        """The batches of several keys; indices and random draws go to the examples' device once, for all of them."""
         keys = list(keys)
         device, sizes = self.examples.labels.device, [len(indices) for indices, _ in keys]
         indices = _moved([indices for indices, _ in keys], device)

@@ -60,7 +60,7 @@ class Loose:
 
     Attributes:
         folder: where they are beneath the data folder.
-        url: what precedes a file's name in its address; empty where there is no home.
+        url: the part of the address before the file's name; empty where it cannot be downloaded.
         files: MD5 of each file as its home has it, by its name.
         contents: MD5 of what a compressed file holds, by its name: it may lie there without `.gz`, or compressed anew.
     """
@@ -71,7 +71,7 @@ class Loose:
     contents: Mapping[str, str] = field(default_factory=dict)
 
     def download(self, data_dir: Path) -> None:
-        """Fetch what is missing, verified, with a progress bar."""
+        """Downloads and verifies the missing files, with a progress bar."""
         folder = data_dir / self.folder
         folder.mkdir(parents=True, exist_ok=True)
         for name in _missing(self, data_dir):
@@ -126,7 +126,7 @@ def present(source: Archive | Loose, data_dir: Path, *others: Archive | Loose) -
     """The folder, its files verified; unpacked, else downloaded first where files are missing.
 
     Args:
-        source: what is looked for, and downloaded.
+        source: the files to look for, and to download.
         others: other layouts, each taken where it is complete and `source` is not.
 
     Raises:

@@ -42,7 +42,13 @@ def _require_enough(num_examples: int, num_clients: int, least: int) -> None:
 
 
 class IID(Partition):
-    """Random parts of equal size, up to one example."""
+    """Random parts of equal size, up to one example.
+
+    Example:
+        >>> train = Examples(torch.zeros(10, 1, dtype=torch.uint8), torch.arange(10) % 2)
+        >>> [len(part) for part in IID()(train, num_clients=3, seed=0)]
+        [4, 3, 3]
+    """
 
     def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
         """The partition.
@@ -61,11 +67,17 @@ class Natural(Partition):
     Of more owners than clients `num_clients` are drawn at random, and the others' examples are unused.
 
     Args:
-        min_examples: owners with fewer training examples are no clients.
+        min_examples: owners with fewer training examples do not become clients.
+
+    Example:
+        >>> labels, owners = torch.zeros(25, dtype=torch.int64), torch.arange(25) // 10
+        >>> train = Examples(torch.zeros(25, 1, dtype=torch.uint8), labels, owners)
+        >>> [len(part) for part in Natural(min_examples=10)(train, num_clients=2, seed=0)]
+        [10, 10]
     """
 
     @validate_call
-    def __init__(self, min_examples: Annotated[int, Field(ge=1)] = 1) -> None:
+    def __init__(self, min_examples: Annotated[int, Field(ge=1)] = 10) -> None:
         self.min_examples = min_examples
 
     def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
@@ -104,6 +116,11 @@ class Shards(Partition):
 
     Args:
         classes_per_client: 2 in FedPara's MNIST experiments.
+
+    Example:
+        >>> train = Examples(torch.zeros(60, 1, dtype=torch.uint8), torch.arange(60) % 3)
+        >>> [len(train[part].labels.unique()) <= 2 for part in Shards(classes_per_client=2)(train, 3, seed=0)]
+        [True, True, True]
     """
 
     @validate_call
@@ -148,6 +165,12 @@ class Dirichlet(Partition):
         alpha: concentration; small is skewed, large approaches IID.
         min_examples: least number of examples of a client.
         max_draws: draws before giving up.
+
+    Example:
+        >>> train = Examples(torch.zeros(200, 1, dtype=torch.uint8), torch.arange(200) % 4)
+        >>> parts = Dirichlet(alpha=0.5, min_examples=10)(train, num_clients=5, seed=0)
+        >>> sum(len(part) for part in parts), min(len(part) for part in parts) >= 10
+        (200, True)
     """
 
     @validate_call

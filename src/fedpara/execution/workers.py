@@ -96,6 +96,8 @@ class Workers:
         """End all workers at once, whatever they do."""
         self._lifeline.close()
         self._pool.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.join()  # which the pool leaves out where one died while another was started (CPython 3.11)
 
     def capacity(self, work: int) -> int:
         """Pieces of work that may be in hand."""

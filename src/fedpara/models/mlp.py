@@ -14,6 +14,11 @@ class MLP(nn.Module):
 
     Args:
         widths: input features, hidden widths, classes: `[784, 256, 62]`.
+
+    Example:
+        >>> import torch
+        >>> MLP([784, 256, 62])(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 62])
     """
 
     @validate_call

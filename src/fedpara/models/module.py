@@ -37,6 +37,11 @@ class ClassificationModule(LightningModule):
 
     Attributes:
         learning_rate_factor: multiplies the optimizer's learning rates; the federation decays it by the round.
+
+    Example:
+        >>> module = ClassificationModule(nn.Linear(4, 3), partial(torch.optim.SGD, lr=0.1), num_classes=3)
+        >>> module.configure_optimizers().param_groups[0]["lr"]
+        0.1
     """
 
     def __init__(self, network: nn.Module, optimizer: MakeOptimizer, num_classes: int) -> None:

@@ -27,6 +27,11 @@ class VGG(nn.Module):
         in_channels: 3 for colour images, 1 for grey.
         groups: groups of each GroupNorm; must divide every width of `stages`.
         dropout: probability in the classifier; the paper is silent, torchvision's VGG has 0.5.
+
+    Example:
+        >>> import torch
+        >>> VGG([[8, 8], [16]], hidden=[32], num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     @validate_call
@@ -37,7 +42,7 @@ class VGG(nn.Module):
         num_classes: Positive,
         in_channels: Positive = 3,
         groups: Positive = 2,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     ) -> None:
         super().__init__()
         wrong = [width for stage in stages for width in stage if width % groups]

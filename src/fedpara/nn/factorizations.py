@@ -142,7 +142,7 @@ class TanhProductGradient(Transformable):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        """There is no second derivative of what works in place."""
+        """Refuses: an operation in place cannot be differentiated twice."""
         raise RuntimeError("a tanh product is differentiated once only; for more take the formula, Hadamard.compose")
 
     @staticmethod

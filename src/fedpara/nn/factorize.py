@@ -56,20 +56,18 @@ class LayerRule:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedPara:
-    """W = s(W1) * s(W2) for every layer (FedPara, Propositions 1 and 3).
+class _OfGamma:
+    """The rank of each layer by gamma, FedPara's size; a subclass says which factorisation has it.
 
     Args:
         gamma: 0 to 1, the share of the way from the least rank that leaves W full rank (Corollary 1) to the dense size.
         conv: `tucker` is Proposition 3 (the paper's choice), `reshape` is Proposition 1 on O x (I K1 K2).
-        nonlinearity: s; the paper uses tanh everywhere except in pFedPara.
         initialization: see `fedpara.nn.initialization`.
         layers: rules by layer-name pattern (fnmatch), the first match wins: `{"*.conv1_1": {"gamma": 1.0}}`.
     """
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.1
     conv: Literal["tucker", "reshape"] = "tucker"
-    nonlinearity: Literal["tanh", "identity"] = "tanh"
     initialization: InitializationName = "variance"
     layers: Mapping[str, LayerRule] | None = None
 
@@ -107,7 +105,7 @@ class FedPara:
         return made
 
     def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
-        return Hadamard(shape, rank, tucker, torch.tanh if self.nonlinearity == "tanh" else None)
+        raise NotImplementedError
 
     def _sides(self, shape: Shape) -> tuple[int, int]:
         return shape[0], shape[1] if self._tucker(shape) else prod(shape[1:])
@@ -120,10 +118,38 @@ class FedPara:
 
 
 @dataclass(frozen=True, config=STRICT)
-class EqualSizeLowRank(FedPara):
+class FedPara(_OfGamma):
+    """W = s(W1) * s(W2) for every layer (FedPara, Propositions 1 and 3).
+
+    Args:
+        gamma: 0 to 1, the share of the way from the least rank that leaves W full rank (Corollary 1) to the dense size.
+        conv: `tucker` is Proposition 3 (the paper's choice), `reshape` is Proposition 1 on O x (I K1 K2).
+        initialization: see `fedpara.nn.initialization`.
+        layers: rules by layer-name pattern (fnmatch), the first match wins: `{"*.conv1_1": {"gamma": 1.0}}`.
+        nonlinearity: s; the paper uses tanh everywhere except in pFedPara.
+
+    Example:
+        >>> FedPara(gamma=0.1).rank("features.0", (512, 512, 3, 3))
+        52
+        >>> FedPara(layers={"features.0": {"rank": 12}}).rank("features.0", (512, 512, 3, 3))
+        12
+    """
+
+    nonlinearity: Literal["tanh", "identity"] = "tanh"
+
+    def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
+        return Hadamard(shape, rank, tucker, torch.tanh if self.nonlinearity == "tanh" else None)
+
+
+@dataclass(frozen=True, config=STRICT)
+class EqualSizeLowRank(_OfGamma):
     """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at that gamma.
 
-    Takes the arguments of `FedPara`; with one branch there is no product for `nonlinearity` to act on: no effect.
+    Takes the arguments of `FedPara` but `nonlinearity`: it has one branch, and a nonlinearity acts on a product.
+
+    Example:
+        >>> FedPara(gamma=0.1).rank("layer", (256, 784)), EqualSizeLowRank(gamma=0.1).rank("layer", (256, 784))
+        (24, 48)
     """
 
     def _rank(self, shape: Shape, gamma: float) -> int:
@@ -139,10 +165,16 @@ class EqualSizeLowRank(FedPara):
 
 
 @dataclass(frozen=True, config=STRICT)
-class PFedPara(FedPara):
+class PFedPara(_OfGamma):
     """W = W1 * (W2 + 1) for every layer (pFedPara, section 2.3), to be used with `sharing=pfedpara`.
 
-    Takes the arguments of `FedPara`; no non-linearity, whatever `nonlinearity` says, as in the paper.
+    Takes the arguments of `FedPara` but `nonlinearity`: the paper's pFedPara has none.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = factorize(nn.Linear(32, 16), PFedPara(gamma=0.5))
+        >>> [name.rpartition(".")[2] for name, _ in layer.named_parameters()]
+        ['bias', 'x1', 'y1', 'x2', 'y2']
     """
 
     def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
@@ -150,8 +182,19 @@ class PFedPara(FedPara):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Dense(FedPara):
-    """No factorisation: the original network. Takes FedPara's arguments, so that the two are exchanged by a word."""
+class Dense:
+    """No factorisation: the original network.
+
+    Example:
+        >>> from torch import nn
+        >>> list(factorize(nn.Linear(3, 2), Dense()).state_dict())
+        ['weight', 'bias']
+    """
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        """None: it has no rules by layer."""
+        return []
 
     def __call__(self, name: str, weight: Tensor) -> None:
         """Leave the layer as it is."""
@@ -229,6 +272,14 @@ def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None,
         ValueError: a pattern matches no name, so that a misspelt one cannot go unnoticed; nothing but dense is left; or
             a weight cannot be factorised: composed by something else already, held by another kind of module too, not
             of real numbers, without a shape yet. The network is then as it was.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> network = factorize(network, FedPara(gamma=0.1), exclude=["2"])
+        >>> {name: tuple(tensor.shape) for name, tensor in network.named_parameters() if name.startswith("0.p")}
+        {'0.parametrizations.weight.0.x': (2, 64, 9), '0.parametrizations.weight.0.y': (2, 64, 9)}
+        >>> network[0].weight.shape
+        torch.Size([64, 64])
     """
     weights = _weights(network)
     exclude = exclude or []
@@ -299,14 +350,19 @@ def _factorizable(layer: nn.Module) -> list[str]:
 
 
 def _own_class(layer: nn.Module) -> None:
-    """A layer with parametrizations shares its class with its deep copies; what is added or removed is there."""
+    """A layer with parametrizations shares its class with its deep copies; this layer's is its own."""
     if parametrize.is_parametrized(layer):
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
-    """The factorised weights of a network, by the names that `factorize` knows them by."""
+    """The factorised weights of a network, by the names that `factorize` knows them by.
+
+    Example:
+        >>> dict(factorizations(factorize(nn.Sequential(nn.Linear(32, 16)), FedPara(gamma=0.1))))
+        {'0': Hadamard(shape=(16, 32), rank=4, matrix)}
+    """
     for name, module in network.named_modules():
         if isinstance(module, Factorization):
             layer, _, tensor = f".{name}".removesuffix(".0").partition(".parametrizations.")
@@ -318,6 +374,13 @@ def merge(network: nn.Module) -> nn.Module:
     """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit.
 
     A deep copy of the network is another one, and stays factorised. Layers that shared factors share a weight.
+
+    Example:
+        >>> network = factorize(nn.Sequential(nn.Linear(32, 16)), FedPara(gamma=0.1))
+        >>> inputs = torch.randn(2, 32)
+        >>> before = network(inputs)
+        >>> bool((merge(network)(inputs) == before).all()), list(network.state_dict())
+        (True, ['0.bias', '0.weight'])
     """
     merged: dict[tuple[nn.Module, ...], nn.Parameter] = {}
     for layer in list(network.modules()):

@@ -44,7 +44,7 @@ def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
 
 
 def _accuracy(shown: Sequence[Setting], colours: Colours) -> Figure:
-    """Against what was sent, and against rounds: the mean in bold, a thin line a seed, dashed where not finished."""
+    """The metric against GB sent and against rounds: the mean in bold, a thin line a seed, dashed where unfinished."""
     figure = Figure(figsize=(11, 4.3), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     largest = max(setting.mean_curve[-1, 1] for setting in shown)
@@ -103,7 +103,7 @@ def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
 
 
 def _cost(shown: Sequence[Setting], colours: Colours, target: float) -> Figure:
-    """Bars of what was sent, and of the time over links of 2, 10, 50 Mbps, until the target was first reached."""
+    """Bars of the GB sent, and of the time over links of 2, 10, 50 Mbps, until the target was first reached."""
     panels = {f"MB to {target:.0%}": [_mean([c.num_bytes / 1e6 for c in s.cost(target, 10)]) for s in shown]}
     for speed in SPEEDS_MBPS:
         minutes = [_mean([cost.seconds / 60 for cost in setting.cost(target, speed)]) for setting in shown]

@@ -171,7 +171,7 @@ def _origin(runs: Sequence[Run]) -> str:
 
 
 def _html(table: Table) -> Markup:
-    """A table; a column whose first filled cell is no number reads from the left. States have their colour."""
+    """A table; a column whose first filled cell is not a number reads from the left. States have their colour."""
     heads, rows = table
     first = [next((row[n] for row in rows if row[n] not in ("", NONE)), "") for n in range(len(heads))]
     text = [not re.match(r"[-+]?[\d.]", cell) for cell in first]

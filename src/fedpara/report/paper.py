@@ -1,7 +1,8 @@
 """Runs beside the numbers that the paper prints (paper.yaml), where a run's configuration is that of a table's row.
 
-A set-up is everything of the configuration that changes the result. The paper's is composed from configs/, and a run
-that is recognised as a row's but differs in such a key is shown with the key named.
+A set-up is everything of the configuration that changes the result. The paper's is composed from configs/. A run that
+is recognised as a row's but differs in such a key is shown with the key named; one whose data, clients or local
+training are of another size is not beside the paper at all.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,9 +23,14 @@ from fedpara.runs import Run, leaves
 GIBIBYTE = 2**30
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 NO_MATTER = (  # keys and groups that change no result, or none up to the round that the paper prints
-    "callbacks", "logger", "paths", "resume", "seed", "local_learning_rate", "model.head", "data.num_workers",
+    "callbacks", "logger", "paths", "resume", "seed", "paper", "factors", "trusted", "model.head", "data.num_workers",
     "data.eval_batch_size", "data.dataset.data_dir", "executor", "trainer.accelerator", "trainer.devices",
     "trainer.deterministic", "federation.num_rounds", "federation.eval_every", "federation.evaluate_personal",
+)  # fmt: skip
+SIZE = (  # keys that a run has in common with its column of the paper
+    "model.network._target_", "model.network.stages", "data.dataset._target_", "data.batch_size", "data.max_train",
+    "data.max_test", "partition._target_", "partition.alpha", "federation.num_clients", "federation.clients_per_round",
+    "trainer.max_epochs",
 )  # fmt: skip
 MATTER = ("executor.matmul_precision", "factorization._target_")  # but these in such groups do
 
@@ -35,7 +41,7 @@ class Comparison:
 
     Attributes:
         source: the table or figure.
-        row: set-up and what was trained.
+        row: the set-up and the kind of network that was trained.
         setting: the runs beside it.
         quantity: what the number is, with its unit.
         printed: by the paper.
@@ -58,24 +64,22 @@ class Comparison:
 
 
 def compare(found: Iterable[Setting]) -> list[Comparison]:
-    """A comparison for each printed number and each setting of its row; empty for what is recognised as no row."""
+    """A comparison for each printed number and each setting of its row; empty for runs that are not of any row."""
     found = list(found)
     return [*_accuracies(found), *_costs(found)]
 
 
 def differing(run: Run, setup: str, row: str) -> list[str]:
     """What of a run's configuration differs from a row's set-up and changes the result: `key value (value there)`."""
-    wanted, own = _effective(_composed(setup, row)), _effective(run.config)
+    wanted, own = _effective(composed(setup, row)), _effective(run.config)
     keys = sorted(key for key in wanted.keys() | own.keys() if wanted.get(key) != own.get(key))
     return [f"{key} {own.get(key)} ({wanted.get(key)} there)" for key in keys]
 
 
 def _effective(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys that change the result; of the original network's factorisation none does."""
-    dense = str(config.get("factorization._target_")).endswith(".Dense")
-    without = (*NO_MATTER, *(["factorization"] if dense else []))
+    """The keys that change the result."""
     renamed = {key.replace("executor.inner.", "executor."): value for key, value in config.items()}
-    return {key: value for key, value in renamed.items() if key in MATTER or not _within(key, without)}
+    return {key: value for key, value in renamed.items() if key in MATTER or not _within(key, NO_MATTER)}
 
 
 def _within(key: str, groups: Iterable[str]) -> bool:
@@ -83,9 +87,9 @@ def _within(key: str, groups: Iterable[str]) -> bool:
 
 
 @cache
-def _composed(setup: str, row: str) -> dict[str, Any]:
-    """The whole set-up of a row, resolved, by dotted key."""
-    typed = _paper()["typed"][setup] | _paper()["typed"][row]
+def composed(setup: str, row: str | None = None) -> dict[str, Any]:
+    """The whole set-up of a row, resolved, by dotted key; of FedPara where no row is given."""
+    typed = _paper()["setups"][setup]["typed"] | (_paper()["typed"][row] if row else {})
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = hydra.compose("train", [f"{key}={value}" for key, value in typed.items()])
@@ -124,12 +128,28 @@ def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str
     paper = _paper()
     for table in paper[kind]:
         for row, printed in table["values"].items():
-            wanted = paper["setups"][table["setup"]] | paper["rows"][row]
+            wanted = paper["usual"] | paper["rows"][row]
             for setting in found:
-                if all(run.config and all(run.config.get(k) == v for k, v in wanted.items()) for run in setting.runs):
+                if all(is_row(run, wanted) and is_of(run, table["setup"]) for run in setting.runs):
                     others = dict.fromkeys(key for run in setting.runs for key in differing(run, table["setup"], row))
                     note = f"another set-up: {', '.join(others)}" if others else ""
                     yield table, f"{table['setup']}, {row}", printed, setting, note
+
+
+def is_row(run: Run, wanted: dict[str, Any]) -> bool:
+    """Whether a run has a row's values; of a group, its class."""
+    classes = {
+        name: str(run.config.get(f"{name}._target_")).rpartition(".")[2] for name in ("factorization", "algorithm")
+    }
+    return bool(run.config) and all((run.config | classes).get(key) == value for key, value in wanted.items())
+
+
+def is_of(run: Run, setup: str) -> bool:
+    """Whether a run is of a set-up: by its tag, where it has one or could have one, and by its size."""
+    tagged = "factors.gamma" in run.config
+    if tagged and run.config.get("paper.column") != _paper()["setups"][setup]["column"]:
+        return False
+    return all(run.config.get(key) == composed(setup).get(key) for key in SIZE)
 
 
 @cache

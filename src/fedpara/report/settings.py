@@ -36,7 +36,7 @@ class Setting:
     Attributes:
         values: what sets it apart from the others, by axis.
         runs: one a seed, in any state.
-        metric: what is reported of them, from 0 to 1.
+        metric: the metric that is reported of them, from 0 to 1.
     """
 
     values: dict[str, str]
@@ -116,7 +116,7 @@ def _cost(run: Run, metric: str, target: float, speed_mbps: float) -> CostToTarg
 def settings(runs: Sequence[Run], metric: str = "test/acc") -> list[Setting]:
     """Runs grouped by everything that varies but the seed.
 
-    Runs without a record of what was typed go by their folder's name, a number at its end being the seed: `dense-0`.
+    Runs without an overrides.yaml go by their folder's name; a number at its end is the seed: `dense-0`.
     """
     varying = {name: values for name, values in axes(runs).items() if name != "seed"}
     groups: dict[tuple[tuple[str, str], ...], tuple[dict[str, str], list[Run]]] = {}

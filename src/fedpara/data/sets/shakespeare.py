@@ -1,0 +1,141 @@
+"""Shakespeare (McMahan et al. 2017; LEAF, Caldas et al. 2018): 80 characters to the next; an owner is a speaking role.
+
+Read from LEAF's json files, or from the plays themselves with the lines `NAME<TAB>text` (and `<TAB>text` for what
+follows), as in the public-domain Moby edition: a folder of .txt files or a tar archive of them.
+"""
+
+import logging
+import re
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpara.data.examples import DataSet, Examples
+from fedpara.data.files import listed, reading
+from fedpara.data.sets.leaf import leaf
+
+log = logging.getLogger(__name__)
+LENGTH = 80
+CHARACTERS = (
+    "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"  # LEAF's 80, in its order
+)
+INDEX = np.full(256, CHARACTERS.index(" "), np.uint8)  # any other character counts as a space, as the last one here
+INDEX[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(len(CHARACTERS))
+TEST_SHARE = 0.1
+
+
+def shakespeare(data_dir: str) -> DataSet:
+    """Windows of 80 characters, each with the character that follows; 80 classes.
+
+    Args:
+        data_dir: the folder that holds `shakespeare`: LEAF's `train` and `test`; or plays, *.txt or *.tar.*.
+
+    Of a play's role the first 90 % of the characters are for training, the last for testing; no window has both.
+
+    Raises:
+        FileNotFoundError: the files are missing.
+        ValueError: a file is not what it should be.
+    """
+    folder = Path(data_dir) / "shakespeare"
+    roles = {} if (folder / "train").is_dir() else speeches(folder)
+    if not roles:
+        command = "data/shakespeare/preprocess.sh -s niid --sf 1.0 -k 0 -t sample -tf 0.8"
+        train, test = leaf(folder, _rows, _next, command)
+        return DataSet("shakespeare", train, test, len(CHARACTERS), Tensor.long)
+    texts = [_indices("".join(roles[role])) for role in sorted(roles)]
+    ends = [round((1 - TEST_SHARE) * len(text)) for text in texts]
+    train = _windows([text[:end] for text, end in zip(texts, ends, strict=True)])
+    test = _windows([text[end:] for text, end in zip(texts, ends, strict=True)])
+    return DataSet("shakespeare", train, test, len(CHARACTERS), Tensor.long)
+
+
+def speeches(folder: Path) -> dict[str, list[str]]:
+    """What each role, named `play/NAME`, says, line by line; empty where the folder holds no plays.
+
+    A file without a speech is left out with a warning.
+
+    Raises:
+        ValueError: two files hold a play of one name, or no file holds a speech.
+    """
+    roles: dict[str, list[str]] = defaultdict(list)
+    found_in: dict[str, str] = {}
+    for play, source, text in _plays(folder):
+        if earlier := found_in.get(play):
+            raise ValueError(f"{source}: {play} is in {earlier} too; keep one of them")
+        found_in[play] = source
+        _, _, body = text.partition("\nACT I")  # title and dramatis personae come before
+        role, before = None, len(roles)
+        for line in re.sub(r"\[[^]]*\]", "", body).splitlines():  # stage directions stand in brackets
+            name, tab, said = line.partition("\t")
+            if not tab:
+                role = None
+            elif name:
+                role = None if name.startswith(("ACT", "SCENE")) else f"{play}/{name.strip()}"
+            if role and said.strip():
+                roles[role].append(said.strip() + "\n")
+        if len(roles) == before:
+            log.warning("%s: left out; it has no lines NAME<TAB>speech after a line `ACT I`", source)
+    if found_in and not roles:
+        first = next(iter(found_in.values()))
+        raise ValueError(f"{first}: holds no speech; after a line `ACT I` a play has lines NAME<TAB>speech")
+    return roles
+
+
+def _plays(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Each play's name, where it was found, and its text."""
+    for path in listed(folder, "**/*.txt"):
+        yield path.stem, str(path), _decoded(path.read_bytes())
+    for path in listed(folder, "*.tar*"):
+        with reading(path, "a tar archive of plays"), tarfile.open(path) as tar:
+            for member in sorted(tar.getmembers(), key=lambda member: member.name):
+                name = Path(member.name)
+                if (
+                    member.isfile() and name.suffix == ".txt" and not name.name.startswith("._")
+                ):  # read in place: nothing is unpacked
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    yield name.stem, f"{path}/{name}", _decoded(stream.read())
+
+
+def _decoded(text: bytes) -> str:
+    """UTF-8, else Latin-1, in which anything can be read; lines end as on Unix."""
+    try:
+        decoded = text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        decoded = text.decode("latin-1")
+    return decoded.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _indices(text: str) -> np.ndarray:
+    """(len(text),) uint8 indices into `CHARACTERS`."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return INDEX[np.minimum(codes, len(INDEX) - 1)]
+
+
+def _windows(texts: list[np.ndarray]) -> Examples:
+    """Every window of every text that has a next character; owners are the texts' numbers."""
+    cut = [np.lib.stride_tricks.sliding_window_view(text, LENGTH + 1) for text in texts if len(text) > LENGTH]
+    numbers = [number for number, text in enumerate(texts) if len(text) > LENGTH]
+    if not cut:
+        raise ValueError(f"shakespeare: no role says more than {LENGTH} characters")
+    rows = torch.from_numpy(np.concatenate(cut))
+    owners = torch.from_numpy(np.repeat(numbers, [len(windows) for windows in cut]))
+    return Examples(rows[:, :LENGTH], rows[:, LENGTH].long(), owners)
+
+
+def _rows(texts: Any) -> np.ndarray:
+    """LEAF's `x`: strings of 80 characters."""
+    if (wrong := next((text for text in texts if len(text) != LENGTH), None)) is not None:
+        raise ValueError(f"x={wrong[:20]!r}...: must have {LENGTH} characters, has {len(wrong)}")
+    return _indices("".join(texts)).reshape(-1, LENGTH)
+
+
+def _next(characters: Any) -> np.ndarray:
+    """LEAF's `y`: one character each."""
+    return _indices("".join(characters)).astype(np.int64)

@@ -1,0 +1,83 @@
+"""Run folders of earlier versions, in today's words: the one place that knows how keys and names have changed.
+
+Nothing here is needed for a run that starts today. A configuration that has the group `factors` is one of today's.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MODULES = "cifar|cinic10|leaf|mnist|mnist_small|shakespeare|fedavgm|feddyn|fedopt|fedprox|scaffold"
+BY_MODULE = re.compile(rf"fedpara\.(data|algorithms)\.(?:{MODULES})\.(\w+)")  # today by package: fedpara.data.cifar10
+LOGGER = "fedpara.callbacks.wandb.FederationWandbLogger"
+WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation had and did not use; None: all
+    "Dense": None,
+    "EqualSizeLowRank": {"nonlinearity", "jacobian_correction"},
+    "PFedPara": {"nonlinearity"},
+}
+# what its default was then depended on other groups: a run goes on with its own
+OWN_DEFAULT = {"algorithm": ("FedAdam", "model", "optimizer", "lr"), "factorization": ("PFedPara", "gamma")}
+
+
+def class_name(node: object) -> str:
+    """The class that a group of a configuration builds, without its module; empty where it names none."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    return str(target or "").rpartition(".")[2]
+
+
+def modernised(config: Any) -> Any:
+    """A saved configuration with today's names, without keys that had no effect; what is none is returned as it is."""
+    if not isinstance(config, Mapping):
+        return config
+    renamed = _renamed(config)
+    factorization = renamed.get("factorization")
+    if isinstance(factorization, Mapping) and (kind := class_name(factorization)) in WITHOUT_EFFECT:
+        useless = WITHOUT_EFFECT[kind] or factorization.keys() - {"_target_"}
+        renamed["factorization"] = {key: value for key, value in factorization.items() if key not in useless}
+    renamed.pop("local_learning_rate", None)  # a table that the learning rate was read from
+    return renamed
+
+
+def _renamed(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _name(value) if name == "_target_" else _renamed(value) for name, value in node.items()}
+    return [_renamed(value) for value in node] if isinstance(node, list) else node
+
+
+def _name(target: Any) -> Any:
+    if not isinstance(target, str):
+        return target
+    return "fedpara.callbacks.FederationWandbLogger" if target == LOGGER else BY_MODULE.sub(r"fedpara.\1.\2", target)
+
+
+def retyped(typed: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """What was typed for a run, such that today's configs compose the run's own configuration.
+
+    Args:
+        typed: its overrides.yaml.
+        config: its config.yaml as it was saved.
+    """
+    if "factors" in config:
+        return list(typed)
+    gone = {f"factorization.{key}" for key in _keys(config) - _keys(modernised(config))}
+    kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in gone]
+    keys = {word.partition("=")[0] for word in kept}
+    return kept + [f"{key}={value}" for key, value in _own_defaults(config) if key not in keys]
+
+
+def _keys(config: Mapping[str, Any]) -> set[str]:
+    factorization = config.get("factorization")
+    return set(factorization) if isinstance(factorization, Mapping) else set()
+
+
+def _own_defaults(config: Mapping[str, Any]) -> list[tuple[str, float]]:
+    found = []
+    for group, (kind, *path) in OWN_DEFAULT.items():
+        if class_name(config.get(group)) == kind:
+            path = path if len(path) > 1 else [group, *path]
+            node: Any = config
+            for name in path:
+                node = node.get(name) if isinstance(node, Mapping) else None
+            if isinstance(node, int | float):
+                found.append((".".join(path), node))
+    return found

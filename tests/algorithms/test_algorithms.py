@@ -1,0 +1,228 @@
+"""Algorithms against closed forms: quadratic clients of known optimum, one round by numpy, limits that are FedAvg."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from fedpara.algorithms import Correction, FedAvg, Upload
+from fedpara.algorithms.fedavgm import FedAvgM
+from fedpara.algorithms.feddyn import FedDyn
+from fedpara.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from fedpara.algorithms.fedprox import FedProx
+from fedpara.algorithms.scaffold import Scaffold
+from fedpara.communication import Link
+from fedpara.execution import ClientTask, LocalResult
+from fedpara.nn import Dense
+from fedpara.state import join
+from helpers import ROOT
+from helpers.cases import thinned
+from helpers.clients import Exact, Quadratics, distance_after, quadratic_federation
+from helpers.configured import ALGORITHMS, linked, named, of_yaml
+from helpers.federations import make_federation
+
+LINKS = sorted(path.stem for path in (ROOT / "configs" / "link").glob("*.yaml"))
+FEWER_BITS = ["fedpaq link.up_codec.bits=4", "fedpaq link.up_codec.bits=2"]
+
+
+def test_fedavg_stops_at_a_distance_from_the_optimum():
+    """With several local steps the fixed point of FedAvg is not the optimum where clients differ."""
+    near, far = (distance_after(FedAvg(), rounds)[0] for rounds in (300, 600))
+    assert near == pytest.approx(far, rel=1e-6)
+    assert far > 0.05
+
+
+@pytest.mark.parametrize("clients_per_round", [6, 3])
+def test_scaffold_reaches_the_optimum(clients_per_round):
+    assert distance_after(Scaffold(), 800, clients_per_round)[0] < 1e-6
+
+
+@pytest.mark.parametrize("clients_per_round", [6, 3])
+def test_feddyn_reaches_the_optimum(clients_per_round):
+    assert distance_after(FedDyn(alpha=1.0), 1500, clients_per_round)[0] < 1e-6
+
+
+def test_fedprox_shortens_the_distance_of_fedavg():
+    assert distance_after(FedProx(mu=3.0), 600)[0] < distance_after(FedAvg(), 600)[0]
+
+
+@pytest.mark.parametrize("bits", thinned([2, 4, 8], every=3))
+@pytest.mark.parametrize("algorithm", [Scaffold(), FedDyn(alpha=1.0)], ids=["scaffold", "feddyn"])
+def test_coarse_uploads_reach_the_optimum_too(algorithm, bits):
+    """Updates vanish at the optimum, and with them their rounding, unless a memory sums it up for ever."""
+    link = linked(f"fedpaq link.up_codec.bits={bits}")
+    assert distance_after(algorithm, 100, 20, num_clients=20, link=link)[0] < 1e-3
+
+
+@pytest.mark.parametrize("choice", thinned(["bf16", "fp16"]))
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_rounded_broadcasts_lead_within_their_rounding_of_the_same_model(name, choice):
+    """The server's own model is never rounded, so that nothing adds up."""
+    down = linked(choice).down_codec
+    exact, rounded = (distance_after(named(name), 100, link=Link(Exact(), c))[1] for c in (Exact(), down))
+    expected, found = exact.server["model"]["w"], rounded.server["model"]["w"]
+    assert float((found - expected).abs().max()) < torch.finfo(down.dtype).eps * float(expected.abs().max())
+
+
+MEMORIES = {"scaffold": "control", "feddyn": "h"}  # what of the server's is the mean of what the clients remember
+
+
+@pytest.mark.parametrize("choice", [*LINKS, *FEWER_BITS])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_both_ends_hold_alike_is_alike_under_every_link(name, choice):
+    """c = 1/N sum(c_i) in SCAFFOLD, h = 1/N sum(g_k) in FedDyn: Algorithm 1 of both papers moves both ends alike."""
+    link = linked(choice)
+    for way in (link, Link(link.down_codec, link.up_codec)):
+        _, federation = distance_after(named(name), 5, clients_per_round=2, link=way)
+        assert bool(federation.memories) == (name in MEMORIES)
+        if name in MEMORIES:
+            mean = sum(memory["w"] for memory in federation.memories.values()) / 6
+            torch.testing.assert_close(federation.server[MEMORIES[name]]["w"], mean)
+
+
+class Idle(Quadratics):
+    """Clients that apply no step."""
+
+    def initial_state(self):
+        return {"w": torch.tensor([1 / 3, -0.7, 1e-3, 5.1], dtype=torch.float64)}
+
+    def run(self, tasks):
+        for task in tasks:
+            yield LocalResult(task.client, task.state, 1, 0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("choice", [*LINKS, *FEWER_BITS])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_rounding_of_a_broadcast_is_no_step(name, choice):
+    """A server that took its step from its own model, which no client had, would move, or remember that it should."""
+    link = linked(choice)
+    for down in (link.down_codec, link.up_codec):
+        federation = quadratic_federation(named(name), 2, link=Link(Exact(), down), executor=Idle)
+        sent = federation.broadcast(0).received["model"]["w"]
+        federation.run_round()
+        after = federation.server.pop("model")["w"]
+        assert torch.equal(after, sent) or torch.equal(after, Idle().initial_state()["w"])
+        assert all(not part["w"].any() for key, part in federation.server.items() if key != "v")
+
+
+def test_scaffold_at_the_optimum_stays_there():
+    executor = Quadratics()
+    algorithm = Scaffold()
+    server = algorithm.start({"w": executor.optimum}, ["w"], 6)
+    gradients = {i: {"w": executor.a[i] @ (executor.optimum - executor.b[i])} for i in range(6)}
+    for client, memory in gradients.items():
+        task = ClientTask(client, server["model"], 1.0, 0, algorithm.correction(server, memory))
+        (result,) = executor.run([task])
+        torch.testing.assert_close(result.state["w"], executor.optimum)
+
+
+def uploads(*values):
+    return [Upload({"model": {"w": torch.tensor([v], dtype=torch.float64)}}, n) for v, n in values]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "second"),
+    [
+        (FedAdam(0.1, 0.9, 0.99, 0.01), lambda v, d: 0.99 * v + 0.01 * d**2),
+        (FedYogi(0.1, 0.9, 0.99, 0.01), lambda v, d: v - 0.01 * d**2 * np.sign(v - d**2)),
+        (FedAdagrad(0.1, 0.9, 0.99, 0.01), lambda v, d: v + d**2),
+    ],
+)
+def test_adaptive_servers_by_numpy(algorithm, second):
+    server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)}, ["w"], 2)
+    x, m, v = 1.0, 0.0, 0.01**2
+    for values in ([(2.0, 1), (4.0, 3)], [(0.0, 2), (1.0, 2)], [(5.0, 1)]):
+        server = algorithm.aggregate(server, server, uploads(*values))
+        delta = np.average([value for value, _ in values], weights=[n for _, n in values]) - x
+        m, v = 0.9 * m + 0.1 * delta, second(v, delta)
+        x += 0.1 * m / (np.sqrt(v) + 0.01)
+        assert float(server["model"]["w"]) == pytest.approx(x, rel=1e-12)
+
+
+def test_server_momentum_by_hand():
+    algorithm = FedAvgM(momentum=0.5, server_lr=2.0)
+    server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)}, ["w"], 2)
+    server = algorithm.aggregate(server, server, uploads((2.0, 1)))  # m = 1, x = 3
+    server = algorithm.aggregate(server, server, uploads((4.0, 1)))  # m = 0.5 + 1, x = 6
+    assert float(server["model"]["w"]) == 6.0
+
+
+@pytest.mark.parametrize("limit", [FedProx(mu=0), FedAvgM(momentum=0, server_lr=1), Scaffold()])
+def test_limits_that_are_fedavg(limit):
+    """FedProx without its pull is FedAvg bit for bit; so is SCAFFOLD's first round, within rounding."""
+    num_rounds = 1 if isinstance(limit, Scaffold) else 3
+    plain, other = make_federation(num_rounds=num_rounds), make_federation(num_rounds=num_rounds, algorithm=limit)
+    plain.fit()
+    other.fit()
+    for name, value in plain.server["model"].items():
+        if isinstance(limit, FedProx):
+            assert torch.equal(other.server["model"][name], value)
+        torch.testing.assert_close(other.server["model"][name], value)
+
+
+def learning():
+    """FedAvg and those that correct gradients in all set-ups, every other one of which is slow.
+
+    The others are FedAvg to a client, and have their server's step by hand above: one of them is trained.
+    """
+    for name in ALGORITHMS:
+        at_clients = name == "fedavg" or of_yaml(name).correction is not FedAvg.correction
+        for personal, (recipe, codec) in product([["*2"], None], [(None, "float16"), (Dense(), "float32")]):
+            if at_clients or (name == "fedadam" and personal and recipe is None):
+                case = f"{name}-{'personal' if personal else 'full'}-{'fedpara' if recipe is None else 'dense'}"
+                marks = () if bool(personal) == (recipe is None) else pytest.mark.slow
+                yield pytest.param(name, personal, recipe, codec, id=case, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "personal", "recipe", "codec"), learning())
+def test_every_algorithm_learns_with_every_factorisation_split_and_link(name, personal, recipe, codec):
+    if recipe and personal:
+        personal = ["layers.1.*"]
+    federation = make_federation(
+        algorithm=named(name), personal=personal, recipe=recipe, codec=codec, num_rounds=8, clients_per_round=4
+    )
+    before = federation.evaluate()["test/loss"]
+    records = [federation.run_round() for _ in range(8)]
+    assert records[-1].train_loss < records[0].train_loss < 1.5
+    assert personal or records[-1].metrics["test/loss"] < before
+    personal_names = set(federation.split.personal)
+    assert not any(key.partition("/")[2] in personal_names for key in join(federation.server))
+
+
+def test_control_variates_count_as_traffic():
+    plain, scaffold = (make_federation(algorithm=algorithm).run_round() for algorithm in (FedAvg(), Scaffold()))
+    assert (scaffold.up_bytes, scaffold.down_bytes) == (2 * plain.up_bytes, 2 * plain.down_bytes)
+
+
+def test_corrections_reach_the_gradients_of_a_lightning_step():
+    """One task with a pull and an offset against the same steps by hand."""
+    federation = make_federation(recipe=Dense(), max_epochs=1)
+    executor, state = federation.executor, federation.executor.initial_state()
+    offset = {name: torch.full_like(tensor, 0.01) for name, tensor in state.items()}
+    anchor = {name: torch.zeros_like(tensor) for name, tensor in state.items() if "weight" in name}
+    (task,) = federation._tasks([2], {"model": state})
+    task = type(task)(2, task.state, 1.0, task.seed, Correction(0.3, anchor, offset))
+    (result,) = executor.run([task])
+    network = executor.module.network
+    network.load_state_dict(state)
+    for images, labels in executor.datamodule.client_dataloader(2, task.seed):
+        gradients = torch.autograd.grad(
+            torch.nn.functional.cross_entropy(network(images), labels), network.parameters()
+        )
+        with torch.no_grad():
+            for (name, w), gradient in zip(network.named_parameters(), gradients, strict=True):
+                pull = 0.3 * w if name in anchor else 0
+                w.sub_(0.1 * (gradient + pull + 0.01))
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(result.state[name], value, msg=name)
+
+
+def test_scaffold_client_that_applied_no_step_changes_nothing():
+    algorithm = Scaffold()
+    server = algorithm.start({"w": torch.ones(2)}, ["w"], 3)
+    before = {"w": torch.full((2,), 7.0)}
+    parts = algorithm.upload(server, {"w": torch.ones(2)}, 0.0, before)
+    memory = algorithm.remember(server, parts, before)
+    assert torch.equal(parts["control"]["w"], torch.zeros(2))
+    assert torch.equal(memory["w"], torch.full((2,), 7.0))

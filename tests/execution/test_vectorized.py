@@ -1,0 +1,191 @@
+"""Many clients in one computation give what each gives alone."""
+
+from functools import partial
+
+import pytest
+import pytorch_lightning
+import torch
+from torch import nn
+
+from fedpara.algorithms.base import Correction
+from fedpara.data import IID, FederatedDataModule
+from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, LocalResult, SerialExecutor, VectorizedExecutor
+from fedpara.execution.folding import Folded
+from fedpara.execution.vectorized import ManyClients
+from fedpara.execution.whole_epochs import WholeEpochs
+from fedpara.models import MLP, ClassificationModule, ResNet
+from fedpara.nn import FedPara, factorize
+from helpers.federations import convolutional, tiny_images
+from helpers.recording import Recording
+
+
+@pytest.fixture(autouse=True)
+def together(request, monkeypatch):
+    """None is trained by the serial executor, which a chunk that raises falls back to."""
+    if "fails_alone" in request.node.name:
+        return
+
+    def refuse(self, tasks):
+        raise AssertionError("the chunk raised")
+
+    monkeypatch.setattr(VectorizedExecutor, "_one_by_one", refuse)
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_convolutions_dropout_momentum_and_unequal_clients(double, strength):
+    serial = convolutional(SerialExecutor, double, jacobian_correction=strength)
+    vectorized = convolutional(VectorizedExecutor, double, jacobian_correction=strength, chunk_size=5)
+    assert len({serial.datamodule.num_examples(client) for client in range(5)}) > 2
+    state = serial.initial_state()
+    tasks = [ClientTask(client, state, 0.5, seed=client + 7) for client in range(5)]
+    tolerance = 1e-12 if double else 1e-5
+    for one, other in zip(serial.run(tasks), vectorized.run(tasks), strict=True):
+        assert (one.client, one.num_examples, one.num_steps) == (other.client, other.num_examples, other.num_steps)
+        assert one.learning_rate_sum == pytest.approx(other.learning_rate_sum)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+        for name, tensor in one.state.items():
+            torch.testing.assert_close(other.state[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_under_autocast_the_backward_pass_is_in_float32_as_by_serial():
+    serial, vectorized = (
+        convolutional(executor, double=False, precision="bf16-mixed", network=network)
+        for executor in (SerialExecutor, partial(VectorizedExecutor, chunk_size=5))
+        for network in [factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))]
+    )
+    tasks = [ClientTask(client, serial.initial_state(), 1.0, seed=client) for client in range(5)]
+    for one, other in zip(serial.run(tasks), vectorized.run(tasks), strict=True):
+        for name, tensor in one.state.items():
+            torch.testing.assert_close(other.state[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("executor", "trained"),
+    [
+        (partial(SerialExecutor, whole_epochs=True), WholeEpochs),
+        (partial(VectorizedExecutor, chunk_size=5), ManyClients),
+    ],
+    ids=["whole-epochs", "vectorized"],
+)
+def test_in_a_local_epoch_neither_host_nor_device_waits_for_the_other(trained, executor, monkeypatch):
+    def watched(module, batches, index):
+        with Recording():
+            steps(module, batches, index)
+
+    steps = trained.training_step
+    monkeypatch.setattr(trained, "training_step", watched)
+    made = convolutional(executor, jacobian_correction=1.0)
+    state = made.initial_state()
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    tasks = [ClientTask(client, state, 1.0, client, Correction(0.1, state, zeros)) for client in range(5)]
+    assert [type(outcome) for outcome in made.run(tasks)] == [LocalResult] * 5
+
+
+def test_chunks_are_as_many_as_memory_holds():
+    made = convolutional(VectorizedExecutor, double=False, memory_gb=0.0005)
+    made.try_one_example()
+    assert 1 <= made.chunk_size < 20
+    larger = convolutional(VectorizedExecutor, double=False)
+    larger.try_one_example()
+    assert made.chunk_size < larger.chunk_size <= 64
+
+
+def test_a_composed_weight_is_counted_once_and_not_for_each_example():
+    dense, composed = MLP([16, 400, 400, 3]), factorize(MLP([16, 400, 400, 3]), FedPara(gamma=0.1))
+    chunks = []
+    for network in (dense, composed):
+        made = convolutional(VectorizedExecutor, double=False, network=network, memory_gb=0.1)
+        made.try_one_example()
+        chunks.append(made.chunk_size)
+    assert 0.25 < chunks[1] / chunks[0] < 1
+
+
+def test_a_network_is_folded_once_for_all_chunks_of_a_size(monkeypatch):
+    folded = []
+    monkeypatch.setattr("fedpara.execution.vectorized.Folded", lambda *args: folded.append(args) or Folded(*args))
+    made = convolutional(VectorizedExecutor, chunk_size=2)
+    state = made.initial_state()
+    assert len(list(made.run(ClientTask(client, state, 1.0, seed=client) for client in range(4)))) == 4
+    assert len(folded) == 1
+
+
+def test_auto_tries_a_network_that_no_batch_of_one_may_train():
+    """BatchNorm over single values: with one example it can be tested, not trained."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    made = convolutional(AutoExecutor, double=False, network=network)
+    made.try_one_example()
+    assert int(network[2].num_batches_tracked) == 0
+    assert network.training
+    made.close()
+
+
+def test_a_client_that_raises_fails_alone():
+    made = convolutional(VectorizedExecutor, chunk_size=5)
+    state = made.initial_state()
+    broken = {name: tensor for name, tensor in state.items() if "bias" not in name}
+    outcomes = list(made.run([ClientTask(c, broken if c == 1 else state, 1.0, seed=c) for c in range(3)]))
+    assert [isinstance(outcome, ClientFailure) for outcome in outcomes] == [False, True, False]
+
+
+class Shuffled(nn.Module):
+    """Mixes channels outside of any layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 3)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1).flip(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (ResNet([4], [1], 3, in_channels=1), "norm1 is a BatchNorm2d: take executor=serial or processes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(1)), "Sequential does more than its layers show"),
+        (Shuffled(), "Shuffled does more than its layers show"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.LayerNorm(3)), "2 is a LayerNorm"),
+    ],
+    ids=["batch-norm", "softmax", "shuffled", "layer-norm"],
+)
+def test_networks_that_cannot_be_folded_say_so(network, reason):
+    with pytest.raises(ValueError, match=reason):
+        convolutional(VectorizedExecutor, double=False, network=network).try_one_example()
+
+
+def test_optimizers_and_losses_that_mix_clients_are_refused():
+    with pytest.raises(ValueError, match="LBFGS may mix clients, it is none of ASGD, Adadelta"):
+        convolutional(VectorizedExecutor, optimizer=partial(torch.optim.LBFGS, lr=0.1))
+
+    class Other(ClassificationModule):
+        def training_step(self, batch, batch_index):
+            return super().training_step(batch, batch_index) * 2
+
+    network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+    data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
+    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=2)
+    with pytest.raises(ValueError, match="Other has a training_step of its own: take executor=serial or processes"):
+        VectorizedExecutor(Other(network, partial(torch.optim.SGD, lr=0.1), 3), data, trainer)
+
+
+@pytest.mark.parametrize(
+    ("cores", "network", "chosen"),
+    [
+        (1, None, "VectorizedExecutor"),
+        (1, ResNet([4], [1], 3, in_channels=1), "SerialExecutor"),
+        (2, None, "ProcessesExecutor of VectorizedExecutor"),
+        (2, ResNet([4], [1], 3, in_channels=1), "ProcessesExecutor of SerialExecutor"),
+    ],
+    ids=["one-core", "one-core-batch-norm", "two-cores", "two-cores-batch-norm"],
+)
+def test_auto_takes_what_the_network_and_the_machine_allow(cores, network, chosen, monkeypatch, caplog):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    made = convolutional(AutoExecutor, double=False, network=network)
+    with caplog.at_level("INFO"):
+        made.try_one_example()
+    assert caplog.messages[-1] == f"executor: {chosen}"
+    if cores == 1:
+        (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
+        assert result.num_steps > 0
+    made.close()

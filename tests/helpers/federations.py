@@ -1,0 +1,100 @@
+"""Tiny federations on the CPU, and what is said of them."""
+
+from functools import partial
+
+import pytorch_lightning
+import torch
+
+from fedpara.algorithms import FedAvg
+from fedpara.communication import Cast, Link
+from fedpara.data import IID, DataSet, Dirichlet, Examples, FederatedDataModule, Normalize
+from fedpara.execution import SerialExecutor
+from fedpara.federation import Federation, FederationCallback
+from fedpara.models import MLP, VGG, ClassificationModule
+from fedpara.nn import FedPara, PFedPara, factorize
+from fedpara.sharing import Split
+from fedpara.state import first_names
+
+
+def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
+    """Grey 4x4 images whose label shows in their brightness, so that training has something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(size):
+        labels = torch.arange(size) % num_classes
+        noise = torch.randint(60, (size, 1, 4, 4), generator=generator)
+        return Examples((noise + 60 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+    return DataSet("tiny", draw(num_train), draw(num_test), num_classes, Normalize((0.5,), (0.25,)))
+
+
+def make_federation(
+    seed=0,
+    personal=None,
+    recipe=None,
+    max_epochs=2,
+    lr=0.1,
+    codec="float32",
+    dropout=0.0,
+    algorithm=None,
+    partition=None,
+    executor=SerialExecutor,
+    network=None,
+    num_dense=0,
+    **options,
+):
+    """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
+
+    `executor` is called with module, data and trainer, `network`, an MLP where it is None, with nothing.
+    """
+    torch.manual_seed(seed)
+    network = network() if network else MLP([16, 8, 3])
+    if dropout:
+        network.layers.insert(2, torch.nn.Dropout(dropout))
+    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=1.0), num_dense=num_dense)
+    module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
+    data = FederatedDataModule(
+        tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
+    )
+    data.setup()
+    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
+    executor = executor(module, data, trainer)
+    split = Split(list(executor.initial_state()), personal, first_names(network))
+    settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "lr_decay": 1.0, "seed": seed} | options
+    callbacks = settings.pop("callbacks", [])
+    return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
+
+
+def convolutional(executor, double=True, network=None, optimizer=None, precision=None, **options):
+    """A VGG with dropout, GroupNorm and two factorised stages on clients of unequal size."""
+    torch.manual_seed(0)
+    if network is None:
+        network = factorize(VGG([[4, 8], [8]], [6], 3, in_channels=1, dropout=0.4), FedPara(gamma=0.4))
+    network = network.double() if double else network
+    optimizer = optimizer or partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01)
+    module = ClassificationModule(network, optimizer, 3)
+    data = FederatedDataModule(
+        tiny_images, Dirichlet(0.4, 3), num_clients=5, num_classes=3, in_channels=1, batch_size=8
+    )
+    data.setup()
+    precision = precision or ("64-true" if double else "32-true")
+    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=2, precision=precision)
+    return executor(module, data, trainer, **options)
+
+
+class Watch(FederationCallback):
+    def __init__(self):
+        self.records, self.results, self.outcome = [], [], None
+
+    def on_client_end(self, federation, result):
+        self.results.append(result)
+
+    def on_round_end(self, federation, record):
+        self.records.append(record)
+
+    def on_fit_end(self, federation, outcome):
+        self.outcome = outcome
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

@@ -1,0 +1,122 @@
+"""Sizes and ranks against the paper's printed tables."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpara.models import MLP, VGG
+from fedpara.nn import Dense, EqualSizeLowRank, FedPara, LowRank, PFedPara, factorizations, factorize
+from fedpara.nn.ranks import hadamard_rank, largest_rank, matrix_size, minimal_rank, tucker_size
+from fedpara.sharing import Split
+from fedpara.state import num_elements, read_state
+from helpers.cases import thinned
+
+VGG16 = {
+    "stages": [[64, 64], [128, 128], [256, 256, 256], [512, 512, 512], [512, 512, 512]],
+    "hidden": [512, 512],
+}
+
+
+def vgg16(num_classes, recipe):
+    # sizes do not depend on values: the plain He start skips the passes that settle the variance
+    return factorize(VGG(**VGG16, num_classes=num_classes), recipe, ["classifier.*"])
+
+
+def num_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_table_1():
+    """m = n = O = I = 256, K = 3, R = 16: 66K, 16K, 590K, 21K, 82K, exactly."""
+    fc, conv = (256, 256), (256, 256, 3, 3)
+    assert torch.Size(fc).numel() == 65_536
+    assert matrix_size(fc, 2 * 16) == 2 * matrix_size(fc, 16) == 16_384
+    assert torch.Size(conv).numel() == 589_824
+    assert 2 * tucker_size(conv, 16) == 20_992
+    assert 2 * matrix_size(conv, 16) == 81_920
+    assert minimal_rank(256, 256) == 16
+
+
+# Table 5: millions of parameters of VGG16 by gamma, for 10 and for 100 classes
+TABLE_5 = {0.1: (1.55, 1.59), 0.2: (2.33, 2.38), 0.3: (3.31, 3.36), 0.4: (4.45, 4.50), 0.5: (5.79, 5.84),
+           0.6: (7.33, 7.38), 0.7: (9.01, 9.05), 0.8: (10.90, 10.94), 0.9: (12.92, 12.96)}  # fmt: skip
+
+
+def test_vgg16_dense_sizes():
+    assert num_parameters(vgg16(10, Dense())) == 15_253_578
+    assert num_parameters(vgg16(100, Dense())) == 15_299_748
+
+
+@pytest.mark.parametrize(("gamma", "printed"), thinned(TABLE_5.items(), every=4))
+def test_vgg16_sizes_of_table_5(gamma, printed):
+    """The paper does not state its rounding; ours is within 0.015 M of all 18 entries."""
+    ten = num_parameters(vgg16(10, FedPara(gamma=gamma, initialization="he")))
+    assert ten / 1e6 == pytest.approx(printed[0], abs=0.015)
+    assert (ten + 15_299_748 - 15_253_578) / 1e6 == pytest.approx(printed[1], abs=0.015)
+
+
+def test_sizes_that_experiments_quote():
+    """At gamma 0.4 the paper prints 4.50 M: no rounding rule that was tried gives all of Table 5."""
+    assert round(num_parameters(vgg16(10, FedPara(gamma=0.1, initialization="he"))) / 1e6, 2) == 1.55
+    assert num_parameters(vgg16(100, FedPara(gamma=0.4, initialization="he"))) == 4_485_486
+
+
+def test_ranks_of_vgg16_at_gamma_0_1():
+    """(64,3) 2, (64,64) 11, (128,64) 13, (128,128) 18, (256,128) 22, (256,256) 30, (512,256) 36, (512,512) 52."""
+    network = vgg16(10, FedPara(gamma=0.1, initialization="he"))
+    ranks = [factorization.rank for _, factorization in factorizations(network)]
+    assert ranks == [2, 11, 13, 18, 22, 30, 30, 36, 52, 52, 52, 52, 52]
+
+
+def test_low_rank_has_fedparas_size():
+    """Table 2: 10.15 % for FedPara, 10.25 % for the low-rank baseline, of VGG16's parameters."""
+    network = vgg16(10, EqualSizeLowRank(gamma=0.1, initialization="he"))
+    assert all(isinstance(made, LowRank) for _, made in factorizations(network))
+    ranks = [made.rank for _, made in factorizations(network)]
+    assert ranks[1] == 17
+    assert ranks[3] == 29
+    assert ranks[5] == 49
+    assert ranks[7] == 60
+    assert ranks[-1] == 86
+    low_rank, fedpara = num_parameters(network), num_parameters(vgg16(10, FedPara(initialization="he")))
+    assert low_rank == pytest.approx(fedpara, rel=0.005)
+
+
+def test_personalisation_net_ranks():
+    """784-256-62 at gamma 0.5: R = 56 and 16 (PAPER 2.2); r_min takes the smaller side, not the larger."""
+    recipe = FedPara(gamma=0.5)
+    assert recipe.rank("first", (256, 784)) == 56
+    assert recipe.rank("second", (62, 256)) == 16
+    assert minimal_rank(256, 784) == 16
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 5), st.floats(0, 1))
+def test_rank_rule_properties(out_features, in_features, kernel, gamma):
+    shape = (out_features, in_features, kernel, kernel)
+    dense = torch.Size(shape).numel()
+
+    def size(rank):
+        return 2 * tucker_size(shape, rank)
+
+    rank = hadamard_rank(out_features, in_features, dense, size, gamma)
+    assert 1 <= rank <= min(out_features, in_features)
+    at_most, at_least = (hadamard_rank(out_features, in_features, dense, size, g) for g in (1.0, 0.0))
+    assert min(at_most, at_least) <= rank <= max(at_most, at_least)
+    lowest = minimal_rank(out_features, in_features)
+    assert lowest**2 >= min(out_features, in_features) > (lowest - 1) ** 2
+    largest = largest_rank(size, dense)
+    assert size(largest + 1) > dense
+    assert size(largest) <= dense or largest == 1
+
+
+def test_personalisation_net_sends_what_the_paper_says():
+    """784-256-62, gamma 0.5: pFedPara sends 3.4 times less than the original, FedPer 1.07 times (section 3.4)."""
+    state = read_state(factorize(MLP([784, 256, 62]), PFedPara(gamma=0.5, initialization="he")))
+    original = read_state(MLP([784, 256, 62]))
+    pfedpara = Split(list(state), ["*.parametrizations.weight.0.[xyt]2"])
+    fedper = Split(list(original), ["layers.3.*"])
+    assert num_elements(original) == 216_894
+    assert num_elements(pfedpara.shared_part(state)) == 63_646
+    assert num_elements(original) / 63_646 == pytest.approx(3.4, abs=0.05)
+    assert num_elements(original) / num_elements(fedper.shared_part(original)) == pytest.approx(1.07, abs=0.01)

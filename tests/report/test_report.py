@@ -1,0 +1,317 @@
+"""Reports from run folders: settings over seeds, costs to target, the paper's numbers, one page; status of runs."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from importlib import resources
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import report as program
+import status as status_program
+from fedpara.app.composition import compose
+from fedpara.files import reserve
+from fedpara.record import three_digits
+from fedpara.report import common_target, compare, draw, settings, write_report
+from fedpara.report import paper as report_paper
+from fedpara.runs import Run, axes, find_runs
+from helpers import ROOT
+from helpers.cases import thinned
+
+KEPT = ROOT / "results" / "cifar10_two_cores"
+CLIENT_BYTES = 250_000
+
+
+def write_run(folder, accuracies, overrides=(), state="finished", config=None, parameters=250):
+    """A run folder of 4 clients a round that each move 250 kB; an accuracy of None is a round that was not tested."""
+    folder.mkdir(parents=True)
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config or {"federation": {"num_rounds": 4}}))
+    with (folder / "metrics.csv").open("w") as stream:
+        names = ["round", "test/acc", "comm/total_bytes", "time/round_s"]
+        names += [f"cost/round_s_{speed}mbps" for speed in (2, 10, 50)]
+        writer = csv.writer(stream)
+        writer.writerow(names)
+        for number, accuracy in enumerate(accuracies, start=1):
+            shown = "" if accuracy is None else accuracy
+            seconds = [8 * CLIENT_BYTES / (speed * 1e6) for speed in (2, 10, 50)]
+            writer.writerow([number, shown, 4 * CLIENT_BYTES * number, 2.5, *seconds])
+    sizes = {"dense": 1000, "factorized": parameters, "shared": parameters, "personal": 0}
+    (folder / "summary.json").write_text(json.dumps({"state": state, "rounds": len(accuracies), "parameters": sizes}))
+    return Run(folder)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two gammas, two seeds each, one of them interrupted after its first round."""
+    write_run(tmp_path / "gamma=0.2_seed=0", [None, 0.5, None, 0.7], ["factorization.gamma=0.2", "seed=0"])
+    write_run(tmp_path / "gamma=0.2_seed=1", [None, 0.3, None, 0.9], ["factorization.gamma=0.2", "seed=1"])
+    write_run(tmp_path / "gamma=0.10_seed=0", [0.6, 0.6, 0.6, 0.4], ["factorization.gamma=0.10", "seed=0"])
+    write_run(tmp_path / "gamma=0.10_seed=1", [0.1], ["factorization.gamma=0.10", "seed=1"], state="interrupted")
+    return tmp_path
+
+
+def test_settings_are_means_over_finished_seeds_with_their_interval(sweep):
+    """Student's t with one degree of freedom: 12.706 x sqrt(2) x 10 / sqrt(2) = 127.06 for 70 and 90 %."""
+    runs = find_runs(sweep)
+    assert list(axes(runs)) == ["gamma", "seed"]
+    low, high = settings(runs)
+    assert (low.label, high.label) == ("gamma=0.10", "gamma=0.2")
+    assert high.mean_curve.tolist() == [[2, 0.002, pytest.approx(40)], [4, 0.004, pytest.approx(80)]]
+    assert high.last.mean == pytest.approx(80)
+    assert high.last.half_width == pytest.approx(127.06, abs=0.01)
+    assert [run.name for run in low.counted] == ["gamma=0.10_seed=0"]
+    assert (low.last.mean, low.best.mean, low.ratio) == (pytest.approx(40), pytest.approx(60), 0.25)
+    assert common_target([low, high]) == 0.6
+    (first, second) = high.cost(0.6, 10)
+    assert (first.rounds, first.num_bytes, first.seconds) == (4, 4_000_000, pytest.approx(4 * 0.2))
+    assert second.rounds == 4
+    assert low.cost(0.7, 10) == []
+
+
+class Cells(HTMLParser):
+    """The text of every table row."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+
+def test_the_page_stands_alone_and_says_the_answer_first(sweep, tmp_path):
+    written = write_report(find_runs(sweep), tmp_path / "out", "a <b> sweep")
+    assert {path.name for path in written} == {"report.html", "report.csv", "accuracy.png", "cost.png"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "a &lt;b&gt; sweep" in page
+    assert "Best: gamma=0.2, 80.0 ± 127.1 % for 4.00 MB." in page
+    assert "To 60 %, gamma=0.10 sends the least, 1.00 MB, and gamma=0.2 the most, 4.00 MB (4.0 times as much)." in page
+    rows = Cells(page).rows
+    assert ["0.10", "1 of 2", "250", "25.0", "40.0", "60.0", "0.00400", "1.00", "1"] in [row[:9] for row in rows]
+    with (tmp_path / "out" / "report.csv").open() as stream:
+        states = {row["run"]: row["state"] for row in csv.DictReader(stream)}
+    assert states["gamma=0.10_seed=1"] == "interrupted"
+
+
+def test_the_answer_says_where_seeds_are_missing(sweep, tmp_path):
+    write_report([run for run in find_runs(sweep) if "0.10" in run.name], tmp_path, "t")
+    assert "Best: all runs, 40.0 % for 4.00 MB (of 1 of its 2 seeds)." in (tmp_path / "report.html").read_text()
+
+
+def test_an_interval_wider_than_all_shares_does_not_squeeze_the_figure(sweep, tmp_path):
+    write_run(tmp_path / "dense", [0.5], ["factorization.gamma=1"], parameters=1000)
+    figure = draw(settings(find_runs(sweep)), None)["size"]
+    assert figure.axes[0].get_ylim()[0] >= -2
+    assert figure.axes[0].get_ylim()[1] <= 102
+
+
+def test_numbers_have_three_digits_and_no_exponent():
+    values = (12345.6, 999.5, 24, 0.05994, 0.00055, 0)
+    assert [three_digits(value) for value in values] == ["12,346", "1,000", "24.0", "0.0599", "0.000550", "0"]
+
+
+def test_the_answer_names_those_that_the_best_is_not_told_apart_from(tmp_path):
+    """55.8 ± 2.0 for dense against 51.1 ± 3.6 for FedPara meet, 46.5 ± 4.7 for low rank do not."""
+    write_report(find_runs(KEPT), tmp_path, "t")
+    page = (tmp_path / "report.html").read_text()
+    assert "Best: dense, 55.8 ± 2.0 % for 1.26 GB. Within 95 % intervals of it: fedpara. To 46 %, " in page
+
+
+def test_personal_results_are_judged_by_the_clients_own_models_and_local_ones_send_nothing(tmp_path):
+    write_report(find_runs(KEPT.parent / "fig5_two_cores" / "mnist_shards"), tmp_path, "t")
+    page = (tmp_path / "report.html").read_text()
+    assert re.search(r"Best: [^.]*9[67]\.\d ± ", page)  # local training, whose global model stays near 10 %
+    assert " sends the least, 0.00 MB, and " in page
+
+
+def test_kept_results_without_a_record_of_what_was_typed_go_by_their_folders():
+    found = {setting.label: setting for setting in settings(find_runs(KEPT))}
+    assert {name: len(setting.runs) for name, setting in found.items()} == {"dense": 3, "fedpara": 3, "low_rank": 3}
+    assert found["fedpara"].num_shared == 88_240
+
+
+PAPER = [
+    ("fedpara_cifar10", [], 0.8, "CIFAR-10 IID, FedPara 0.1", {"Table 2", "Table 9", "Fig. 3g"}),
+    ("fedpara_cifar10", ["factorization=dense"], 0.8, "CIFAR-10 IID, original", {"Table 9", "Fig. 3g"}),
+    ("fedpara_cifar10", ["algorithm=feddyn"], 0.8, "CIFAR-10 IID, FedPara 0.1 + FedDyn", {"Table 3"}),
+    ("fedpara_cifar100", [], 0.5, "CIFAR-100 IID, FedPara 0.4", {"Fig. 3g"}),
+    (
+        "paper/table2", ["setting=cifar100_noniid", "factorization=low_rank"], 0.5, "CIFAR-100 non-IID, low rank",
+        {"Table 2"},
+    ),
+    ("paper/table2", ["setting=cinic10_iid"], 0.5, "CINIC-10 IID, FedPara 0.1", {"Table 2"}),
+    ("paper/fig3", ["setting=cinic10_noniid"], 0.7, "CINIC-10 non-IID, FedPara 0.3", {"Fig. 3g"}),
+    ("paper/table3", ["algorithm=fedadam"], 0.5, "CIFAR-10 IID, FedPara 0.1 + FedAdam", {"Table 3"}),
+    (
+        "paper/table4", ["factorization.nonlinearity=identity", "factorization.jacobian_correction=10"], 0.5,
+        "CIFAR-10 IID, no tanh, lambda 10", {"Table 4"},
+    ),
+    ("paper/table9", ["factorization.gamma=0.7"], 0.5, "CIFAR-10 IID, FedPara 0.7", {"Table 9"}),
+    ("paper/table10_pufferfish", ["factorization.num_dense=9"], 0.5, "CIFAR-10 IID, Pufferfish, 44 %", {"Table 10"}),
+    ("paper/table11", ["setting=shakespeare_noniid"], 0.5, "Shakespeare non-IID, FedPara 0.0", {"Table 11"}),
+    ("paper/table11", ["factorization=low_rank"], 0.5, "Shakespeare IID, low rank, LSTM", {"Table 11"}),
+    ("paper/table12", ["link=fp16_up"], 0.5, "CIFAR-10 IID, FedPara 0.5, fp16 up", {"Table 12"}),
+    ("paper/fig8", ["factorization.gamma=0.6"], 0.9, "ResNet18, CIFAR-10 IID, FedPara 0.6", {"Fig. 8"}),
+    ("fedpara_cifar10", ["data.max_train=8000"], 0.5, "", set()),
+]  # fmt: skip
+
+
+def configured(*overrides):
+    """The resolved configuration, as in a run's folder."""
+    return OmegaConf.to_container(compose([*overrides, "logger=none", "paths.output_dir=x"]), resolve=True)
+
+
+@pytest.mark.parametrize(("experiment", "overrides", "accuracy", "row", "sources"), thinned(PAPER))
+def test_a_run_of_the_papers_set_up_is_put_beside_its_numbers(tmp_path, experiment, overrides, accuracy, row, sources):
+    """The configurations that are in configs/ are those that paper.yaml describes."""
+    config = configured(f"experiment={experiment}", *overrides)
+    run = write_run(tmp_path / "run", [accuracy], config=config, state="interrupted")
+    found = compare(settings([run]))
+    assert {comparison.source for comparison in found} == sources
+    assert {comparison.row for comparison in found} == ({row} if sources else set())
+    assert all(c.note == "so far, after 1 rounds" for c in found if c.source.startswith("Table"))
+
+
+DIFFERING = [
+    (["model.optimizer.lr=0.001"], "model.optimizer.lr 0.001 (0.1 there)"),
+    (["federation.lr_decay=0.9"], "federation.lr_decay 0.9 (0.992 there)"),
+    (["data.local_fraction=0.1"], "data.local_fraction 0.1 (1.0 there)"),
+    (["sharing=fedper"], "sharing.personal ['classifier.6.*'] ([] there)"),
+    (
+        ["data.transform=null"],
+        "data.transform._target_ None (fedpara.data.CropAndFlip there), data.transform.padding None (4 there)",
+    ),
+    (["+model.optimizer.momentum=0.9"], "model.optimizer.momentum 0.9 (None there)"),
+    (["model.optimizer._target_=torch.optim.Adam"],
+     "model.optimizer._target_ torch.optim.Adam (torch.optim.SGD there)"),
+    (["model.network.dropout=0"], "model.network.dropout 0 (0.5 there)"),
+    (["faults.dropout=0.3"], "faults.dropout 0.3 (0.0 there)"),
+    (["trainer.precision=bf16-mixed"], "trainer.precision bf16-mixed (32-true there)"),
+    (["executor=processes", "executor.inner.matmul_precision=medium"],
+     "executor.matmul_precision medium (highest there)"),
+    (["federation.num_clients=50"], None),
+    (["data.max_train=5000"], None),
+    (["executor=processes", "seed=3", "data.num_workers=2", "data.eval_batch_size=100", "trainer=cpu", "resume=x"], ""),
+    (["federation.num_rounds=1000", "federation.eval_every=10", "paths.data_dir=x", "factors.gamma=0.3"], ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "named"), DIFFERING, ids=[overrides[0] for overrides, _ in DIFFERING])
+def test_a_run_of_another_set_up_says_what_differs_or_is_not_beside_the_paper(tmp_path, overrides, named):
+    config = configured("experiment=paper/table9_original", *overrides)
+    found = compare(settings([write_run(tmp_path / "run", [0.8] * 200, config=config)]))
+    if named is None:
+        assert not found
+    else:
+        assert {c.source for c in found} == {"Table 9", "Fig. 3g"}
+        assert {c.note for c in found if c.source == "Fig. 3g"} == {f"another set-up: {named}" if named else ""}
+        assert all(c.note.startswith(f"another set-up: {named}" if named else "") for c in found)
+
+
+def test_every_row_is_recognised_as_what_is_typed_for_it():
+    """The two descriptions of a row in paper.yaml, what recognises it and what composes it, are of one set-up."""
+    paper = yaml.safe_load(resources.files("fedpara.report").joinpath("paper.yaml").read_text())
+    pairs = {(t["setup"], row) for kind in ("accuracies", "costs") for t in paper[kind] for row in t["values"]}
+    assert {setup for setup, _ in pairs} == paper["setups"].keys()
+    assert {row for _, row in pairs} <= paper["typed"].keys()
+    for setup, row in [pair for pair in pairs if "non-IID" not in pair[0] and "FedPara 0." not in pair[1]]:
+        run = Run(ROOT)
+        vars(run)["config"] = report_paper.composed(setup, row)  # as if it had been read from config.yaml
+        assert report_paper.is_row(run, paper["usual"] | paper["rows"][row]), (setup, row)
+        assert report_paper.is_of(run, setup), (setup, row)
+
+
+def test_the_difference_to_the_paper(tmp_path):
+    run = write_run(tmp_path / "run", [0.81] * 200, config=configured("experiment=fedpara_cifar10"))
+    found = {(c.source, c.quantity): c for c in compare(settings([run]))}
+    assert found["Table 2", "accuracy after 200 rounds, %"].difference == pytest.approx(81 - 82.88)
+    assert found["Fig. 3g", "GiB to 80%"].difference == pytest.approx(4 * CLIENT_BYTES / 2**30 - 20.3)
+    page = write_report([run], tmp_path / "out", "t")[-2].read_text()
+    assert [
+        "Table 2",
+        "CIFAR-10 IID, FedPara 0.1",
+        "run",
+        "accuracy after 200 rounds, %",
+        "82.88",
+        "81.00",
+        "1",
+        "-1.88",
+    ] in [row[:8] for row in Cells(page).rows]
+
+
+def test_many_runs_and_folders_that_are_half_there(sweep, tmp_path):
+    """500 run folders; one was killed while it wrote its row, one before its first."""
+    for number in range(496):
+        shutil.copytree(sweep / "gamma=0.2_seed=0", sweep / f"gamma=0.2_seed={number + 2}")
+    (sweep / "gamma=0.2_seed=9" / "summary.json").unlink()
+    (sweep / "gamma=0.2_seed=9" / "metrics.csv").write_text("round,test/acc,comm/total_bytes,time/round_s\n1,0.5,10")
+    shutil.rmtree(sweep / "gamma=0.2_seed=8")
+    (sweep / "gamma=0.2_seed=8" / ".hydra").mkdir(parents=True)
+    runs = find_runs(sweep)
+    assert len(runs) == 500
+    assert {run.name for run in runs if run.state == "interrupted"} == {
+        "gamma=0.10_seed=1", "gamma=0.2_seed=8", "gamma=0.2_seed=9",
+    }  # fmt: skip
+    write_report(runs, tmp_path / "out", "many")
+    assert (tmp_path / "out" / "report.html").stat().st_size < 2e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "folder: missing; python src/report.py <folder>"),
+        (["nowhere"], "nowhere: holds no run folder (metrics.csv, summary.json)"),
+        ([str(KEPT), "target=80"], "target=80: must be a number above 0, at most 1"),
+        ([str(KEPT), "metric=personal/acc_mean"], "metric=personal/acc_mean: no run has measured it"),
+    ],
+)
+def test_wrong_arguments_are_one_line(monkeypatch, capsys, arguments, line):
+    monkeypatch.setattr("sys.argv", ["report.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}")
+    assert error.count("\n") == 1
+
+
+def test_status_lists_runs_and_sees_which_still_have_a_process(sweep, monkeypatch, capsys):
+    """At the pace of 2.5 s a round, three rounds of four are left."""
+    monkeypatch.setattr("sys.argv", ["status.py", str(sweep)])
+    with reserve(sweep / "gamma=0.10_seed=1"):
+        status_program.main()
+    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    by_name = {line[0]: line for line in cells}
+    assert by_name["gamma=0.10_seed=1"][:5] == ["gamma=0.10_seed=1", "running", "1/4", "10.00%", "1.00 MB"]
+    assert by_name["gamma=0.10_seed=1"][6] == "0:00:08"
+    assert by_name["gamma=0.2_seed=0"][1:4] == ["finished", "4/4", "70.00%"]
+    status_program.main()
+    assert "running" not in capsys.readouterr().out  # the process is gone, whatever its summary says
+    monkeypatch.setattr("sys.argv", ["status.py", "nowhere"])
+    with pytest.raises(SystemExit, match="2"):
+        status_program.main()
+
+
+def test_runs_without_a_record_of_what_was_typed_share_a_table_with_those_that_have_one(tmp_path):
+    """Each value stands under its own head, whichever setting is the best."""
+    write_run(tmp_path / "dense-0", [0.5])
+    write_run(tmp_path / "gamma=0.1", [0.7], ["factorization.gamma=0.1", "model.optimizer.lr=1"])
+    write_run(tmp_path / "gamma=0.2", [0.3], ["factorization.gamma=0.2", "model.optimizer.lr=2"])
+    write_report(find_runs(tmp_path), tmp_path / "report", "t")
+    rows = Cells((tmp_path / "report" / "report.html").read_text()).rows
+    assert ["gamma", "lr", "setting", "seeds"] in [row[:4] for row in rows]
+    for shown in (["0.1", "1", "-", "1"], ["-", "-", "dense", "1"], ["0.2", "2", "-", "1"]):
+        assert shown in [row[:4] for row in rows]

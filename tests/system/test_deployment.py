@@ -1,0 +1,277 @@
+"""deploy/: server and clients that share nothing but parcels are the simulated federation, bit for bit."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+
+import pytest
+from safetensors.torch import load_file
+from torch import nn
+
+import deployment
+import eval as evaluation
+from fedpara.app import cli
+from fedpara.app.composition import compose
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.run import run
+from fedpara.execution import ClientFailure
+from fedpara.files import UnusableFile
+from folders import owner, read_data
+from helpers import ROOT
+from helpers.federations import same
+from helpers.runs import rows_without_times
+from helpers.shell import TINY
+from kept import KeptStates
+from node import Node
+from parcel import Parcel
+from split import split
+
+OPTIONS = [*TINY[:3], "model=mlp", "model.network.widths=[784,16,10]", "federation.num_clients=3", "logger=none"]
+OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callbacks.partition_picture=null"]
+CHOICES = ["method=fedavg", "method=pfedpara link.down_codec.dtype=bfloat16"]
+CHOICES += ["algorithm=scaffold link=fedpaq partition=dirichlet"]
+VALUES = {"client", "last", "run", "round", "attempt", "test"}
+ANSWERS = {"num_examples", "num_steps", "finite", "learning_rate_sum", "train_loss", "seconds", "accuracy"}
+
+
+class InProcess:
+    """Nodes of which the server has only what a network would give it: bytes, and what JSON can say."""
+
+    def __init__(self, overrides, folder):
+        self.overrides, self.folder = overrides, folder
+        self.parcels, self.rounds, self.before = [], 0, lambda nodes, what: None
+        self.nodes = {client: self.start(client) for client in range(3)}
+
+    def start(self, client):
+        return Node(self.overrides, self.folder / f"client-{client}")
+
+    def ask(self, questions, what):
+        self.before(self, what)
+        answers = [(client, self.one(client, question, what)) for client, question in questions.items()]
+        yield from reversed(answers)  # whoever is ready first
+
+    def one(self, client, question, what):
+        try:
+            answer = getattr(self.nodes[client], what)(self.sent(question))
+        except Exception as error:
+            return ClientFailure(client, "crashed", RuntimeError(str(error)), outside=True)
+        return self.sent(answer)
+
+    def sent(self, parcel):
+        assert isinstance(parcel.payload, bytes)
+        self.parcels.append(parcel)
+        return Parcel(bytes(parcel.payload), json.loads(json.dumps(dict(parcel.values))))
+
+
+def checkpoint(folder):
+    return load_file(folder / "checkpoint.safetensors")
+
+
+@cache
+def composed(overrides):
+    return compose(list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """One composition for all ends of an experiment, and no log that stays open."""
+    for program in ("node.compose", "split.compose"):
+        monkeypatch.setattr(program, lambda overrides: composed(tuple(overrides)))
+    yield
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def cut(tmp_path, choices):
+    overrides = [*OPTIONS, *choices.split()]
+    split(overrides, tmp_path / "data")
+    return overrides, InProcess(overrides, tmp_path / "data")
+
+
+def deploy(tmp_path, overrides, nodes, folder="deployed"):
+    deployment.run(overrides, tmp_path / "data" / "server", tmp_path / folder, nodes)
+    return tmp_path / folder
+
+
+def simulate(tmp_path, overrides):
+    folder = tmp_path / "simulated"
+    run(compose([*overrides, f"paths.output_dir={folder}"], folder))
+    return folder
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+def test_deployed_is_simulated_bit_for_bit(tmp_path, choices):
+    overrides, nodes = cut(tmp_path, choices)
+    deployed, simulated = deploy(tmp_path, overrides, nodes), simulate(tmp_path, overrides)
+    assert same(checkpoint(deployed), checkpoint(simulated))
+    assert rows_without_times(deployed) == rows_without_times(simulated)
+    assert (deployed / "config.yaml").read_text() == (simulated / "config.yaml").read_text().replace(
+        str(simulated), str(deployed)
+    )
+    kept = {path.name: load_file(path) for path in simulated.glob("clients/*/*.safetensors")}
+    own = {client: newest(tmp_path, client) for client in range(3)}
+    assert len(kept) == sum(len({name.partition("/")[0] for name in state}) for state in own.values())
+    for name, state in kept.items():
+        part = own[int(name.partition("-")[0])]
+        assert same(state, {key.partition("/")[2]: tensor for key, tensor in part.items()})
+    assert set().union(*(parcel.values for parcel in nodes.parcels)) <= VALUES | ANSWERS
+    sent = b"|".join(parcel.payload for parcel in nodes.parcels)
+    assert not any(tensor.numpy().tobytes() in sent for state in own.values() for tensor in state.values())
+    counted = int(rows_without_times(deployed)[-1]["comm/total_bytes"])
+    tested = sum(json.loads(line)["test_bytes"] for line in (deployed / "participants.jsonl").read_text().splitlines())
+    assert len(sent) - len(nodes.parcels) + 1 == counted + tested
+
+
+def newest(tmp_path, client):
+    paths = list((tmp_path / "data" / f"client-{client}" / "kept" / "deployed").glob("*.safetensors"))
+    return load_file(max(paths, key=lambda path: int(path.stem))) if paths else {}
+
+
+def test_a_server_that_dies_after_the_training_counts_no_round_twice(tmp_path):
+    """Its clients have trained the round and kept it; asked again they go on from what they kept before."""
+    overrides, nodes = cut(tmp_path, "method=pfedpara")
+
+    def die(nodes, what):
+        nodes.rounds += what == "test"
+        if nodes.rounds == 2:
+            raise KeyboardInterrupt
+
+    nodes.before = die
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path, overrides, nodes)
+    with (tmp_path / "deployed" / "participants.jsonl").open("a") as stream:
+        stream.write('{"round": 2, "cli')
+    nodes = InProcess(overrides, tmp_path / "data")  # their processes are new too
+    whole = deploy(tmp_path, overrides, nodes)
+    assert same(checkpoint(whole), checkpoint(simulate(tmp_path, overrides)))
+    rows = [json.loads(line) for line in (whole / "participants.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert all(len(row["clients"]) == 2 for row in rows)
+
+
+def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
+    overrides, nodes = cut(tmp_path, "method=pfedpara federation.clients_per_round=3")
+
+    def lose(nodes, what):
+        if what == "train" and nodes.parcels:
+            shutil.rmtree(nodes.folder / "client-1" / "kept", ignore_errors=True)
+
+    nodes.before = lose
+    folder = deploy(tmp_path, overrides, nodes)
+    line = "round 2: 2 of 3 clients succeeded | crashed (RuntimeError: what this client kept after round 1 is lost"
+    assert line in (folder / "train.log").read_text()
+    assert [row["clients/crashed"] for row in rows_without_times(folder)] == ["0", "1", "1"]
+
+
+@pytest.mark.parametrize("change", [{"num_examples": 0}, {"surprise": 1}, None])
+def test_an_answer_of_another_version_is_its_clients_failure(tmp_path, change):
+    overrides, nodes = cut(tmp_path, "federation.num_rounds=1 federation.clients_per_round=3")
+    right = nodes.nodes[1].train
+    nodes.nodes[1].train = lambda question: other_version(right(question), change)
+    folder = deploy(tmp_path, overrides, nodes)
+    (row,) = rows_without_times(folder)
+    assert (row["clients/succeeded"], row["clients/crashed"]) == ("2", "1")
+
+
+def other_version(answer, change):
+    if change is None:
+        return replace(answer, payload=answer.payload[4:])
+    return replace(answer, values={**answer.values, **change})
+
+
+def test_what_clients_kept_is_neither_tested_nor_simulated_without_them(tmp_path, monkeypatch, capsys):
+    overrides, nodes = cut(tmp_path, "method=pfedpara federation.num_rounds=1")
+    folder = deploy(tmp_path, overrides, nodes)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"resume={folder}", "federation.num_rounds=2"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "its clients are real ones; `flwr run deploy` goes on with it" in capsys.readouterr().err
+    _, federation = evaluation.load(folder, [])
+    metrics = evaluation.evaluate(federation)
+    assert metrics == {name: float(rows_without_times(folder)[0][name]) for name in ("round", "test/acc", "test/loss")}
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"run={folder}", "client=1"])
+    with pytest.raises(SystemExit):
+        evaluation.main()
+    assert "client=1: must be absent, the clients of this run kept" in capsys.readouterr().err
+
+
+def test_a_reply_that_came_too_late_is_as_if_it_had_never_been(tmp_path):
+    """Its client trained, and kept it; what counts is what the server counted."""
+    overrides, nodes = cut(tmp_path, "method=pfedpara federation.clients_per_round=3 federation.num_rounds=2")
+    node = nodes.nodes[2]
+    (question,) = [Parcel(p.payload, p.values) for p in first_questions(tmp_path, overrides, nodes) if asks(p, 2)]
+    before = node.train(question)
+    again = node.train(Parcel(question.payload, {**question.values, "attempt": 1}))
+    assert before.payload == again.payload
+
+
+def first_questions(tmp_path, overrides, nodes):
+    def stop(nodes, what):
+        if what == "test":
+            raise KeyboardInterrupt
+
+    nodes.before = stop
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path, overrides, nodes)
+    return nodes.parcels
+
+
+def asks(parcel, client):
+    return parcel.values.get("client") == client
+
+
+class WithBatchNorm(nn.Sequential):
+    def __init__(self, widths):
+        super().__init__(nn.Flatten(), nn.Linear(widths[0], 4), nn.BatchNorm1d(4), nn.Linear(4, widths[-1]))
+
+
+def test_a_client_with_a_lone_example_says_so_before_it_trains(tmp_path):
+    network = "model.network._target_=test_deployment.WithBatchNorm"
+    overrides = [*OPTIONS, network, "factorization=dense", "data.max_train=51"]
+    split(overrides, tmp_path / "data")
+    with pytest.raises(ValueError, match=r"clients 1 have a batch of a single example.*data\.lone_example=merge"):
+        Node([*overrides, "data.batch_size=16"], tmp_path / "data" / "client-1")
+
+
+def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
+    overrides, nodes = cut(tmp_path, "method=fedavg")
+    with pytest.raises(UnusableFile, match="holds the server's test set"):
+        owner(tmp_path / "data" / "server")
+    with pytest.raises(UnusableFile, match=r"holds no data.safetensors; python deploy/split.py"):
+        read_data(tmp_path)
+    with pytest.raises(ValueError, match=r"asked as client 1, but .*client-2 is of client 2"):
+        nodes.nodes[2].train(Parcel(b"", {"client": 1}))
+    for name in ("..", "a/b", ""):
+        with pytest.raises(ValueError, match="run="):
+            KeptStates(tmp_path, name, {})
+    for typed, line in (
+        ("callbacks.checkpoint.every=2", "every=2: must be 1"), ("faults.dropout=0.1", "faults.dropout=0.1: must be 0"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=line):
+            deployment.build(compose([*overrides, typed]), tmp_path, nodes)
+
+
+def test_without_the_extra_one_line_says_what_to_install():
+    if find_spec("flwr"):
+        pytest.skip("flwr is installed here")
+    done = subprocess.run([sys.executable, ROOT / "deploy" / "demo.py"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: deploy/ needs Flower: pip install -e '.[flower]' in an environment of its own\n"
+
+
+@pytest.mark.slow
+def test_real_processes_on_loopback_are_the_simulation_and_refuse_a_stranger():
+    if not find_spec("flwr"):
+        pytest.skip("needs pip install -e '.[flower]' in an environment of its own")
+    command = [sys.executable, ROOT / "deploy" / "demo.py", "model=mlp", "method=pfedpara", "federation.num_rounds=2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No SuperNode found with the given public key" in done.stdout
+    assert "largest difference of any value that the servers keep: 0\n" in done.stdout

@@ -1,0 +1,49 @@
+"""The run folder and its columns: each name is spelt in one place."""
+
+import ast
+
+import pytest
+
+from fedpara import runs
+from fedpara.execution.base import FAILURE_KINDS
+from fedpara.record import COLUMNS, FATES, RoundRecord
+from helpers import ROOT
+
+FILES = {runs.METRICS, runs.SUMMARY, runs.CONFIG, runs.OVERRIDES, runs.CHECKPOINT, runs.PARTICIPANTS, runs.PARTITION}
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+GROUPS = {column.partition("/")[0] for column in COLUMNS} - {"round"}
+PARTS = {"personal/acc", "personal/trained_acc", "test/"}  # a histogram, and beginnings of names
+
+
+def texts(path):
+    """The texts of a module, without its docstrings and the parts of f-strings."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    left_out = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    left_out |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    constants = [node for node in nodes if isinstance(node, ast.Constant) and id(node) not in left_out]
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_run_folders_files_are_named_in_one_room(path):
+    if path.name != "runs.py":
+        assert not FILES & set(texts(path))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_metric_that_is_named_is_a_column(path):
+    named = {text for text in texts(path) if text.partition("/")[0] in GROUPS and "/" in text and " " not in text}
+    assert {name.removesuffix(".max") for name in named} - PARTS <= set(COLUMNS)
+
+
+def test_a_record_has_the_columns_and_no_other():
+    full = RoundRecord(
+        1, 0.5, {"test/acc": 0.1, "test/loss": 2.0}, 1, 2, 3, 1, 0.1, 0.2,
+        personal_accuracy=(0.1,), trained_accuracy=(0.2,), clients=dict.fromkeys(FATES, 0),
+    )  # fmt: skip
+    assert set(full.as_row()) == set(COLUMNS)
+
+
+def test_what_may_become_of_a_client_is_what_an_executor_says():
+    assert ("succeeded", *FAILURE_KINDS) == FATES

@@ -1,0 +1,160 @@
+"""Runs killed by SIGKILL at random instants, each gone on with to its end and held against the undisturbed one.
+
+    python tools/stress/kills.py 50                      # over FedAvg, SCAFFOLD, FedDyn, pFedPara + FedPAQ by turns
+    python tools/stress/kills.py 50 executor=processes   # with these options for every run
+
+Every run is a process of its own, forked from one that has the imports behind it; kills fall into its rounds, their
+writes included. Ends with status 1 where one run differs.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+
+from helpers.runs import rows_without_times
+
+RUNS = {
+    "FedAvg": ["algorithm=fedavg"],
+    "SCAFFOLD": ["algorithm=scaffold"],
+    "FedDyn": ["algorithm=feddyn", "callbacks.checkpoint.memory_gb=0"],
+    "pFedPara + FedPAQ": ["factorization=pfedpara", "sharing=pfedpara", "link=fedpaq"],
+}
+COMMON = [
+    "model=mlp", "data.max_train=60", "data.max_test=40", "data.batch_size=16", "logger=none", "trainer.max_epochs=1",
+    "federation.num_clients=5", "federation.clients_per_round=2", "federation.num_rounds=8",
+]  # fmt: skip
+
+
+def start(folder, arguments):
+    """`src/train.py` in a process of its own, its output in `<folder>.log`; returns its id."""
+    Path(f"{folder}.log").touch()
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        from fedpara.app import cli
+
+        with Path(f"{folder}.log").open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        os.environ["PROJECT_ROOT"] = str(folder.parent)
+        sys.argv = ["train.py", *arguments]
+        cli.main()
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def begun(folder):
+    """Wait for the first round to begin, or to end where workers start in it; or for an error."""
+    metrics, num_lines = folder / "metrics.csv", 2 if "executor=processes" in COMMON else 0
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= num_lines):
+        if "rror" in Path(f"{folder}.log").read_text():
+            return
+        time.sleep(0.005)
+
+
+def kill_after(seconds, folder, arguments):
+    """Start, kill so long after the first round has begun; returns whether the run was still going on."""
+    child = start(folder, arguments)
+    begun(folder)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return wait(child) == -signal.SIGKILL
+
+
+def go_on(folder, arguments):
+    """Resume to the end; a run killed before it had a configuration is started anew."""
+    there = (folder / "config.yaml").is_file()
+    assert wait(start(folder, [f"resume={folder}"] if there else arguments)) == 0, Path(f"{folder}.log").read_text()
+
+
+def outcome(folder):
+    """All that two equal runs have in common: every tensor, byte and row, but for times."""
+    from fedpara.storage import read_tensors
+
+    state, metadata = read_tensors(folder / "checkpoint.safetensors", {})
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "server": {name: tensor.numpy().tobytes() for name, tensor in state.items()},
+        "progress": json.loads(metadata["progress"]),
+        "clients": {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "clients").rglob("*") if p.is_file()},
+        "rows": rows_without_times(folder),
+        "summary": (summary["state"], summary["rounds"]),
+    }
+
+
+def trial(base, name, generator, whole, seconds):
+    """One kill within `seconds`; returns whether it hit, the rounds behind it, and what differs at the end."""
+    folder = Path(tempfile.mkdtemp(dir=base)) / "run"
+    arguments = [*COMMON, *RUNS[name], f"hydra.run.dir={folder}"]
+    hit = kill_after(generator.uniform(0, seconds), folder, arguments)
+    metrics = folder / "metrics.csv"
+    rounds = len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
+    go_on(folder, arguments)
+    found = outcome(folder)
+    differing = [part for part in whole if found[part] != whole[part]]
+    shutil.rmtree(folder.parent)
+    return hit, max(0, rounds), differing
+
+
+def undisturbed(base, name):
+    """The outcome of a run that nothing stops, and the seconds its rounds took."""
+    folder = base / "undisturbed" / name.replace(" ", "")
+    folder.parent.mkdir(exist_ok=True)
+    child = start(folder, [*COMMON, *RUNS[name], f"hydra.run.dir={folder}"])
+    begun(folder)
+    begin = time.perf_counter()
+    assert wait(child) == 0, Path(f"{folder}.log").read_text()
+    return outcome(folder), time.perf_counter() - begin
+
+
+def main(num_kills, *options, seed=0):
+    import torch
+
+    import fedpara.callbacks
+    import fedpara.models
+    import fedpara.nn  # noqa: F401 (all that a run imports, once)
+
+    torch.set_num_threads(1)  # on which bits depend; the tests have one too
+    COMMON.extend(options)
+    generator = random.Random(seed)
+    base = Path(tempfile.mkdtemp(prefix="kills-"))
+    wholes = {name: undisturbed(base, name) for name in RUNS}
+    kills, failed = {name: [] for name in RUNS}, 0
+    while sum(map(len, kills.values())) < num_kills:
+        name = min(kills, key=lambda name: len(kills[name]))
+        hit, rounds, differing = trial(base, name, generator, *wholes[name])
+        failed += bool(differing)
+        if differing:
+            print(f"{name}: killed after {rounds} rounds, differs in {', '.join(differing)}", flush=True)
+        if hit:
+            kills[name].append(rounds)
+    for name, rounds in kills.items():
+        print(f"{name}: {len(rounds)} kills, after {', '.join(map(str, sorted(rounds)))} rounds")
+    print(f"{sum(map(len, kills.values()))} kills, {failed} runs differ from the undisturbed one")
+    shutil.rmtree(base)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(int(sys.argv[1]), *sys.argv[2:])))
