@@ -2,10 +2,10 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import pytest
-import pytorch_lightning
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
@@ -23,12 +23,12 @@ from fedpara.execution.folding import Folded
 from fedpara.execution.local import GradientCorrection
 from fedpara.execution.whole_epochs import NotCaptured
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
-from fedpara.models.module import fused
 from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, jacobian_correction
-from helpers.federations import convolutional, make_federation, tiny_images
+from helpers.federations import convolutional, local_training, make_federation, tiny_images
 from helpers.recording import Recording
 
-FUSED_SGD = partial(torch.optim.SGD, fused=True)
+fused = partial(partial, fused=True)
+FUSED_SGD = fused(torch.optim.SGD)
 
 
 def executor(network=None, max_epochs=2, lr=0.1, optimizer=torch.optim.SGD, whole_epochs=False, **trainer_options):
@@ -36,8 +36,8 @@ def executor(network=None, max_epochs=2, lr=0.1, optimizer=torch.optim.SGD, whol
     module = ClassificationModule(network, partial(optimizer, lr=lr), 3)
     data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
     data.setup()
-    options = {"accelerator": "cpu", "max_epochs": max_epochs} | trainer_options
-    return SerialExecutor(module, data, partial(pytorch_lightning.Trainer, **options), whole_epochs=whole_epochs)
+    training = local_training(module, data, max_epochs=max_epochs, **trainer_options)
+    return SerialExecutor(training, whole_epochs=whole_epochs)
 
 
 def test_local_training_equals_a_hand_written_loop():
@@ -143,7 +143,7 @@ def test_mixed_precision_on_a_gpu(precision):
 
 def test_jacobian_correction_changes_training_and_is_off_by_default():
     def final(**options):
-        federation = make_federation(num_rounds=1, executor=partial(SerialExecutor, **options))
+        federation = make_federation(num_rounds=1, training=options)
         federation.fit()
         return federation.server["model"]
 
@@ -155,7 +155,7 @@ def test_jacobian_correction_changes_training_and_is_off_by_default():
 def test_trying_an_example_leaves_the_network_training():
     """Lightning trains modules in the mode it finds them in: dropout and BatchNorm would be those of a test."""
     federation = make_federation(dropout=0.5)
-    federation.executor.try_one_example()
+    federation.executor.prepare()
     assert all(module.training for module in federation.executor.module.network.modules())
     federation.run_round()
     assert all(module.training for module in federation.executor.module.network.modules())
@@ -185,8 +185,10 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(algorithm, ca
     """With dropout, momentum, decay of the rate and eq. 9; captured: what a CUDA graph needs, on memory that stays."""
 
     def final(**options):
-        made = partial(SerialExecutor, jacobian_correction=1.0, **options)
-        federation = make_federation(algorithm=algorithm(), executor=made, dropout=0.3, lr_decay=0.5, num_rounds=4)
+        federation = make_federation(
+            algorithm=algorithm(), executor=partial(SerialExecutor, **options), dropout=0.3, lr_decay=0.5, num_rounds=4,
+            training={"jacobian_correction": 1.0},
+        )  # fmt: skip
         momentum = 0.9 if algorithm in (FedAvg, FedDyn) else 0
         optimizer = partial(torch.optim.SGD, lr=0.1, momentum=momentum, fused=captured)
         federation.executor.module.make_optimizer = optimizer
@@ -216,7 +218,7 @@ def test_captured_steps_are_the_eager_ones_bit_for_bit(precision, batch_norm):
             optimizer,
             precision,
             whole_epochs=True,
-            jacobian_correction=0.5,
+            strength=0.5,
         )
         for _ in range(2)
     )
@@ -311,7 +313,7 @@ def test_no_step_sees_the_last_ones_weights_in_autocasts_memory(executor_class, 
     monkeypatch.setattr(MixedPrecision, "autocast_context_manager", lambda self: cached())
     torch.manual_seed(0)
     plain = executor(MLP([16, 8, 3]), precision="bf16-mixed")
-    whole = executor_class(plain.module, plain.datamodule, plain.make_trainer)
+    whole = executor_class(plain.training)
     task = ClientTask(0, plain.initial_state(), 1.0, seed=0)
     (one,), (other,) = plain.run([task]), whole.run([task])
     for name, value in one.state.items():
@@ -334,7 +336,7 @@ def test_float32_is_float32_in_convolutions_too():
     """cuDNN has a switch of its own, on unless said otherwise."""
     for precision in ("high", "highest"):
         made = executor()
-        SerialExecutor(made.module, made.datamodule, made.make_trainer, matmul_precision=precision)
+        SerialExecutor(replace(made.training, matmul_precision=precision))
         assert torch.backends.cudnn.allow_tf32 == (precision == "high")
 
 
@@ -352,7 +354,7 @@ def test_a_gpus_whole_epochs_take_no_batches_of_loader_workers(monkeypatch):
     made.datamodule.num_workers = 1
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda"))
     with pytest.raises(ValueError, match=r"data\.num_workers=1: must be 0, or executor\.whole_epochs=false"):
-        SerialExecutor(made.module, made.datamodule, made.make_trainer, whole_epochs=True)
+        SerialExecutor(made.training, whole_epochs=True)
 
 
 @pytest.mark.parametrize("recipe", [FedPara(gamma=0.4), PFedPara(gamma=0.4), EqualSizeLowRank(gamma=0.4)])

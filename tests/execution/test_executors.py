@@ -5,6 +5,7 @@ precision (to it the others are FedAvg), and a few cases that are drawn from the
 run; `--draws=N` draws more of them. Of those drawn the ones that start workers are slow.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 
@@ -84,9 +85,9 @@ def finished(make, double, algorithm, recipe, split):
     return federation, watch
 
 
-def in_precision(make, double, module, data, trainer):
+def in_precision(make, double, training):
     """The executor in float32 or float64."""
-    return make(module.double(), data, partial(trainer, precision="64-true")) if double else make(module, data, trainer)
+    return make(replace(training, module=training.module.double(), precision="64-true") if double else training)
 
 
 @cache

@@ -190,14 +190,13 @@ class Break(FederationCallback):
 )
 def test_an_error_within_local_training_fails_its_client_alone_and_leaves_nothing_behind(monkeypatch, error, kind):
     breaking, watch = Break({1, 3}, error), Watch()
-    broken = make(clients_per_round=5, callbacks=[breaking, watch], max_crashes=None)
-    monkeypatch.setattr(broken.executor, "jacobian_correction", 1.0)
+    corrected = {"jacobian_correction": 1.0}
+    broken = make(clients_per_round=5, callbacks=[breaking, watch], max_crashes=None, training=corrected)
     broken.fit()
     assert breaking.raised == 6
     assert [record.clients[kind] for record in watch.records] == [2, 2, 2]
     monkeypatch.setattr("fedpara.federation.cohort", lambda *_: [0, 2, 4])
-    others = make(clients_per_round=3)
-    others.executor.jacobian_correction = 1.0
+    others = make(clients_per_round=3, training=corrected)
     others.fit()
     assert same(broken.server["model"], others.server["model"])
     factorization = broken.executor.module.network.layers[1].parametrizations.weight[0]

@@ -60,11 +60,11 @@ def _silence(request):
 
 def test_float64_and_faults():
     """A network in float32 that is trained in float64 comes back as such: twice what its slot was made for."""
-    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=1, precision="64-true")
 
     def fit(kind):
         federation = make_federation(
-            executor=lambda module, data, _: FaultInjection(kind(module, data, trainer), nan=0.2, crash=0.2),
+            executor=lambda training: FaultInjection(kind(training), nan=0.2, crash=0.2), max_epochs=1,
+            training={"precision": "64-true"},
             clients_per_round=5, num_rounds=1, algorithm=Scaffold(), seed=1,
         )  # fmt: skip
         federation.fit()
@@ -200,7 +200,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, request):
 
     def made(folder, *callbacks):
         return make_federation(
-            executor=lambda *_: executor, personal=["*.0.[xy]2"], algorithm=Scaffold(),
+            executor=lambda _: executor, personal=["*.0.[xy]2"], algorithm=Scaffold(),
             callbacks=[RunFolder(folder, {}), Checkpoint(folder), *callbacks], **options,
         )  # fmt: skip
 
@@ -290,8 +290,8 @@ def test_data_workers_and_what_cannot_be_sent_are_refused_in_a_line():
     federation = make_federation()
     federation.executor.datamodule.num_workers = 1
     with pytest.raises(ValueError, match="num_workers=1: must be 0 under executor=processes"):
-        ProcessesExecutor(federation.executor.module, federation.executor.datamodule, federation.executor.make_trainer)
-    executor = make_federation(executor=partial(ProcessesExecutor, inner=lambda **given: SerialExecutor(**given)))
+        ProcessesExecutor(federation.executor.training)
+    executor = make_federation(executor=partial(ProcessesExecutor, inner=lambda training: SerialExecutor(training)))
     with pytest.raises(ValueError, match=r"executor=processes: .*lambda.*define it at the top of a module"):
         list(executor.executor.run(tasks(executor.executor)))
 

@@ -51,7 +51,7 @@ def told(cluster, tmp_path_factory):
     made = make_federation(
         recipe=PFedPara(gamma=1.0), executor=partial(RayExecutor, inner=partial(Patient, folder=folder))
     )
-    made.executor.try_one_example()
+    made.executor.prepare()
     yield made.executor, folder
     made.executor.close()
 
@@ -179,14 +179,14 @@ def test_a_model_is_tested_where_the_gpus_are(told, cluster):
     node = cluster.add_node(num_cpus=1, num_gpus=2)
     cluster.wait_for_nodes()
     executor = make_federation(executor=partial(RayExecutor, gpus=0.5)).executor
-    executor.try_one_example()
+    executor.prepare()
     state = executor.initial_state()
-    assert executor.evaluate(state, 3) == executor.here.evaluate(state, 3)
+    assert executor.evaluate(state, 3) == executor.inner.evaluate(state, 3)
     assert executor.workers == 1
     pool = executor._pool
     pool._training["work"] = actor = pool._idle.pop()
     ray.kill(actor)  # while it trains
-    assert executor.evaluate(state, 3) == executor.here.evaluate(state, 3)
+    assert executor.evaluate(state, 3) == executor.inner.evaluate(state, 3)
     del pool._training["work"]
     executor.close()
     cluster.remove_node(node)
@@ -210,21 +210,18 @@ def test_what_cannot_be_is_refused(monkeypatch, options, message):
     monkeypatch.setattr("fedpara.execution.ray._join", lambda address: False)
     monkeypatch.setattr("fedpara.execution.ray._nodes", lambda: [{"CPU": 1.0, "memory": 1e9}] * 2)
     with pytest.raises(ValueError, match=message):
-        make_federation(executor=partial(RayExecutor, **options)).executor.try_one_example()
+        make_federation(executor=partial(RayExecutor, **options)).executor.prepare()
 
 
 def test_a_driver_without_a_gpu_leaves_the_trainer_as_it_is(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
 
-    def on_gpus(module, data, trainer):
-        return RayExecutor(module, data, partial(trainer, accelerator="gpu", precision="16-mixed"))
-
-    executor = make_federation(executor=on_gpus).executor
-    assert executor.here.device.type == "cpu"
-    assert executor.trainer.keywords == {"max_epochs": 2, "accelerator": "gpu", "precision": "16-mixed"}
+    executor = make_federation(executor=RayExecutor, training={"accelerator": "gpu", "precision": "16-mixed"}).executor
+    assert executor.inner.device.type == "cpu"
+    assert (executor.there.accelerator, executor.there.precision) == ("gpu", "16-mixed")
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"^executor=ray: needs Ray; pip install -e '.\[ray\]'$"):
-        make_federation(executor=RayExecutor).executor.try_one_example()
+        make_federation(executor=RayExecutor).executor.prepare()

@@ -10,7 +10,6 @@ from functools import partial
 
 import hydra
 import pytest
-import pytorch_lightning
 import torch
 from pytorch_lightning import Callback, callbacks
 from pytorch_lightning.profilers import SimpleProfiler
@@ -37,7 +36,7 @@ from fedpara.execution.serial import OF_EVERY_FIT
 from fedpara.models import MLP, VGG, ClassificationModule
 from fedpara.nn import Dense, FedPara, factorize
 from helpers import ROOT
-from helpers.federations import make_federation, tiny_images
+from helpers.federations import local_training, make_federation, tiny_images
 
 
 class Shortcuts(nn.Module):
@@ -106,8 +105,7 @@ def made_of(network, executor=SerialExecutor, images=tiny_images, batch_size=8, 
         images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=batch_size, lone_example=lone
     )
     data.setup()
-    options = {"accelerator": "cpu", "max_epochs": epochs} | options
-    return executor(module, data, partial(pytorch_lightning.Trainer, **options))
+    return executor(local_training(module, data, **{"max_epochs": epochs} | options))
 
 
 def tasks(made, clients):
@@ -146,7 +144,7 @@ def train_shortcuts(*names):
     for name in names:
         executor, network = EXECUTORS[name]
         made = made_of(network, executor, images=large_images)
-        made.try_one_example()
+        made.prepare()
         for _ in range(5):  # memory that is overrun is not always missed at once
             _, result, _ = made.run(tasks(made, [0, 1, 2]))
             made.evaluate(result.state)
@@ -354,7 +352,7 @@ def test_a_profiler_starts_anew_and_batched_computations_refuse_what_they_would_
         with pytest.raises(ValueError, match=r"callbacks=.*must be absent"):
             made_of(lambda: MLP([16, 8, 3]), executor, callbacks=[Leaving()])
     made = made_of(lambda: MLP([16, 8, 3]), AutoExecutor, callbacks=[Leaving()])
-    made.try_one_example()
+    made.prepare()
     made.rehearse()
     list(made.run(tasks(made, [0])))
     made.close()
@@ -410,25 +408,25 @@ def with_batch_norm():
 def test_a_last_batch_of_one_under_a_batch_norm_is_found_before_training(executor):
     made = made_of(with_batch_norm, executor, batch_size=11)  # twelve examples a client
     with pytest.raises(ValueError, match=r"clients 0, 1, 2, 3, 4 have a batch of a single example.*lone_example=merge"):
-        made.try_one_example()
+        made.prepare()
     made.close()
-    made_of(with_batch_norm, executor, batch_size=10).try_one_example()
-    made_of(lambda: MLP([16, 8, 3]), executor, batch_size=11).try_one_example()
+    made_of(with_batch_norm, executor, batch_size=10).prepare()
+    made_of(lambda: MLP([16, 8, 3]), executor, batch_size=11).prepare()
 
 
 def test_a_client_with_a_single_example_is_told_another_way_out():
     made = made_of(with_batch_norm, lone="merge")
     made.datamodule.parts[3] = made.datamodule.parts[3][:1]
     with pytest.raises(ValueError, match=r"clients 3 have .*they have no other example; take another partition"):
-        made.try_one_example()
+        made.prepare()
     with pytest.raises(ValueError, match=r"take a larger data\.batch_size"):
-        made_of(with_batch_norm, batch_size=1).try_one_example()
+        made_of(with_batch_norm, batch_size=1).prepare()
 
 
 def test_a_frozen_batch_norm_may_have_a_batch_of_one():
     made = made_of(with_batch_norm, batch_size=11)
     made.module.network[2].eval()
-    made.try_one_example()
+    made.prepare()
     assert [result.num_steps for result in made.run(tasks(made, [0]))] == [4]
 
 
@@ -440,7 +438,7 @@ def test_a_lone_example_is_kept_merged_or_dropped(lone, sizes):
     assert [len(labels) for _, labels in loader] == sizes
     keys = loader.sampler
     assert (len(keys), keys.num_examples, keys.has_lone_example) == (len(sizes), sum(sizes), lone == "keep")
-    made.try_one_example()
+    made.prepare()
     (result,) = made.run(tasks(made, [0]))
     assert (result.num_examples, result.num_steps) == (12, 2 * len(sizes))
     for executor in (partial(SerialExecutor, whole_epochs=True), VectorizedExecutor):
@@ -457,13 +455,13 @@ class TwoOutputs(MLP):
 
 def test_a_network_that_gives_a_tuple_is_refused():
     with pytest.raises(ValueError, match="TwoOutputs gives a tuple, not a logit for each of the classes"):
-        made_of(lambda: TwoOutputs([16, 8, 3])).try_one_example()
+        made_of(lambda: TwoOutputs([16, 8, 3])).prepare()
 
 
 def test_every_layer_is_in_its_own_mode_again_after_a_try():
     made = made_of(with_batch_norm, batch_size=12)
     made.module.network[2].eval()
-    made.try_one_example()
+    made.prepare()
     assert [layer.training for layer in made.module.network] == [True, True, False, True]
 
 

@@ -3,7 +3,6 @@
 from functools import partial
 
 import pytest
-import pytorch_lightning
 import torch
 from torch import nn
 
@@ -15,7 +14,7 @@ from fedpara.execution.vectorized import ManyClients
 from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, ClassificationModule, ResNet
 from fedpara.nn import FedPara, factorize
-from helpers.federations import convolutional, tiny_images
+from helpers.federations import convolutional, local_training, tiny_images
 from helpers.recording import Recording
 
 
@@ -34,8 +33,8 @@ def together(request, monkeypatch):
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_convolutions_dropout_momentum_and_unequal_clients(double, strength):
-    serial = convolutional(SerialExecutor, double, jacobian_correction=strength)
-    vectorized = convolutional(VectorizedExecutor, double, jacobian_correction=strength, chunk_size=5)
+    serial = convolutional(SerialExecutor, double, strength=strength)
+    vectorized = convolutional(VectorizedExecutor, double, strength=strength, chunk_size=5)
     assert len({serial.datamodule.num_examples(client) for client in range(5)}) > 2
     state = serial.initial_state()
     tasks = [ClientTask(client, state, 0.5, seed=client + 7) for client in range(5)]
@@ -75,7 +74,7 @@ def test_in_a_local_epoch_neither_host_nor_device_waits_for_the_other(trained, e
 
     steps = trained.training_step
     monkeypatch.setattr(trained, "training_step", watched)
-    made = convolutional(executor, jacobian_correction=1.0)
+    made = convolutional(executor, strength=1.0)
     state = made.initial_state()
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     tasks = [ClientTask(client, state, 1.0, client, Correction(0.1, state, zeros)) for client in range(5)]
@@ -84,10 +83,10 @@ def test_in_a_local_epoch_neither_host_nor_device_waits_for_the_other(trained, e
 
 def test_chunks_are_as_many_as_memory_holds():
     made = convolutional(VectorizedExecutor, double=False, memory_gb=0.0005)
-    made.try_one_example()
+    made.prepare()
     assert 1 <= made.chunk_size < 20
     larger = convolutional(VectorizedExecutor, double=False)
-    larger.try_one_example()
+    larger.prepare()
     assert made.chunk_size < larger.chunk_size <= 64
 
 
@@ -96,7 +95,7 @@ def test_a_composed_weight_is_counted_once_and_not_for_each_example():
     chunks = []
     for network in (dense, composed):
         made = convolutional(VectorizedExecutor, double=False, network=network, memory_gb=0.1)
-        made.try_one_example()
+        made.prepare()
         chunks.append(made.chunk_size)
     assert 0.25 < chunks[1] / chunks[0] < 1
 
@@ -114,7 +113,7 @@ def test_auto_tries_a_network_that_no_batch_of_one_may_train():
     """BatchNorm over single values: with one example it can be tested, not trained."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     made = convolutional(AutoExecutor, double=False, network=network)
-    made.try_one_example()
+    made.prepare()
     assert int(network[2].num_batches_tracked) == 0
     assert network.training
     made.close()
@@ -151,7 +150,7 @@ class Shuffled(nn.Module):
 )
 def test_networks_that_cannot_be_folded_say_so(network, reason):
     with pytest.raises(ValueError, match=reason):
-        convolutional(VectorizedExecutor, double=False, network=network).try_one_example()
+        convolutional(VectorizedExecutor, double=False, network=network).prepare()
 
 
 def test_optimizers_and_losses_that_mix_clients_are_refused():
@@ -164,9 +163,9 @@ def test_optimizers_and_losses_that_mix_clients_are_refused():
 
     network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
     data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
-    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=2)
+    other = Other(network, partial(torch.optim.SGD, lr=0.1), 3)
     with pytest.raises(ValueError, match="Other has a training_step of its own: take executor=serial or processes"):
-        VectorizedExecutor(Other(network, partial(torch.optim.SGD, lr=0.1), 3), data, trainer)
+        VectorizedExecutor(local_training(other, data))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def test_auto_takes_what_the_network_and_the_machine_allow(cores, network, chose
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     made = convolutional(AutoExecutor, double=False, network=network)
     with caplog.at_level("INFO"):
-        made.try_one_example()
+        made.prepare()
     assert caplog.messages[-1] == f"executor: {chosen}"
     if cores == 1:
         (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])

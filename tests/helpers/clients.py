@@ -90,8 +90,8 @@ def distance_after(algorithm, num_rounds, *args, **options):
 class Obedient(SerialExecutor):
     """Its clients do as the files in `folder` say, each named by a client."""
 
-    def __init__(self, module, datamodule, trainer, jacobian_correction=0.0, folder=None):
-        super().__init__(module, datamodule, trainer, jacobian_correction)
+    def __init__(self, training, folder=None):
+        super().__init__(training)
         self.folder = folder
 
     def _fit(self, task):
@@ -123,4 +123,4 @@ def tasks(executor, clients=range(5)):
 
 def by_hand(executor):
     """What the tasks give without any worker."""
-    return [result.state for result in executor.here.run(tasks(executor))]
+    return [result.state for result in executor.inner.run(tasks(executor))]

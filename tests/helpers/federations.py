@@ -1,14 +1,14 @@
 """Tiny federations on the CPU, and what is said of them."""
 
+from dataclasses import fields
 from functools import partial
 
-import pytorch_lightning
 import torch
 
 from fedpara.algorithms import FedAvg
 from fedpara.communication import Cast, Link
 from fedpara.data import IID, DataSet, Dirichlet, Examples, FederatedDataModule, Normalize
-from fedpara.execution import SerialExecutor
+from fedpara.execution import LocalTraining, SerialExecutor
 from fedpara.federation import Federation, FederationCallback
 from fedpara.models import MLP, VGG, ClassificationModule
 from fedpara.nn import FedPara, PFedPara, factorize
@@ -28,6 +28,13 @@ def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
     return DataSet("tiny", draw(num_train), draw(num_test), num_classes, Normalize((0.5,), (0.25,)))
 
 
+def local_training(module, data, **options):
+    """How clients are trained on the CPU: arguments of `LocalTraining`, any other is the Trainer's."""
+    given = {"accelerator": "cpu", "max_epochs": 2} | options
+    own = {name: given.pop(name) for name in [one.name for one in fields(LocalTraining)] if name in given}
+    return LocalTraining(module, data, **own, options=given)
+
+
 def make_federation(
     seed=0,
     personal=None,
@@ -41,11 +48,12 @@ def make_federation(
     executor=SerialExecutor,
     network=None,
     num_dense=0,
+    training=None,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
 
-    `executor` is called with module, data and trainer, `network`, an MLP where it is None, with nothing.
+    `executor` is called with a `LocalTraining`, `network`, an MLP where it is None, with nothing.
     """
     torch.manual_seed(seed)
     network = network() if network else MLP([16, 8, 3])
@@ -57,15 +65,14 @@ def make_federation(
         tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
     )
     data.setup()
-    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=max_epochs)
-    executor = executor(module, data, trainer)
+    executor = executor(local_training(module, data, max_epochs=max_epochs, **training or {}))
     split = Split(list(executor.initial_state()), personal, first_names(network))
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "lr_decay": 1.0, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
     return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
 
 
-def convolutional(executor, double=True, network=None, optimizer=None, precision=None, **options):
+def convolutional(executor, double=True, network=None, optimizer=None, precision=None, strength=0.0, **options):
     """A VGG with dropout, GroupNorm and two factorised stages on clients of unequal size."""
     torch.manual_seed(0)
     if network is None:
@@ -78,8 +85,7 @@ def convolutional(executor, double=True, network=None, optimizer=None, precision
     )
     data.setup()
     precision = precision or ("64-true" if double else "32-true")
-    trainer = partial(pytorch_lightning.Trainer, accelerator="cpu", max_epochs=2, precision=precision)
-    return executor(module, data, trainer, **options)
+    return executor(local_training(module, data, precision=precision, jacobian_correction=strength), **options)
 
 
 class Watch(FederationCallback):
