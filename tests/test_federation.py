@@ -14,12 +14,12 @@ from fedpara.algorithms.feddyn import FedDyn
 from fedpara.algorithms.fedopt import FedAdam
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, LoggerForwarding, PartitionPicture, ProgressDisplay, RunFolder, restore
-from fedpara.callbacks.checkpoint import FILE
 from fedpara.callbacks.partition_picture import draw_partition
 from fedpara.communication import Cast, Link
 from fedpara.data import Dirichlet, Shards
 from fedpara.federation import FederationCallback
 from fedpara.nn import Dense
+from fedpara.runs import CHECKPOINT
 from fedpara.sampling import cohort, derive_seed
 from fedpara.state import join, weighted_mean
 from helpers.cases import thinned
@@ -226,7 +226,7 @@ def test_local_only_sends_nothing_and_each_client_goes_on_where_it_stopped():
 def test_checkpoints_that_cannot_be_used_give_one_line(tmp_path, damage):
     federation = make_federation(num_rounds=1, callbacks=[Checkpoint(tmp_path)])
     federation.fit()
-    path = tmp_path / FILE
+    path = tmp_path / CHECKPOINT
     other = make_federation(recipe=Dense()) if damage == "other model" else make_federation()
     if damage == "truncate":
         path.write_bytes(path.read_bytes()[:-10])

@@ -5,7 +5,7 @@ import random
 import pytest
 
 import bad_values
-from fedpara.callbacks.checkpoint import FILE
+from fedpara.runs import CHECKPOINT
 from fedpara.storage import read_tensors
 from helpers.cases import thinned
 from helpers.federations import same
@@ -40,5 +40,5 @@ def test_any_number_of_data_workers_gives_the_same_bits(shell, tmp_path):
         arguments = [*SMALL, f"data.num_workers={folder.name}", f"hydra.run.dir={folder}", "federation.num_rounds=1"]
         assert shell(*arguments)[0] == 0
     assert rows_without_times(folders[0]) == rows_without_times(folders[1])
-    first, second = (read_tensors(folder / FILE, {})[0] for folder in folders)
+    first, second = (read_tensors(folder / CHECKPOINT, {})[0] for folder in folders)
     assert same(first, second)
