@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import pytorch_lightning
 import torch
 from torch import nn
 
@@ -332,25 +331,24 @@ def test_a_factorised_network_goes_to_another_process(network):
 
 
 class Recorded:
-    """An inner executor that keeps its trainer's options."""
+    """An inner executor that keeps how it is to train."""
 
     device = torch.device("cpu")
 
-    def __init__(self, module, datamodule, trainer, **options):
-        self.trainer = trainer
+    def __init__(self, training):
+        self.training = training
 
 
 @pytest.mark.parametrize(("worker", "num_devices", "devices"), [(0, 2, [0]), (1, 2, [1]), (4, 3, [1]), (1, 0, 1)])
 def test_workers_take_the_devices_in_turn(monkeypatch, worker, num_devices, devices):
-    room, data = Room(0, 10**6), make_federation().executor.datamodule
-    trainer = partial(pytorch_lightning.Trainer, devices=1)
-    model, examples = dump((Recorded, trainer, None), room), dump(data, room)
+    room, training = Room(0, 10**6), make_federation(training={"devices": 1}).executor.training
+    model, examples = dump((Recorded, training.without_data()), room), dump(training.datamodule, room)
     memory = torch.zeros(10**6, dtype=torch.uint8)
     room.write(memory)
     given = workers._Given(model, examples, memory, 1, num_devices, "highest")
     monkeypatch.setattr(workers, "_given", given, raising=False)
     monkeypatch.setattr(workers, "_device", worker, raising=False)
-    assert workers._executor.__wrapped__().trainer.keywords["devices"] == devices
+    assert workers._executor.__wrapped__().training.options["devices"] == devices
 
 
 @pytest.mark.parametrize(

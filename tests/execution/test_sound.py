@@ -32,7 +32,7 @@ from fedpara.execution import (
     onednn,
 )
 from fedpara.execution.onednn import contiguous, is_affected
-from fedpara.execution.serial import OF_EVERY_FIT
+from fedpara.execution.training import OF_EVERY_FIT
 from fedpara.models import MLP, VGG, ClassificationModule
 from fedpara.nn import Dense, FedPara, factorize
 from helpers import ROOT
