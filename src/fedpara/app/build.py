@@ -102,12 +102,13 @@ def _matmul_precision(executor: DictConfig) -> Any:
 
 
 def _without_training(executor: DictConfig) -> DictConfig:
-    """The executor's own keys, and those of its inner one, without what is said of the training of a client."""
+    """The executor's own keys, and those of its inner ones, without what is said of the training of a client."""
     own = executor.copy()
     OmegaConf.set_struct(own, False)
-    for node in (own, own.get("inner")):
-        if isinstance(node, DictConfig):
-            node.pop("matmul_precision", None)
+    node: Any = own
+    while isinstance(node, DictConfig):
+        node.pop("matmul_precision", None)
+        node = node.get("inner")
     return own
 
 
