@@ -272,6 +272,7 @@ BAD = [
         "Could not find 'hydra/sweeper/nevergrad' Available options in 'hydra/sweeper': basic "
         "(is hydra-nevergrad-sweeper installed?)",
     ),
+    ("trainer._target_=null", "trainer._target_=None: must name a Trainer, such as pytorch_lightning.Trainer"),
     ("factorization.gamma=-0.1", "factorization.gamma=-0.1: Input should be greater than or equal to 0"),
     ("factorization.gamma=much", "factorization.gamma='much': Input should be a valid number"),
     ("factorization.conv=prop9", "factorization.conv='prop9': Input should be 'tucker' or 'reshape'"),

@@ -88,11 +88,18 @@ def build_executor(cfg: DictConfig, module: "ClassificationModule", datamodule: 
         jacobian_correction=cfg.factorization.get("jacobian_correction", 0.0),
         matmul_precision=_matmul_precision(cfg.executor),
         options=trainer,
-        trainer_class=get_class(cfg.trainer._target_),
+        trainer_class=_trainer_class(cfg.trainer),
     )
     make = instantiate(_without_training(cfg.executor), _partial_=True)  # Hydra would take `training` apart
     executor: Executor = make(training)
     return executor
+
+
+def _trainer_class(trainer: DictConfig) -> Any:
+    target = trainer.get("_target_")
+    if not isinstance(target, str):
+        raise ValueError(f"_target_={target}: must name a Trainer, such as pytorch_lightning.Trainer")
+    return get_class(target)
 
 
 def _matmul_precision(executor: DictConfig) -> Any:
