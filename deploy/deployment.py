@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from fedpara.client import Kept, Reply
 from omegaconf import DictConfig
 
 import folders
 import train
 from composition import compose
 from fedpara.algorithms.base import Upload
-from fedpara.client import Kept, Reply
 from fedpara.execution import ClientFailure
 from fedpara.federation import Broadcast, Federation, Tally
 from fedpara.files import write_atomically

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from fedpara.client import Kept
+
 from fedpara.files import UnusableFile
 from fedpara.state import Parts, join, require_same_names, separate
 from fedpara.storage import SUFFIX, read_tensors, write_tensors

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from fedpara.client import Kept, Reply
+
 import folders
 import train
 from composition import compose
-from fedpara.client import Kept, Reply
 from fedpara.execution import ClientFailure, LocalResult
 from fedpara.state import Parts
 from kept import KeptStates

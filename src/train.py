@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays 
     from fedpara.callbacks import LoggerForwarding
     from fedpara.data import FederatedDataModule
     from fedpara.execution import SerialExecutor
-    from fedpara.federation import Federation
+    from fedpara.federation import Federation, FederationCallback, MakeClients
 
 log = logging.getLogger("train")
 PROGRAM = str(Path(__file__).resolve())
@@ -80,7 +80,7 @@ class Experiment:
     parameters: dict[str, int]
 
 
-Build = Callable[[DictConfig], "tuple[Experiment, Federation]"]
+Build = Callable[[DictConfig, "Sequence[FederationCallback]"], "tuple[Experiment, Federation]"]
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
@@ -125,12 +125,15 @@ def build_experiment(cfg: DictConfig) -> Experiment:
 
 
 def build_federation(
-    cfg: DictConfig, experiment: Experiment, make: "Callable[..., Federation] | None" = None
+    cfg: DictConfig,
+    experiment: Experiment,
+    clients: "MakeClients | None" = None,
+    callbacks: "Sequence[FederationCallback]" = (),
 ) -> "Federation":
-    """The federation over an experiment, without callbacks, and the sizes of what is shared and what is personal.
+    """The federation over an experiment, and the sizes of what is shared and what is personal.
 
     Args:
-        make: the class, or what takes its arguments; None: `Federation`, whose clients are in this process.
+        clients: as `Federation` takes them; None: simulated ones that keep what is theirs in memory.
     """
     from fedpara.federation import Federation
     from fedpara.state import first_names, num_elements
@@ -147,7 +150,9 @@ def build_federation(
         link = instantiate(cfg.link)
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     with blame(cfg, "federation"):
-        federation = (make or Federation)(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
+        federation = Federation(
+            experiment.executor, algorithm, link, split, list(callbacks), seed=cfg.seed, clients=clients, **options
+        )
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
     return federation
@@ -164,10 +169,21 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
                 raise ValueError(f"{layer} would be split, {', '.join(kept)} personal; take factorization=pfedpara")
 
 
-def build(cfg: DictConfig) -> "tuple[Experiment, Federation]":
-    """Everything of a configuration but its callbacks and loggers."""
+def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "tuple[Experiment, Federation]":
+    """Everything of a configuration but its callbacks and loggers.
+
+    Args:
+        callbacks: of the federation; where one is a `Checkpoint`, clients keep what is theirs where it names it.
+    """
+    from fedpara.callbacks import Checkpoint
+    from fedpara.federation import simulated
+
     experiment = build_experiment(cfg)
-    return experiment, build_federation(cfg, experiment)
+    with blame(cfg, "faults"):
+        executor = instantiate(cfg.faults, executor=experiment.executor)
+    checkpoint = next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
+    clients = checkpoint.clients(executor) if checkpoint else simulated(executor)
+    return experiment, build_federation(cfg, experiment, clients, callbacks)
 
 
 def train(cfg: DictConfig, build: Build = build) -> float | None:
@@ -195,11 +211,9 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding") -> flo
 
     require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
-    experiment, federation = build(cfg)
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
-    with blame(cfg, "faults"):
-        federation.executor = instantiate(cfg.faults, executor=federation.executor)
+    experiment, federation = build(cfg, callbacks)
     with blame(cfg, "resume"):
         if cfg.resume and read_rows(folder / "metrics.csv"):  # one killed before its first round starts anew
             restore(federation, folder)
@@ -217,7 +231,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding") -> flo
         write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(_typed())).encode())
         write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
-    federation.callbacks += [record, *callbacks, forwarding]
+    federation.callbacks = [record, *federation.callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
@@ -225,7 +239,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding") -> flo
         log.info("interrupted after %d rounds; go on: python src/train.py %s", federation.round, way_on)
         raise
     finally:
-        federation.executor.close()
+        federation.close()
     _conclude(record, federation, folder)
     return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
 
@@ -417,7 +431,8 @@ def _run_job(cfg: DictConfig) -> float:
     run = Run(folder)
     if (folder / "config.yaml").is_file():
         _check_same(cfg, folder, "; give the sweep another folder, hydra.sweep.dir=...")
-    if run.state == "finished" and run.summary["rounds"] >= cfg.federation.num_rounds:
+    ended = run.summary.get("stopped") or run.summary.get("rounds", 0) >= cfg.federation.num_rounds
+    if run.state == "finished" and ended:
         log.info("%s: finished before, skipped", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"

@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedpara.algorithms import FedAvg
+from fedpara.callbacks import Checkpoint
 from fedpara.communication import Cast, Link
 from fedpara.data import IID, DataSet, Examples, FederatedDataModule, Normalize
 from fedpara.execution import SerialExecutor
-from fedpara.federation import Federation
+from fedpara.federation import Federation, simulated
 from fedpara.models import MLP, ClassificationModule
 from fedpara.nn import FedPara, PFedPara, factorize
 from fedpara.sharing import Split
@@ -83,17 +84,20 @@ def make_federation(
     max_epochs=2,
     lr=0.1,
     codec="float32",
+    down="float32",
     dropout=0.0,
     algorithm=None,
     partition=None,
     executor=SerialExecutor,
     network=None,
     num_dense=0,
+    clients=None,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
 
-    `executor` is called with module, data and trainer, `network`, an MLP where it is None, with nothing.
+    `executor` is called with module, data and trainer, `network`, an MLP where it is None, with nothing, `clients` with
+    the executor: where it is None they keep what is theirs where a `Checkpoint` names it, or else in memory.
     """
     torch.manual_seed(seed)
     network = network() if network else MLP([16, 8, 3])
@@ -110,7 +114,9 @@ def make_federation(
     split = Split(list(executor.initial_state()), personal, first_names(network))
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
-    return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
+    keeping = [callback.clients for callback in callbacks if isinstance(callback, Checkpoint)]
+    settings["clients"] = (clients or next(iter(keeping), simulated))(executor)
+    return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast(down)), split, callbacks, **settings)
 
 
 class ByHand:

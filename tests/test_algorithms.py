@@ -19,7 +19,7 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.communication import Link
 from fedpara.execution import ClientTask, LocalResult
-from fedpara.federation import Federation
+from fedpara.federation import Federation, Kept
 from fedpara.nn import Dense
 from fedpara.sharing import Split
 from fedpara.state import join
@@ -88,7 +88,7 @@ class Exact:
     def encode(self, state, seed):
         return _Sent(state)
 
-    def decode(self, packet, like):
+    def decode(self, packet, layout):
         return packet.state
 
 
@@ -297,7 +297,7 @@ def test_corrections_reach_the_gradients_of_a_lightning_step():
     executor, state = federation.executor, federation.executor.initial_state()
     offset = {name: torch.full_like(tensor, 0.01) for name, tensor in state.items()}
     anchor = {name: torch.zeros_like(tensor) for name, tensor in state.items() if "weight" in name}
-    (task,) = federation._tasks([2], {"model": state})
+    task = federation.client_side.task(2, federation.broadcast(0), Kept())
     task = type(task)(2, task.state, 1.0, task.seed, Correction(0.3, anchor, offset))
     (result,) = executor.run([task])
     network = executor.module.network

@@ -16,7 +16,6 @@ from hydra.core.hydra_config import HydraConfig
 import train
 from conftest import ROOT, thinned
 from fedpara.nn import Factorization
-from fedpara.state import join
 
 FOLDER = ROOT / "configs" / "experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
@@ -58,9 +57,9 @@ def rows(experiment, chosen=None):
         made.executor.initial_state = lambda state=state: state
         federation = train.build_federation(cfg, made)
         message = federation.algorithm.broadcast(federation.server)
-        down = federation.link.down(join(message), 0)
+        down = federation.link.encode_down(message)
         parts = federation.algorithm.upload(message, message["model"], 1.0, {})
-        up = federation.link.up(join(parts), join({"model": message["model"]}), 0)
+        up = federation.link.encode_up(parts, {"model": message["model"]})
         sizes, cohort = made.parameters, federation.clients_per_round
         yield job, sizes, up.num_bytes * cohort, down.num_bytes * cohort
 

@@ -24,10 +24,9 @@ LAYERS = {
     "algorithms": {"state"},
     "data": {"sampling"},
     "execution": {"state", "sampling", "errors", "nn", "models", "data", "algorithms"},
-    "client": {"state", "sampling", "sharing", "algorithms", "communication", "execution"},
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "client",
+        "storage",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
 }  # fmt: skip
