@@ -8,7 +8,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import hydra
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -16,12 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 def main(arguments: list[str], repeats: int = 10) -> None:
     """Median and largest time over `repeats` rounds' checkpoints, and their bytes."""
+    from fedpara.app.build import build
+    from fedpara.app.composition import compose
     from fedpara.callbacks import Checkpoint
-    from train import CONFIG_DIR, build_experiment, build_federation
 
-    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        cfg = hydra.compose("train", arguments)
-    federation = build_federation(cfg, build_experiment(cfg))
+    _, federation = build(compose(arguments))
     memory = {name: torch.randn_like(tensor) for name, tensor in federation.server.get("control", {}).items()}
     personal = federation.split.personal_part(federation.executor.initial_state())
     with tempfile.TemporaryDirectory() as temporary:

@@ -27,7 +27,7 @@ def two_nodes() -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    import train
+    from fedpara.app.cli import main
 
     with two_nodes():
-        train.main()
+        main()

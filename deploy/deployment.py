@@ -8,13 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fedpara.client import Kept, Reply
 from omegaconf import DictConfig
 
 import folders
-import train
-from composition import compose
 from fedpara.algorithms.base import Upload
+from fedpara.app.build import Experiment, build_experiment, build_federation
+from fedpara.app.composition import compose
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.run import Launch
+from fedpara.app.run import run as run_locally
+from fedpara.client import Kept, Reply
 from fedpara.execution import ClientFailure
 from fedpara.federation import Broadcast, Federation, Tally
 from fedpara.files import write_atomically
@@ -116,8 +119,8 @@ class DeployedFederation(Federation):
         return self.nodes.ask(questions, what)
 
 
-def build(cfg: DictConfig, data: Path, nodes: Nodes) -> tuple[train.Experiment, Federation]:
-    """As `train.build`, for clients elsewhere.
+def build(cfg: DictConfig, data: Path, nodes: Nodes) -> tuple[Experiment, Federation]:
+    """As `fedpara.app.build.build`, for clients elsewhere.
 
     Args:
         data: the folder with the server's test set.
@@ -127,14 +130,14 @@ def build(cfg: DictConfig, data: Path, nodes: Nodes) -> tuple[train.Experiment, 
     """
     for name, share in cfg.faults.items():
         if name != "_target_" and share:
-            raise train.ConfigurationError(f"faults.{name}={share}: must be 0, real clients fail by themselves")
+            raise ConfigurationError(f"faults.{name}={share}: must be 0, real clients fail by themselves")
     checkpoint = cfg.callbacks.get("checkpoint")
     if checkpoint and checkpoint.every != 1:
         every = f"callbacks.checkpoint.every={checkpoint.every}"
-        raise train.ConfigurationError(f"{every}: must be 1, a client can go back by one round")
-    experiment = train.build_experiment(folders.localised(cfg, data, None))
+        raise ConfigurationError(f"{every}: must be 1, a client can go back by one round")
+    experiment = build_experiment(folders.localised(cfg, data, None))
     make = partial(DeployedFederation, nodes=nodes, folder=Path(cfg.paths.output_dir))
-    return experiment, train.build_federation(cfg, experiment, make)
+    return experiment, build_federation(cfg, experiment, make)
 
 
 def run(overrides: list[str], data: Path, folder: Path, nodes: Nodes) -> None:
@@ -146,4 +149,5 @@ def run(overrides: list[str], data: Path, folder: Path, nodes: Nodes) -> None:
     own = [f"paths.output_dir='{folder}'", "callbacks.partition_picture=null"]  # who holds what is not known here
     if (folder / "checkpoint.safetensors").is_file():
         own.append(f"resume='{folder}'")
-    train.run(compose([*overrides, *own], folder), partial(build, data=data, nodes=nodes))
+    typed = [*overrides, *own]
+    run_locally(compose(typed, folder), partial(build, data=data, nodes=nodes), Launch(typed))

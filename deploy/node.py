@@ -3,11 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from fedpara.client import Kept, Reply
-
 import folders
-import train
-from composition import compose
+from fedpara.app.build import build
+from fedpara.app.composition import compose
+from fedpara.client import Kept, Reply
 from fedpara.execution import ClientFailure, LocalResult
 from fedpara.state import Parts
 from kept import KeptStates
@@ -30,7 +29,7 @@ class Node:
     def __init__(self, overrides: list[str], folder: Path) -> None:
         self.folder, self.client = folder, folders.owner(folder)
         cfg = folders.localised(compose(overrides), folder, self.client)
-        experiment, federation = train.build(cfg)
+        experiment, federation = build(cfg)
         experiment.datamodule.setup()
         experiment.datamodule.to(experiment.executor.device)
         experiment.executor.try_one_example()

@@ -9,9 +9,9 @@ them with `folders.write_data`.
 import sys
 from pathlib import Path
 
-import train
-from composition import compose
-from fedpara.configuration import ConfigurationError, blame, one_line
+from fedpara.app.build import build_experiment
+from fedpara.app.composition import compose
+from fedpara.app.errors import ConfigurationError, blame, one_line
 from fedpara.data import DataSet, FederatedDataModule
 from folders import write_data
 
@@ -23,7 +23,7 @@ def split(overrides: list[str], out: Path) -> None:
         ConfigurationError: the experiment or its data cannot be had.
     """
     cfg = compose(overrides)
-    data = train.build_experiment(cfg).datamodule
+    data = build_experiment(cfg).datamodule
     with blame(cfg, "data"):
         data.setup()
     _, test = data.examples

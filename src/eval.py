@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedpara.configuration import ConfigurationError, blame, one_line, read_resolved, require_nodes
-from fedpara.overrides import FOLDERS, escaped
+from fedpara.app.build import GROUPS, Experiment, build_experiment, build_federation
+from fedpara.app.composition import read_resolved
+from fedpara.app.errors import ConfigurationError, blame, one_line, require_nodes
+from fedpara.app.overrides import FOLDERS, escaped
+from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
 from fedpara.runs import Run
-from fedpara.trust import require_resolved, require_trusted, targets, trusted_names
-from train import GROUPS, Experiment, build_experiment, build_federation
 
 if TYPE_CHECKING:
     from fedpara.federation import Federation

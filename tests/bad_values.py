@@ -62,7 +62,7 @@ def cases():
 
 def attempt(arguments):
     """Exit status of a run of one round, and the lines on standard error that are no log."""
-    import train
+    from fedpara.app import cli
     from fedpara.federation import Federation
 
     GlobalHydra.instance().clear()
@@ -84,7 +84,7 @@ def attempt(arguments):
         os.chdir(folder)
         sys.argv = ["train.py", *BASE, *arguments]
         try:
-            train.main()
+            cli.main()
         except SystemExit as end:
             status = end.code
         except BaseException as escaped:

@@ -31,11 +31,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-import train
 from conftest import make_federation
 from fedpara.algorithms.scaffold import Scaffold
+from fedpara.app.composition import read_yaml
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.resume import with_saved_overrides
 from fedpara.callbacks import Checkpoint, RunFolder, restore
-from fedpara.configuration import ConfigurationError, read_yaml
 from fedpara.data import IID, FederatedDataModule, Normalize
 from fedpara.data.cifar import cifar100
 from fedpara.data.cinic10 import CLASSES, cinic10
@@ -181,7 +182,7 @@ READERS = {
         write_run, lambda folder: read_yaml(folder / "config.yaml", f"run={folder}"), "config.yaml", RUN_ERRORS
     ),
     "overrides.yaml": Reader(
-        write_run, lambda folder: train._with_saved_overrides([f"resume={folder}"]), "overrides.yaml", RUN_ERRORS
+        write_run, lambda folder: with_saved_overrides([f"resume={folder}"]), "overrides.yaml", RUN_ERRORS
     ),
 }
 
@@ -360,7 +361,7 @@ def unpacked(*members):
         archive.write_bytes(tar_of(*members))
         source = Archive("c", archive.as_uri(), md5(archive.read_bytes()).hexdigest(), {"train": "0" * 32})
         retrieve = SimpleNamespace(retrieve=lambda *_, **__: str(archive))
-        before, train.sys.modules["fedpara.data.files"].pooch = train.sys.modules["fedpara.data.files"].pooch, retrieve
+        before, sys.modules["fedpara.data.files"].pooch = sys.modules["fedpara.data.files"].pooch, retrieve
         try:
             present(source, folder)
         except DATA_ERRORS as error:
@@ -368,7 +369,7 @@ def unpacked(*members):
             assert not Path("/tmp/fedpara-outside.txt").exists()
             return str(error)
         finally:
-            train.sys.modules["fedpara.data.files"].pooch = before
+            sys.modules["fedpara.data.files"].pooch = before
     raise AssertionError("accepted")
 
 

@@ -41,14 +41,14 @@ def start(folder, arguments):
         return child
     status = 1
     try:
-        import train
+        from fedpara.app import cli
 
         with Path(f"{folder}.log").open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         os.environ["PROJECT_ROOT"] = str(folder.parent)
         sys.argv = ["train.py", *arguments]
-        train.main()
+        cli.main()
         status = 0
     except SystemExit as end:
         status = end.code

@@ -17,7 +17,7 @@ import pace
 import rounds
 import scale
 import server
-import train
+from fedpara.app import cli
 from floor import run_round
 from workload import WORKLOADS, Workload
 
@@ -54,7 +54,7 @@ def test_the_command_that_is_timed_trains_the_floors_model(small, monkeypatch, t
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     GlobalHydra.instance().clear()
     logging.getLogger().handlers.clear()
-    train.main()
+    cli.main()
     about, first, second, model = (driver.recv() for _ in range(4))
     assert about["versions"]["torch"] == torch.__version__
     assert first == second == {"num_steps": small.num_steps}

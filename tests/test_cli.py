@@ -22,9 +22,9 @@ from omegaconf import OmegaConf
 import eval as evaluation
 import report as reporting
 import status as stand
-import train
 from conftest import ROOT, thinned
-from fedpara import sweep
+from fedpara.app import cli, sweep, sweep_table
+from fedpara.app import run as program_run
 from fedpara.data import DataSet, Examples, Normalize
 from fedpara.data.mnist_small import mnist_small
 from fedpara.federation import FederationCallback
@@ -42,10 +42,10 @@ SMALL += ["callbacks.partition_picture=null"]  # drawing takes longer than train
 def shell(monkeypatch, tmp_path, capfd):
     """Runs train.py with arguments; returns exit status, standard error, and the newest run folder."""
 
-    def run(*arguments, program=train):
+    def run(*arguments, program=cli):
         GlobalHydra.instance().clear()
         logging.getLogger().handlers.clear()
-        train.sweep_table.unfinished.clear()
+        sweep_table.unfinished.clear()
         monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *arguments])
         status = 0
         try:
@@ -74,21 +74,20 @@ def rows(folder):
 
 def test_where_something_is_personal_runs_are_judged_by_the_clients_own_models(shell, tmp_path, monkeypatch):
     """The shared part's test accuracy has an untrained personal part: no sweeper, line or table is to go by it."""
-    returned, trained = [], train.train
-    monkeypatch.setattr(train, "train", lambda *given: returned.append(trained(*given)) or returned[-1])
+    returned, trained = [], program_run.train
+    monkeypatch.setattr(program_run, "train", lambda *given: returned.append(trained(*given)) or returned[-1])
     status, _, out = shell(*SMALL, "sharing=fedper")
     assert status == 0
     folder = newest(tmp_path)
     personal = [float(row["personal/acc_mean"]) for row in rows(folder)]
     summary = json.loads((folder / "summary.json").read_text())
     assert returned == [personal[-1]] != [float(rows(folder)[-1]["test/acc"])]
-    with monkeypatch.context() as job:  # of a sweep, finished before
-        job.setattr(train, "HydraConfig", SimpleNamespace(get=lambda: None))
-        assert train._run_job(OmegaConf.load(folder / "config.yaml")) == personal[-1]
+    finished = OmegaConf.load(folder / "config.yaml")
+    assert sweep.job(finished, OmegaConf.create(), cli.PROGRAM) == personal[-1]
     assert summary["metrics"]["best"]["personal/acc_mean"] == max(personal)
     assert f"personal accuracy {100 * personal[-1]:.2f} % after 2 rounds" in out
     assert f"acc {personal[-1]:.2%}" in out
-    made = train.sweep_table.table([Run(folder)], "t")
+    made = sweep_table.table([Run(folder)], "t")
     assert [column.header for column in made.columns][1] == "personal accuracy"
     assert [list(column.cells) for column in made.columns[1:3]] == [[f"{personal[-1]:.2%}"], [f"{max(personal):.2%}"]]
     status, _, out = shell(str(folder), program=stand)
@@ -202,7 +201,7 @@ class Forked:
                 GlobalHydra.instance().clear()
                 logging.getLogger().handlers.clear()
                 sys.argv = command[1:]
-                train.main()
+                cli.main()
                 status = 0
             except SystemExit as end:
                 status = end.code
@@ -287,7 +286,7 @@ def test_what_is_typed_for_hydra_reaches_every_job_and_gpus_go_in_turn(shell, tm
     (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(train, "PROGRAM", str(tmp_path / "job.py"))
+    monkeypatch.setattr(cli, "PROGRAM", str(tmp_path / "job.py"))
     flags = ["--config-dir=own", "--config-name=main", "hydra.verbose=[train]", "+hydra.job.env_set.A=b"]
     assert shell("-m", *flags, "link=mine", "factorization.gamma=0.1,0.2,0.3")[0] == 1
     jobs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("logs/train/multiruns/*/*/seen.json"))]

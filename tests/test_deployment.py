@@ -15,9 +15,11 @@ from torch import nn
 
 import deployment
 import eval as evaluation
-import train
-from composition import compose
 from conftest import ROOT
+from fedpara.app import cli
+from fedpara.app.composition import compose
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.run import run
 from fedpara.execution import ClientFailure
 from fedpara.files import UnusableFile
 from folders import owner, read_data
@@ -99,7 +101,7 @@ def deploy(tmp_path, overrides, nodes, folder="deployed"):
 
 def simulate(tmp_path, overrides):
     folder = tmp_path / "simulated"
-    train.run(compose([*overrides, f"paths.output_dir={folder}"], folder))
+    run(compose([*overrides, f"paths.output_dir={folder}"], folder))
     return folder
 
 
@@ -188,7 +190,7 @@ def test_what_clients_kept_is_neither_tested_nor_simulated_without_them(tmp_path
     folder = deploy(tmp_path, overrides, nodes)
     monkeypatch.setattr(sys, "argv", ["train.py", f"resume={folder}", "federation.num_rounds=2"])
     with pytest.raises(SystemExit):
-        train.main()
+        cli.main()
     assert "its clients are real ones; `flwr run deploy` goes on with it" in capsys.readouterr().err
     _, federation = evaluation.load(folder, [])
     metrics = evaluation.evaluate(federation)
@@ -251,7 +253,7 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
     for typed, line in (
         ("callbacks.checkpoint.every=2", "every=2: must be 1"), ("faults.dropout=0.1", "faults.dropout=0.1: must be 0"),
     ):  # fmt: skip
-        with pytest.raises(train.ConfigurationError, match=line):
+        with pytest.raises(ConfigurationError, match=line):
             deployment.build(compose([*overrides, typed]), tmp_path, nodes)
 
 

@@ -13,8 +13,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-import train
 from conftest import ROOT, thinned
+from fedpara.app.build import build_experiment, build_federation
 from fedpara.nn import Factorization
 
 FOLDER = ROOT / "configs" / "experiment"
@@ -52,10 +52,10 @@ def rows(experiment, chosen=None):
         with torch.device("meta"), formula, unread:  # what is meta has nothing to bring to the CPU
             cfg.factorization.initialization = "he"  # the others look at values
             cfg.trainer.accelerator = "cpu"
-            made = train.build_experiment(cfg)
+            made = build_experiment(cfg)
         state = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in made.executor.initial_state().items()}
         made.executor.initial_state = lambda state=state: state
-        federation = train.build_federation(cfg, made)
+        federation = build_federation(cfg, made)
         message = federation.algorithm.broadcast(federation.server)
         down = federation.link.encode_down(message)
         parts = federation.algorithm.upload(message, message["model"], 1.0, {})

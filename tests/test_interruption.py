@@ -9,8 +9,8 @@ import threading
 import pytest
 
 import kills
-import train
 from conftest import make_federation
+from fedpara.app.build import build
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.federation import FederationCallback
 from fedpara.files import is_reserved, reserve
@@ -182,7 +182,7 @@ def composed(choices, folder):
     options = ["federation.num_clients=4", "federation.clients_per_round=3", "federation.eval_every=9"]
     options += ["federation.evaluate_personal=false", "trainer.max_epochs=1", "data.max_test=5"]
     cfg = compose(*TINY, "data.max_train=16", *options, *choices.split())
-    experiment, federation = train.build(cfg, [RunFolder(folder, {}), Checkpoint(folder, memory_gb=0)])
+    experiment, federation = build(cfg, [RunFolder(folder, {}), Checkpoint(folder, memory_gb=0)])
     experiment.datamodule.setup()
     return federation
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedpara.overrides import absolute, assignment, literal, parse
+from fedpara.app.overrides import absolute, assignment, literal, parse
 
 HERE = Path("/some/where")
 TEXTS = st.text() | st.text(alphabet="\\'\"${}a,= \n:[]()~#")

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 import report as program
 import status as status_program
-from composition import compose
 from conftest import ROOT, thinned
+from fedpara.app.composition import compose
 from fedpara.files import reserve
 from fedpara.record import three_digits
 from fedpara.report import common_target, compare, draw, settings, write_report

@@ -14,8 +14,6 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "cost": set(), "record": {"cost"},
     "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "runs": {"files", "record"},
-    "overrides": set(), "configuration": {"overrides"}, "trust": {"configuration", "overrides"},
-    "sweep": {"runs", "overrides", "errors"}, "sweep_table": {"runs", "record", "sweep"},
     "export": {"nn", "models", "files"}, "dashboard": set(),
     "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "nn": set(),
@@ -29,6 +27,10 @@ LAYERS = {
         "storage",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
+    "app": {
+        "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution", "federation",
+        "callbacks",
+    },
 }  # fmt: skip
 
 

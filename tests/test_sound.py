@@ -19,8 +19,9 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-import train
 from conftest import ROOT, make_federation, tiny_images
+from fedpara.app.build import build
+from fedpara.app.errors import line_of
 from fedpara.data import IID, FederatedDataModule
 from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.execution import (
@@ -503,7 +504,7 @@ def test_crashes_that_were_allowed_end_a_run_that_goes_on_without_leave():
 
 
 def test_a_run_that_ends_by_its_workers_death_is_one_line():
-    assert train._line(WorkerKilled("a client's worker process died: SIGSEGV")).endswith("died: SIGSEGV")
+    assert line_of(WorkerKilled("a client's worker process died: SIGSEGV")).endswith("died: SIGSEGV")
 
 
 def test_injected_crashes_do_not_end_a_run():
@@ -527,7 +528,7 @@ def test_callbacks_that_hydra_made_are_copied_too():
 
 
 def of_config(cfg, clients):
-    experiment, _ = train.build(cfg)
+    experiment, _ = build(cfg)
     experiment.datamodule.setup()
     return list(experiment.executor.run(tasks(experiment.executor, clients)))
 

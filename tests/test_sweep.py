@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedpara.sweep import job_name, sweep_name, visible_devices
+from fedpara.app.sweep import job_name, sweep_name, visible_devices
 
 TYPED = ("-m", "experiment=quickstart", "factorization.gamma=0.1,0.2", "seed=range(3)", "hydra/launcher=joblib")
 

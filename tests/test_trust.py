@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 import eval as evaluation
-import train
 from conftest import ROOT
-from fedpara.configuration import ConfigurationError
+from fedpara.app import cli
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.trust import TRUSTED, require_trusted, require_trusted_overrides, trusted_names
 from fedpara.report import write_report
 from fedpara.runs import find_runs
-from fedpara.trust import TRUSTED, require_trusted, require_trusted_overrides, trusted_names
 from test_cli import SMALL, shell  # noqa: F401 (a fixture)
 
 CALLED = []
@@ -32,7 +32,7 @@ LEAVES_BY_ATTRIBUTES = [
     "pytorch_lightning.loggers.wandb.os.system",
     "torch.optim.optimizer.torch.load",
     "torch.nn.Module.load_state_dict",
-    "fedpara.sweep.run_job",
+    "fedpara.app.sweep.run_job",
     "fedpara.files.write_atomically",
     "os.system",
     "builtins.eval",
@@ -135,7 +135,7 @@ def test_what_is_named_is_allowed(shell, run, tmp_path):  # noqa: F811
         "data.dataset._target_='test_trust.digits': must be a class or function of fedpara, torch.nn, torch.optim or "
         "Lightning; if you trust this name, allow it by trusted=[test_trust.*]"
     )
-    for program, key, more in ((evaluation, "run", []), (train, "resume", ["federation.num_rounds=2"])):
+    for program, key, more in ((evaluation, "run", []), (cli, "resume", ["federation.num_rounds=2"])):
         assert shell(f"{key}={tmp_path / 'own'}", *more, program=program)[:2] == (
             2, f"error: {key}={tmp_path / 'own'}: {line}\n",
         )  # fmt: skip

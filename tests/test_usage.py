@@ -17,9 +17,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 import eval as evaluation
-import train
 from conftest import ROOT
-from fedpara import sweep
+from fedpara.app import sweep
 from fedpara.data import Dirichlet, Examples
 from fedpara.files import reserve
 from fedpara.runs import Run, find_runs
@@ -225,9 +224,8 @@ def test_a_job_that_failed_after_a_good_round_is_no_good_result(tmp_path, monkey
         {"runtime": {"choices": {"hydra/launcher": "basic"}, "cwd": str(tmp_path), "config_sources": []}, "sweeper": {},
          "job": {"num": 0, "config_name": "train"}, "overrides": {"task": [], "hydra": []}}
     )  # fmt: skip
-    monkeypatch.setattr(train.HydraConfig, "get", lambda: hydra_cfg)
     cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "federation": {"num_rounds": 2}})
-    assert train._run_job(cfg) == 0.0
+    assert sweep.job(cfg, hydra_cfg, tmp_path) == 0.0
 
 
 @pytest.mark.parametrize("part", ["job", "all", "hydra"])

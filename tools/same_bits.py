@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ |= {"OMP_NUM_THREADS": "1", "PROJECT_ROOT": str(ROOT)}
 sys.path.insert(0, str(ROOT / "src"))
 
-import hydra
 import torch
 
-import train
+from fedpara.app.build import build
+from fedpara.app.composition import compose
+from fedpara.app.errors import ConfigurationError
 from fedpara.federation import Federation
 from fedpara.record import RoundRecord
 from fedpara.state import State, join
@@ -48,14 +49,13 @@ def cases() -> Iterator[tuple[str, ...]]:
 def digest(case: tuple[str, ...]) -> str:
     """Of what the run leaves; where it is refused, of the refusal."""
     overrides = [f"{group}={choice}" for group, choice in zip(GROUPS, case, strict=True)]
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = hydra.compose("train", [*SMALL, *overrides])
+    cfg = compose([*SMALL, *overrides])
     try:
-        experiment, federation = train.build(cfg)
+        experiment, federation = build(cfg)
         experiment.datamodule.setup()
         experiment.executor.try_one_example()
         records = [federation.run_round() for _ in range(2)]
-    except train.ConfigurationError as error:
+    except ConfigurationError as error:
         return f"refused: {error}"
     except ValueError as error:
         return f"refused: {error}"

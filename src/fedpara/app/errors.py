@@ -1,20 +1,25 @@
 """What a person reads when the configuration is wrong: one line with the key, the value and what is allowed."""
 
 import difflib
+import errno
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from fedpara.overrides import literal
+from fedpara.errors import CrashesAgain, WorkerKilled
+from fedpara.files import UnusableFile
 
 PERSONS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)  # theirs to mend
+FAILED = FloatingPointError | CrashesAgain | WorkerKilled  # of a run that could be started
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT,
+}  # fmt: skip
 
 
 class ConfigurationError(Exception):
@@ -31,38 +36,6 @@ def require_nodes(cfg: DictConfig, names: Iterable[str]) -> None:
         node = OmegaConf.select(cfg, name)
         if not isinstance(node, DictConfig):
             raise ConfigurationError(f"{name}={node!r}: must be a group of keys, as in configs/{name.split('.')[0]}/")
-
-
-def read_yaml(path: Path, key: str) -> Any:
-    """A run folder's configuration, or its list of what was typed.
-
-    Args:
-        key: what was typed to get there, `resume=...`, for the error.
-
-    Raises:
-        ConfigurationError: the file is no yaml.
-    """
-    try:
-        return OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{key}: its {path.name} cannot be read ({one_line(error)})") from error
-
-
-def read_resolved(path: Path, key: str) -> DictConfig:
-    """A run folder's config.yaml, whose texts are as they were saved: nothing in it is interpolated, so nothing is run.
-
-    Args:
-        key: what was typed to get there, for the error.
-
-    Raises:
-        ConfigurationError: the file is not such a configuration.
-    """
-    saved = read_yaml(path, key)
-    if not isinstance(saved, DictConfig):
-        raise ConfigurationError(f"{key}: its {path.name} must be a group of keys")
-    made = OmegaConf.create(literal(OmegaConf.to_container(saved)))
-    assert isinstance(made, DictConfig)
-    return made
 
 
 @contextmanager
@@ -175,3 +148,18 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
     hint = f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
     choices = f"; allowed in {parent or 'the configuration'}: {', '.join(names)}" if names else ""
     return f"{key}: no such key{hint}{choices}"
+
+
+def line_of(error: Exception) -> str | None:
+    """What to show for an error that the person can mend; None for a fault of ours, which wants its stack trace."""
+    if isinstance(error, ConfigurationError | UnusableFile | FAILED):
+        return one_line(error)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"
+    return None
+
+
+def stop(line: str, status: int = 2) -> NoReturn:
+    """End the process by one line on standard error."""
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -18,10 +18,11 @@ from pathlib import Path
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from fedpara.app.overrides import assignment, texts
+from fedpara.app.resume import check_same
 from fedpara.errors import signal_name
-from fedpara.overrides import assignment
 from fedpara.runs import Run, short_names
 
 log = logging.getLogger(__name__)
@@ -61,18 +62,6 @@ def _parse(typed: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides([o for o in typed if "=" in o and not o.startswith(("-", "hydra"))])
 
 
-def texts(overrides: Sequence[str]) -> list[str]:
-    """A list of Hydra's configuration as it was typed: `${...}` in an override is not for the list itself."""
-    if not isinstance(overrides, ListConfig):
-        return list(overrides)
-    return [str(override) for override in OmegaConf.to_container(overrides) or []]
-
-
-def is_job(hydra_cfg: HydraConf) -> bool:
-    """Whether a run is the job of a sweep, in this process or in its own."""
-    return not OmegaConf.is_missing(hydra_cfg.job, "num")
-
-
 def worst(sweeper: DictConfig) -> float:
     """What a job without a result returns: the accuracy that no sweeper prefers to another.
 
@@ -101,6 +90,32 @@ def inherited(hydra_cfg: HydraConf) -> list[str]:
     sources = [(flags.get(source.provider), source.path) for source in hydra_cfg.runtime.config_sources]
     typed = [f"{flag}={path}" for flag, path in sources if flag] + [f"--config-name={hydra_cfg.job.config_name}"]
     return typed + [o for o in texts(hydra_cfg.overrides.hydra) if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
+
+
+def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
+    """A job of a sweep in a process of its own, where it is not finished; its last accuracy, for a sweeper.
+
+    Of a job that did not finish it is the worst one there is: a sweeper that optimises goes on, and goes elsewhere.
+
+    Args:
+        hydra_cfg: Hydra's own part of the configuration.
+        program: what a person would start, `src/train.py`.
+    """
+    folder = Path(cfg.paths.output_dir)
+    run = Run(folder)
+    if (folder / "config.yaml").is_file():
+        check_same(cfg, folder, "; give the sweep another folder, hydra.sweep.dir=...")
+    ended = run.summary.get("stopped") or run.summary.get("rounds", 0) >= cfg.federation.num_rounds
+    if run.state == "finished" and ended:
+        log.info("%s: finished before, skipped", folder.name)
+    else:
+        parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
+        overrides = inherited(hydra_cfg) + texts(hydra_cfg.overrides.task)
+        here = Path(hydra_cfg.runtime.cwd)
+        run_job(program, overrides, folder, hydra_cfg.job.num, quiet=parallel, here=here)
+    run = Run(folder)
+    accuracy = run.last(run.objective) if run.state == "finished" else None
+    return worst(hydra_cfg.sweeper) if accuracy is None else accuracy
 
 
 def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path) -> None:

@@ -11,8 +11,8 @@ from hydra._internal.utils import _locate  # what `instantiate` finds a name by;
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from fedpara.configuration import ConfigurationError
-from fedpara.overrides import parse
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.overrides import parse
 
 PARTS = (
     "algorithms",

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedpara.app.sweep import minimises
 from fedpara.record import objective, size
 from fedpara.runs import Run, axes, find_runs
-from fedpara.sweep import minimises
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,15 @@
 """What is written in Hydra's grammar and in OmegaConf's: any text as a value, any folder as an absolute path."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import ListConfig, OmegaConf
 
 FOLDERS = re.compile(r"(.*[._])?(dir|folder)|resume")  # keys that name a folder: paths.data_dir, hydra.run.dir
 
@@ -56,6 +58,18 @@ def folder_text(text: str) -> str:
     except HydraException:
         return escaped(text)
     return value if isinstance(value, str) else escaped(text)
+
+
+def texts(overrides: Sequence[str]) -> list[str]:
+    """A list of Hydra's configuration as it was typed: `${...}` in an override is not for the list itself."""
+    if not isinstance(overrides, ListConfig):
+        return list(overrides)
+    return [str(override) for override in OmegaConf.to_container(overrides) or []]
+
+
+def is_job(hydra_cfg: HydraConf) -> bool:
+    """Whether a run is the job of a sweep, in this process or in its own."""
+    return not OmegaConf.is_missing(hydra_cfg.job, "num")
 
 
 def absolute(argument: str, here: Path) -> str:

@@ -1,0 +1,170 @@
+"""The objects of a configuration: network, data, executor, federation."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fedpara.app.errors import blame
+
+if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+    from torch import nn
+
+    from fedpara.data import FederatedDataModule
+    from fedpara.execution import SerialExecutor
+    from fedpara.federation import Federation, FederationCallback, MakeClients
+
+NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
+GROUPS = (
+    "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
+    "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",
+)  # fmt: skip
+
+
+@dataclass
+class Experiment:
+    """The objects of one configuration, before its federation exists."""
+
+    datamodule: "FederatedDataModule"
+    executor: "SerialExecutor"
+    parameters: dict[str, int]
+
+
+Build = Callable[[DictConfig, "Sequence[FederationCallback]"], "tuple[Experiment, Federation]"]
+
+
+def build_experiment(cfg: DictConfig) -> Experiment:
+    """Network, data and executor of a configuration.
+
+    Raises:
+        ConfigurationError: a value is wrong or data are missing; one line.
+    """
+    import torch
+
+    from fedpara.models import ClassificationModule
+    from fedpara.nn import factorize
+
+    with blame(cfg, ""):
+        torch.manual_seed(_seed(cfg))
+    with blame(cfg, "partition"):
+        partition = instantiate(cfg.partition)
+    with blame(cfg, "data"):
+        datamodule = instantiate(cfg.data, partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
+    with blame(cfg, "model"):
+        _require_patterns(cfg.model)
+    with blame(cfg, "model.network"):
+        network = instantiate(cfg.model.network)
+        _require_real(network)
+        dense = sum(parameter.numel() for parameter in network.parameters())
+    with blame(cfg, "factorization"):
+        options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
+        factorize(network, instantiate(options), list(cfg.model.keep_dense), num_dense=cfg.factorization.num_dense)
+    factorized = sum(parameter.numel() for parameter in network.parameters())
+    with blame(cfg, "model.optimizer"):
+        _require_learning_rate(cfg.model.optimizer)
+        optimizer = instantiate(cfg.model.optimizer)
+        optimizer(network.parameters())  # its own checks of its values, before anything costs time
+    module = ClassificationModule(network, optimizer, cfg.data.num_classes)
+    with blame(cfg, "trainer"):
+        trainer = instantiate(cfg.trainer, _convert_="all")  # a copy of a ListConfig shares the objects in it
+        executor = instantiate(
+            cfg.executor, module=module, datamodule=datamodule, trainer=trainer,
+            jacobian_correction=cfg.factorization.get("jacobian_correction", 0.0),
+        )  # fmt: skip
+    return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+
+
+def build_federation(
+    cfg: DictConfig,
+    experiment: Experiment,
+    clients: "MakeClients | None" = None,
+    callbacks: "Sequence[FederationCallback]" = (),
+) -> "Federation":
+    """The federation over an experiment, and the sizes of what is shared and what is personal.
+
+    Args:
+        clients: as `Federation` takes them; None: simulated ones that keep what is theirs in memory.
+    """
+    from fedpara.federation import Federation
+    from fedpara.state import first_names, num_elements
+
+    state, network = experiment.executor.initial_state(), experiment.executor.module.network
+    with blame(cfg, "sharing"):
+        split = instantiate(cfg.sharing, names=list(state), tied=first_names(network))
+        _require_whole_weights(network, set(split.personal))
+    with blame(cfg, "algorithm"):
+        algorithm = instantiate(cfg.algorithm)
+    with blame(cfg, "model.optimizer"):
+        algorithm.require(experiment.executor.module.configure_optimizers())
+    with blame(cfg, "link"):
+        link = instantiate(cfg.link)
+    options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
+    with blame(cfg, "federation"):
+        federation = Federation(
+            experiment.executor, algorithm, link, split, list(callbacks), seed=cfg.seed, clients=clients, **options
+        )
+    personal = num_elements(split.personal_part(state))
+    experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
+    return federation
+
+
+def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
+    """Half of FedPara's W1 * W2 is no weight that a client can keep: it takes pFedPara's W1 * (W2 + 1)."""
+    from fedpara.nn import Hadamard
+
+    for layer, weight in network.named_modules():
+        if isinstance(weight, Hadamard):
+            kept = [name for name, _ in weight.named_parameters() if f"{layer}.{name}" in personal]
+            if 0 < len(kept) < len(list(weight.parameters())):
+                raise ValueError(f"{layer} would be split, {', '.join(kept)} personal; take factorization=pfedpara")
+
+
+def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "tuple[Experiment, Federation]":
+    """Everything of a configuration but its callbacks and loggers.
+
+    Args:
+        callbacks: of the federation; where one is a `Checkpoint`, clients keep what is theirs where it names it.
+    """
+    from fedpara.callbacks import Checkpoint
+    from fedpara.federation import simulated
+
+    experiment = build_experiment(cfg)
+    with blame(cfg, "faults"):
+        executor = instantiate(cfg.faults, executor=experiment.executor)
+    checkpoint = next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
+    clients = checkpoint.clients(executor) if checkpoint else simulated(executor)
+    return experiment, build_federation(cfg, experiment, clients, callbacks)
+
+
+def _require_patterns(model: DictConfig) -> None:
+    given: Any = OmegaConf.to_container(model)
+    for name in ("keep_dense", "head"):
+        value = given.get(name)
+        if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+            raise ValueError(f"{name}={value!r}: must be a list of patterns of names")
+
+
+def _require_real(network: "nn.Module") -> None:
+    """What travels is real: a complex tensor has no place in a codec, nor in a factorisation."""
+    wrong = [name for name, tensor in network.state_dict().items() if tensor.is_complex()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{', '.join(wrong[:3])}{more}: must be real, complex parameters cannot be sent; keep two halves"
+        )
+
+
+def _require_learning_rate(optimizer: DictConfig) -> None:
+    """The one value that everybody sets: torch takes NaN for it, and of a word it only says that it is no number."""
+    if "lr" in optimizer and not (isinstance(optimizer.lr, int | float) and 0 <= optimizer.lr < math.inf):
+        raise ValueError(f"lr={optimizer.lr!r}: must be a number, 0 or more")
+
+
+def _seed(cfg: DictConfig) -> int:
+    """Torch takes 64 bits, W&B and what is in files signed ones."""
+    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or not 0 <= cfg.seed < 2**63:
+        raise ValueError(f"seed={cfg.seed}: must be a whole number, 0 to 2^63 - 1")
+    return cfg.seed

@@ -1,0 +1,100 @@
+"""The program `src/train.py`: one run, or in a sweep every job, and one line for what the person can mend."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import hydra
+from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedpara.app import sweep, sweep_table
+from fedpara.app.composition import CONFIG_DIR, ROOT, choice_line, composition_error, make_absolute
+from fedpara.app.errors import ConfigurationError, line_of, one_line, stop
+from fedpara.app.overrides import FOLDERS, absolute, is_job, texts
+from fedpara.app.resume import require_simulated, with_saved_overrides
+from fedpara.app.run import Launch, run
+from fedpara.interruption import INTERRUPTED, interruption
+
+PROGRAM = ROOT / "src" / "train.py"
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
+def hydra_main(cfg: DictConfig) -> float | None:
+    """Hydra's entry point, for a run and, in a sweep, once a job."""
+    hydra_cfg = HydraConfig.get()
+    make_absolute(cfg, Path(hydra_cfg.runtime.cwd))
+    if hydra_cfg.mode == RunMode.MULTIRUN:
+        return sweep.job(cfg, hydra_cfg, PROGRAM)
+    require_simulated(cfg)
+    number = [f"hydra.job.num={hydra_cfg.job.num}"] if is_job(hydra_cfg) else []
+    # the process may have gone into the run folder
+    return run(cfg, launch=Launch(texts(hydra_cfg.overrides.task) + number, Path(hydra_cfg.runtime.cwd)))
+
+
+def main() -> None:
+    """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
+    try:
+        sys.argv[1:] = [absolute(argument, Path.cwd()) for argument in with_saved_overrides(sys.argv[1:])]
+        _require_no_reference([*sys.argv[1:], str(Path.cwd()), os.environ["PROJECT_ROOT"]])
+        for resolver in (sweep.sweep_name, sweep.job_name):  # bound here, for the processes of parallel launchers
+            typed = partial(resolver, tuple(sys.argv[1:]))
+            OmegaConf.register_new_resolver(resolver.__name__, typed, replace=True)
+        with interruption.handled(), _resolved_before_shown():
+            hydra_main()
+    except InstantiationException:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        stop(composition_error(error, sys.argv[1:]))
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's, for algorithm=3
+            raise
+        stop(choice_line(sys.argv[1:]) or one_line(error))
+    except (ConfigurationError, OSError) as error:
+        if (line := line_of(error)) is None:
+            raise
+        stop(line)
+    except KeyboardInterrupt:
+        stop("interrupted", status=INTERRUPTED)
+    if sweep_table.unfinished:
+        stop(f"not finished: {', '.join(sweep_table.unfinished)}", status=1)
+
+
+@contextmanager
+def _resolved_before_shown() -> Iterator[None]:
+    """For `--cfg ... --resolve`: Hydra cuts out the part to show first, whose references then lead nowhere.
+
+    No job has started yet: its folder is the one that a run would have.
+    """
+    cut = Hydra.get_sanitized_cfg
+
+    def resolve_and_cut(self: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:
+        cfg.hydra.runtime.output_dir = os.path.abspath(cfg.hydra.run.dir)
+        HydraConfig.instance().set_config(cfg)
+        OmegaConf.set_readonly(cfg.hydra, None)  # set by the line above
+        OmegaConf.resolve(cfg)
+        return cut(self, cfg, cfg_type)
+
+    if "--resolve" in sys.argv:
+        Hydra.get_sanitized_cfg = resolve_and_cut  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_sanitized_cfg = cut  # type: ignore[method-assign]
+
+
+def _require_no_reference(texts: list[str]) -> None:
+    """A folder may have any name but one with `${`: Hydra writes it into its configuration, as a reference."""
+    for text in texts:
+        names_folder = FOLDERS.fullmatch(text.partition("=")[0].lstrip("+")) is not None
+        if (names_folder and r"\${" in text) or (text.startswith("/") and "${" in text):
+            line = "must be a folder without ${ in its path, which Hydra takes for a reference"
+            raise ConfigurationError(f"{text}: {line}")

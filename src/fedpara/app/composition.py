@@ -1,0 +1,132 @@
+"""The configuration: composed from configs/ and what was typed, or read from a run folder."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedpara.app.errors import ConfigurationError, composition_line, one_line
+from fedpara.app.naming import run_group, run_name, run_title
+from fedpara.app.overrides import FOLDERS, absolute_folder, assignment, escaped, is_job, literal
+from fedpara.runs import leaves
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG_DIR = str(ROOT / "configs")
+os.environ["PROJECT_ROOT"] = os.path.abspath(os.environ.get("PROJECT_ROOT") or ROOT)  # configs/paths reads it
+
+OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value), replace=True)
+for name in (run_name, run_title, run_group):
+    OmegaConf.register_new_resolver(
+        name.__name__, lambda *given, _name=name: _name(*given, is_job(HydraConfig.get())), replace=True
+    )
+
+
+def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
+    """The resolved configuration as `python src/train.py` composes it, in a process that Hydra did not start.
+
+    Hydra's own state is afterwards as it was before.
+
+    Args:
+        overrides: as typed behind `python src/train.py`.
+        folder: the run folder, whose log is then opened; None: there is none.
+
+    Raises:
+        HydraException, OmegaConfBaseException: an override does not fit.
+    """
+    own = [assignment("hydra.runtime.output_dir", str(folder or ".")), "hydra.mode=RUN"]
+    with _own_hydra():
+        cfg = hydra.compose("train", [*overrides, *own], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            configure_log(cfg.hydra.job_logging, cfg.hydra.verbose)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return _literal(OmegaConf.to_container(cfg, resolve=True))
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra's two globals, new ones within and the old ones afterwards."""
+    running, known = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, known
+
+
+def _literal(node: Any) -> DictConfig:
+    made = OmegaConf.create(literal(node))
+    assert isinstance(made, DictConfig)
+    return made
+
+
+def make_absolute(cfg: DictConfig, here: Path) -> None:
+    """Have every folder of the configuration where the program was started, whatever names it: a yaml, `DATA_DIR`."""
+    for key, value in leaves(OmegaConf.to_container(cfg, resolve=True)):
+        if isinstance(value, str) and value and FOLDERS.fullmatch(key) and not value.startswith("/"):
+            OmegaConf.update(cfg, key, absolute_folder(escaped(value), here))
+
+
+def read_yaml(path: Path, key: str) -> Any:
+    """A run folder's configuration, or its list of what was typed.
+
+    Args:
+        key: what was typed to get there, `resume=...`, for the error.
+
+    Raises:
+        ConfigurationError: the file is no yaml.
+    """
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{key}: its {path.name} cannot be read ({one_line(error)})") from error
+
+
+def read_resolved(path: Path, key: str) -> DictConfig:
+    """A run folder's config.yaml, whose texts are as they were saved: nothing in it is interpolated, so nothing is run.
+
+    Args:
+        key: what was typed to get there, for the error.
+
+    Raises:
+        ConfigurationError: the file is not such a configuration.
+    """
+    saved = read_yaml(path, key)
+    if not isinstance(saved, DictConfig):
+        raise ConfigurationError(f"{key}: its {path.name} must be a group of keys")
+    return _literal(OmegaConf.to_container(saved))
+
+
+def composition_error(error: Exception, typed: Sequence[str]) -> str:
+    """One line; for an unknown key, with the keys of the configuration composed without it."""
+    allowed = None
+    with_key = [a for a in typed if re.match(r"[^-].*=", a) and f"'{a.partition('=')[0]}'" not in str(error)]
+    try:
+        with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+            allowed = hydra.compose("train", with_key)
+    except (HydraException, OmegaConfBaseException):
+        pass
+    return composition_line(error, allowed)
+
+
+def choice_line(typed: Sequence[str]) -> str | None:
+    """One line for a group of which what was typed is no choice; Hydra does not say which."""
+    for group, _, choice in (argument.partition("=") for argument in typed):
+        choices = sorted(path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml"))
+        if choices and choice not in choices:
+            return f"{group}={choice}: must be one of {', '.join(choices)}"
+    return None

@@ -1,0 +1,78 @@
+"""When a run goes on: from what, under which configuration, and with what was typed to start it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedpara.app.composition import read_resolved, read_yaml
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.overrides import absolute, assignment, folder_text
+from fedpara.app.trust import require_trusted_overrides, trusted_names
+from fedpara.runs import Run, leaves
+
+RESUMABLE = (
+    "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
+    "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
+    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb",
+)  # fmt: skip
+KEYS_ADDED = {"data.lone_example": "keep"}  # what runs did before the key was there
+
+
+def require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
+    """Refuse to start anew where there is a run to go on with."""
+    if not cfg.resume and (folder / "checkpoint.safetensors").is_file() and (rows := Run(folder).rows):
+        way_out = f"go on with it by resume={folder}, or take another folder"
+        raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(rows)} rounds; {way_out}")
+
+
+def require_simulated(cfg: DictConfig) -> None:
+    """Refuse to go on here with a run whose clients are real ones."""
+    if (Path(cfg.paths.output_dir) / "participants.jsonl").is_file():
+        raise ConfigurationError(f"resume={cfg.resume}: its clients are real ones; `flwr run deploy` goes on with it")
+
+
+def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
+    """Refuse to go on in `folder` under a configuration that would change the result."""
+    saved = read_resolved(folder / "config.yaml", f"resume={folder}")
+    before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
+    before = KEYS_ADDED | before
+    differing = [
+        k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
+    ]
+    if differing:
+        shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
+        shown = ", ".join([shown, *differing[3:]])
+        raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
+
+
+def with_saved_overrides(arguments: list[str]) -> list[str]:
+    """For `resume=<run folder>`: what was typed to start that run, then what is typed now.
+
+    Not Hydra's own `.hydra/overrides.yaml`, which every attempt to resume rewrites, refused ones too.
+    """
+    folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
+    if not folder or folder == "null":
+        return arguments
+    path = Path(str(OmegaConf.create([folder_text(folder)])[0])).expanduser().resolve()
+    for name in ("config.yaml", "overrides.yaml"):
+        if not (path / name).is_file():
+            raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
+    if {"-m", "--multirun"} & set(arguments):
+        raise ConfigurationError(f"resume={folder}: goes on with one run; leave out -m")
+    now = [assignment("resume", str(path)) if a.startswith("resume=") else a for a in arguments]
+    typed = {a.partition("=")[0] for a in now}
+    kept = [o for o in _saved_overrides(path, folder) if o.partition("=")[0] not in {*typed, "trusted", "+trusted"}]
+    require_trusted_overrides(f"resume={folder}", kept, trusted_names(arguments))
+    kept = [absolute(override, Run(path).started_in) for override in kept]
+    kept += [] if "hydra.mode" in typed else ["hydra.mode=RUN"]  # of a sweep's job the job alone
+    first = next(n for n, a in enumerate(now) if re.match(r"[^-].*=", a))  # Hydra takes no flag between overrides
+    return [*now[:first], *kept, *now[first:]]
+
+
+def _saved_overrides(path: Path, folder: str) -> list[str]:
+    saved: Any = OmegaConf.to_container(read_yaml(path / "overrides.yaml", f"resume={folder}"))
+    if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
+        raise ConfigurationError(f"resume={folder}: its overrides.yaml must be a list of what was typed")
+    return saved

@@ -1,0 +1,168 @@
+"""One run: loggers, callbacks, the point to go on from, rounds, and the last words."""
+
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fedpara.app.build import GROUPS, Build, Experiment, build
+from fedpara.app.errors import FAILED, blame, line_of, one_line, require_nodes, stop
+from fedpara.app.resume import check_same, require_nothing_lost
+from fedpara.app.trust import require_resolved
+from fedpara.files import reserve, write_atomically
+from fedpara.record import objective, size
+from fedpara.runs import read_rows
+
+if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+    from fedpara.callbacks import LoggerForwarding
+    from fedpara.federation import Federation
+
+log = logging.getLogger("train")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run was started, as far as its folder and its last words tell.
+
+    Attributes:
+        typed: the overrides that `resume=` repeats.
+        here: where the person is; folders beneath it are shown relative to it.
+    """
+
+    typed: Sequence[str] = ()
+    here: Path = field(default_factory=Path.cwd)
+
+    def shown(self, path: Path) -> Path:
+        """Relative to where the person is, where that is shorter."""
+        return path.relative_to(self.here) if path.is_relative_to(self.here) else path
+
+
+def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> float | None:
+    """One run in its folder, which no other process uses meanwhile, and which keeps the error of one that fails.
+
+    Args:
+        build: the run's objects; what is in deploy/ has its clients elsewhere.
+        launch: how it was started; None: by a program, from the current folder.
+    """
+    folder = Path(cfg.paths.output_dir)
+    try:
+        if cfg.resume:
+            require_resolved(f"resume={cfg.resume}", OmegaConf.to_container(cfg, resolve=True))
+            check_same(cfg, Path(cfg.resume))
+        with blame(cfg, "paths.output_dir"):
+            reservation = reserve(folder)
+        with reservation:
+            return train(cfg, build, launch or Launch())
+    except Exception as error:
+        line = line_of(error)
+        _record_failure(folder, error, line or f"{type(error).__name__}: {one_line(error)}")
+        if line is None:
+            raise
+        stop(line, status=1 if isinstance(error, FAILED) else 2)
+
+
+def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
+    """One run; returns the last value (0 to 1) of the metric it is judged by, for a sweeper to maximise.
+
+    Loggers come first: what fails before the first round is a failed run there too.
+    """
+    from fedpara.callbacks import LoggerForwarding
+
+    require_nothing_lost(cfg, Path(cfg.paths.output_dir))
+    with blame(cfg, ""):
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    require_nodes(cfg, _present(cfg, "logger"))
+    with blame(cfg, "logger"):
+        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger is not None]
+    with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
+        with blame(cfg, "logger"):
+            for logger in loggers:
+                logger.log_hyperparams(resolved)
+        return _train(cfg, build, forwarding, launch)
+
+
+def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch: Launch) -> float | None:
+    from fedpara.callbacks import RunFolder, restore
+
+    require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
+    folder = Path(cfg.paths.output_dir)
+    with blame(cfg, "callbacks"):
+        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
+    experiment, federation = build(cfg, callbacks)
+    with blame(cfg, "resume"):
+        if cfg.resume and read_rows(folder / "metrics.csv"):  # one killed before its first round starts anew
+            restore(federation, folder)
+    log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
+    with blame(cfg, "data"):
+        experiment.datamodule.setup()
+        experiment.datamodule.to(experiment.executor.device)
+    with blame(cfg, "model.network"):
+        experiment.executor.try_one_example()
+    with blame(cfg, "trainer"):
+        experiment.executor.rehearse()
+    _describe(experiment, federation)
+    record = RunFolder(folder, experiment.parameters)
+    with blame(cfg, "paths.output_dir"):
+        write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(launch.typed))).encode())
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+    # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
+    federation.callbacks = [record, *federation.callbacks, forwarding]
+    try:
+        federation.fit()
+    except KeyboardInterrupt:
+        way_on = shlex.quote(f"resume={launch.shown(folder)}")
+        log.info("interrupted after %d rounds; go on: python src/train.py %s", federation.round, way_on)
+        raise
+    finally:
+        federation.close()
+    _conclude(record, federation, launch.shown(folder))
+    return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
+
+
+def _present(cfg: DictConfig, group: str) -> list[str]:
+    """The keys of a group that has any number of them; null takes one out."""
+    return [f"{group}.{name}" for name, value in (cfg[group] or {}).items() if value is not None]
+
+
+def _describe(experiment: Experiment, federation: "Federation") -> None:
+    sizes, data = experiment.parameters, experiment.datamodule
+    log.info(
+        "%s parameters, %s dense (%.1f %%), %s travel | %s, %d clients, %d a round, %d rounds of %d local epochs, %s",
+        f"{sizes['factorized']:,}", f"{sizes['dense']:,}", 100 * sizes["factorized"] / sizes["dense"],
+        f"{sizes['shared']:,}", data.name, federation.num_clients, federation.clients_per_round, federation.num_rounds,
+        experiment.executor.max_epochs, experiment.executor.device,
+    )  # fmt: skip
+
+
+def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
+    """What was reached, what it cost, what the dense model would have cost, where to look."""
+    if not record.rows:
+        log.info("nothing to do: the run has its %d rounds", federation.num_rounds)
+        return
+    sizes, last = record.parameters, record.rows[-1]
+    saved = ""
+    if 0 < sizes["shared"] < sizes["dense"]:
+        ratio = sizes["dense"] / sizes["shared"]
+        saved = f", the dense model would have sent {size(federation.total_bytes * ratio)} ({ratio:.1f}x)"
+    judged = objective(bool(federation.split.personal))
+    accuracy = f"{judged.partition('/')[0]} accuracy {100 * last[judged]:.2f} %" if judged in last else "not tested"
+    sent = size(federation.total_bytes)
+    log.info("%s after %d rounds | sent %s%s", accuracy, federation.round, sent, saved)
+    log.info("run folder: %s (metrics.csv, summary.json, config.yaml, checkpoint.safetensors)", folder)
+
+
+def _record_failure(folder: Path, error: Exception, line: str) -> None:
+    """In the run's own log, with its stack trace, and in its summary; the console has it from `main`."""
+    from fedpara.callbacks.run_folder import summarise_failure
+
+    record = log.makeRecord(log.name, logging.ERROR, "", 0, line, (), (type(error), error, error.__traceback__))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    if folder.is_dir():
+        summarise_failure(folder, line)
