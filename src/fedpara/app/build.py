@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.errors import blame
+from fedpara.app.make import Make
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
@@ -47,26 +48,21 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from fedpara.models import ClassificationModule
     from fedpara.nn import factorize
 
-    with blame(cfg, ""):
-        torch.manual_seed(_seed(cfg))
-    with blame(cfg, "partition"):
-        partition = instantiate(cfg.partition)
-    with blame(cfg, "data"):
-        datamodule = instantiate(cfg.data, partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
-    with blame(cfg, "model"):
-        _require_patterns(cfg.model)
-    with blame(cfg, "model.network"):
-        network = instantiate(cfg.model.network)
-        _require_real(network)
-        dense = sum(parameter.numel() for parameter in network.parameters())
+    make = Make(cfg)
+    torch.manual_seed(make.check("", _seed, cfg))
+    partition = make("partition")
+    datamodule = make("data", partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
+    make.check("model", _require_patterns, cfg.model)
+    network = make("model.network")
+    make.check("model.network", _require_real, network)
+    dense = sum(parameter.numel() for parameter in network.parameters())
     with blame(cfg, "factorization"):
         options = OmegaConf.masked_copy(cfg.factorization, [k for k in cfg.factorization if k not in NOT_OF_RECIPE])
         factorize(network, instantiate(options), list(cfg.model.keep_dense), num_dense=cfg.factorization.num_dense)
     factorized = sum(parameter.numel() for parameter in network.parameters())
-    with blame(cfg, "model.optimizer"):
-        _require_learning_rate(cfg.model.optimizer)
-        optimizer = instantiate(cfg.model.optimizer)
-        optimizer(network.parameters())  # its own checks of its values, before anything costs time
+    make.check("model.optimizer", _require_learning_rate, cfg.model.optimizer)
+    optimizer = make("model.optimizer")
+    make.check("model.optimizer", optimizer, network.parameters())  # its own checks, before anything costs time
     module = ClassificationModule(network, optimizer, cfg.data.num_classes)
     with blame(cfg, "trainer"):
         trainer = instantiate(cfg.trainer, _convert_="all")  # a copy of a ListConfig shares the objects in it
@@ -78,29 +74,26 @@ def build_experiment(cfg: DictConfig) -> Experiment:
 
 
 def build_federation(
-    cfg: DictConfig, experiment: Experiment, make: "Callable[..., Federation] | None" = None
+    cfg: DictConfig, experiment: Experiment, kind: "Callable[..., Federation] | None" = None
 ) -> "Federation":
     """The federation over an experiment, without callbacks, and the sizes of what is shared and what is personal.
 
     Args:
-        make: the class, or what takes its arguments; None: `Federation`, whose clients are in this process.
+        kind: the class, or what takes its arguments; None: `Federation`, whose clients are in this process.
     """
     from fedpara.federation import Federation
     from fedpara.state import first_names, num_elements
 
     state, network = experiment.executor.initial_state(), experiment.executor.module.network
-    with blame(cfg, "sharing"):
-        split = instantiate(cfg.sharing, names=list(state), tied=first_names(network))
-        _require_whole_weights(network, set(split.personal))
-    with blame(cfg, "algorithm"):
-        algorithm = instantiate(cfg.algorithm)
-    with blame(cfg, "model.optimizer"):
-        algorithm.require(experiment.executor.module.configure_optimizers())
-    with blame(cfg, "link"):
-        link = instantiate(cfg.link)
+    make = Make(cfg)
+    split = make("sharing", names=list(state), tied=first_names(network))
+    make.check("sharing", _require_whole_weights, network, set(split.personal))
+    algorithm = make("algorithm")
+    make.check("model.optimizer", lambda: algorithm.require(experiment.executor.module.configure_optimizers()))
+    link = make("link")
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     with blame(cfg, "federation"):
-        federation = (make or Federation)(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
+        federation = (kind or Federation)(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
     return federation

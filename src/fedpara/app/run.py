@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.build import GROUPS, Build, Experiment, build
 from fedpara.app.errors import FAILED, blame, line_of, one_line, require_nodes, stop
+from fedpara.app.make import Make
 from fedpara.app.resume import check_same, require_nothing_lost
 from fedpara.app.trust import require_resolved
 from fedpara.files import reserve, write_atomically
@@ -77,12 +77,11 @@ def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
     with blame(cfg, ""):
         resolved = OmegaConf.to_container(cfg, resolve=True)
     require_nodes(cfg, _present(cfg, "logger"))
-    with blame(cfg, "logger"):
-        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger is not None]
+    make = Make(cfg)
+    loggers = make.each("logger")
     with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
-        with blame(cfg, "logger"):
-            for logger in loggers:
-                logger.log_hyperparams(resolved)
+        for logger in loggers:
+            make.check("logger", logger.log_hyperparams, resolved)
         return _train(cfg, build, forwarding, launch)
 
 
@@ -92,21 +91,17 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
     experiment, federation = build(cfg)
-    with blame(cfg, "callbacks"):
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
-    with blame(cfg, "faults"):
-        federation.executor = instantiate(cfg.faults, executor=federation.executor)
+    make = Make(cfg)
+    callbacks = make.each("callbacks")
+    federation.executor = make("faults", executor=federation.executor)
     with blame(cfg, "resume"):
         if cfg.resume and read_rows(folder / "metrics.csv"):  # one killed before its first round starts anew
             restore(federation, folder)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
-    with blame(cfg, "data"):
-        experiment.datamodule.setup()
-        experiment.datamodule.to(experiment.executor.device)
-    with blame(cfg, "model.network"):
-        experiment.executor.try_one_example()
-    with blame(cfg, "trainer"):
-        experiment.executor.rehearse()
+    make.check("data", experiment.datamodule.setup)
+    make.check("data", experiment.datamodule.to, experiment.executor.device)
+    make.check("model.network", experiment.executor.try_one_example)
+    make.check("trainer", experiment.executor.rehearse)
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     with blame(cfg, "paths.output_dir"):
