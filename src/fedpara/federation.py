@@ -221,7 +221,7 @@ class Federation:
     def replies(
         self, chosen: list[int], broadcast: Broadcast, attempt: int, tally: "Tally"
     ) -> Iterator[Reply | ClientFailure]:
-        """What the chosen clients make of a broadcast, as it comes: here the server's half meets theirs.
+        """Trains the chosen clients and yields their replies as they come.
 
         Args:
             attempt: how often these clients have failed in this round.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays 
     from fedpara.federation import Federation
     from fedpara.models import ClassificationModule
 
-NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # said in the same group for who types, used elsewhere
+NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # typed under `factorization`, read by other objects
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
     "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",

@@ -15,7 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.files import UnusableFile
 
-PERSONS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)  # theirs to mend
+USER_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    HydraException,
+    OmegaConfBaseException,
+)  # errors the user can fix
 FAILED = FloatingPointError | CrashesAgain | WorkerKilled  # of a run that could be started
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT,
@@ -50,7 +57,7 @@ def blame(cfg: DictConfig, group: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = _cause(error)
-        if not isinstance(cause, (*PERSONS, *_lightning_errors())):
+        if not isinstance(cause, (*USER_ERRORS, *_lightning_errors())):
             raise
         nested = re.search(rf"full_key: ({re.escape(group)}\.\S+)", str(error))  # Hydra names the node it was building
         raise ConfigurationError(_describe(cfg, nested[1] if nested else group, cause)) from error

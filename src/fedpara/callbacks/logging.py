@@ -1,4 +1,4 @@
-"""Lightning loggers (W&B, TensorBoard, MLflow, ...) as witnesses of a federation."""
+"""Forwards each round to Lightning loggers (W&B, TensorBoard, MLflow, ...)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -40,7 +40,7 @@ class AutoExecutor(Around):
             try:
                 candidate = make(self.training)
                 candidate.prepare()
-            except ValueError:  # it says why, to those who ask for it by name
+            except ValueError:  # choosing it explicitly reports why it cannot be used
                 continue
             self.inner = candidate
             break

@@ -63,7 +63,7 @@ class LocalResult:
 
 @dataclass(frozen=True)
 class ClientFailure:
-    """A client of the round of which nothing came that can be used.
+    """A client that returned nothing usable in this round.
 
     Attributes:
         client: index of the client.
