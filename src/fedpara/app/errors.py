@@ -15,14 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.files import UnusableFile
 
-USER_ERRORS = (
-    ValueError,
-    TypeError,
-    OSError,
-    ImportError,
-    HydraException,
-    OmegaConfBaseException,
-)  # errors the user can fix
+# errors the user can fix
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)
 FAILED = FloatingPointError | CrashesAgain | WorkerKilled  # of a run that could be started
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT,
