@@ -153,7 +153,7 @@ PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 @pytest.mark.parametrize("launcher", [[], pytest.param(PARALLEL, marks=pytest.mark.slow)], ids=["forked", "joblib"])
 def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_path, monkeypatch, launcher):
     """In parallel each job is a process of its own, as it is for a person: imports of torch are most of that time."""
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}:{ROOT / 'tests' / 'system'}")
     if not launcher:
         monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))
     command = ["-m", *SMALL, "+callbacks.z._target_=test_cli.Accident", "seed=1,2"]
