@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from fedpara.runs import read_rows
+from fedpara.runs import CHECKPOINT, PARTICIPANTS, Run, read_rows
 from relay import CountingRelay
 
 
@@ -46,8 +46,8 @@ def show(deployed: Path, simulated: Path, readings: list[tuple[int, int]]) -> fl
     Args:
         readings: of `Meter`.
     """
-    lines = (deployed / "participants.jsonl").read_text().splitlines()
-    pairs = zip(read_rows(deployed / "metrics.csv"), read_rows(simulated / "metrics.csv"), strict=True)
+    lines = (deployed / PARTICIPANTS).read_text().splitlines()
+    pairs = zip(Run(deployed).rows, Run(simulated).rows, strict=True)
     print("\nround | accuracy: deployed, simulated | bytes up: counted, socket | down: counted, to test, socket | s")
     totals = [0, 0, 0, 0]
     for n, (own, other) in enumerate(pairs):
@@ -77,6 +77,6 @@ def _over(measured: int, counted: int) -> str:
 
 def largest_difference(deployed: Path, simulated: Path) -> float:
     """Of all that the two servers keep."""
-    one, other = (load_file(folder / "checkpoint.safetensors") for folder in (deployed, simulated))
+    one, other = (load_file(folder / CHECKPOINT) for folder in (deployed, simulated))
     assert one.keys() == other.keys()
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)

@@ -154,6 +154,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def demonstrate(folder: Path, overrides: list[str]) -> float:
     """All of it; the largest difference between the two runs."""
     from compare import Meter, show
+    from fedpara.runs import METRICS
 
     demonstration = Demonstration(folder, overrides)
     demonstration.prepare()
@@ -167,7 +168,7 @@ def demonstrate(folder: Path, overrides: list[str]) -> float:
             stack.enter_context(demonstration.running(name, demonstration.supernode(name, demonstration.relay.port)))
         demonstration.await_nodes()
         print("an unknown node:", *demonstration.refused(), sep="\n  ", flush=True)
-        meter = stack.enter_context(Meter(demonstration.relay, folder / "deployed" / "metrics.csv"))
+        meter = stack.enter_context(Meter(demonstration.relay, folder / "deployed" / METRICS))
         demonstration.run()
     train = [sys.executable, HERE.parent / "src" / "train.py", *overrides, f"hydra.run.dir={folder / 'simulated'}"]
     demonstration.call("simulated", train)

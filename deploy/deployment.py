@@ -22,11 +22,11 @@ from fedpara.execution import ClientFailure
 from fedpara.federation import Broadcast, Federation, Tally
 from fedpara.files import write_atomically
 from fedpara.record import RoundRecord
+from fedpara.runs import PARTICIPANTS, Run
 from node import read_answer
 from parcel import Nodes, Parcel, Value, payload
 
 log = logging.getLogger(__name__)
-FILE = "participants.jsonl"
 
 
 class DeployedFederation(Federation):
@@ -51,7 +51,7 @@ class DeployedFederation(Federation):
 
     def fit(self) -> None:
         """Train, from what the checkpoint knows of: a round that was done but not yet in it is done again."""
-        path = self.folder / FILE
+        path = self.folder / PARTICIPANTS
         whole, _, _ = (path.read_text() if path.is_file() else "").rpartition("\n")  # the last line may be half a one
         rows = [row for row in map(json.loads, whole.splitlines()) if row["round"] <= self.round]
         write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
@@ -63,7 +63,7 @@ class DeployedFederation(Federation):
         self.test_bytes = 0
         record = super().run_round()
         clients = sorted(client for client, last in self.last.items() if last == record.round)
-        with (self.folder / FILE).open("a") as stream:
+        with (self.folder / PARTICIPANTS).open("a") as stream:
             stream.write(json.dumps({"round": record.round, "clients": clients, "test_bytes": self.test_bytes}) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -147,7 +147,7 @@ def run(overrides: list[str], data: Path, folder: Path, nodes: Nodes) -> None:
         SystemExit: it failed, and has said why in one line.
     """
     own = [f"paths.output_dir='{folder}'", "callbacks.partition_picture=null"]  # who holds what is not known here
-    if (folder / "checkpoint.safetensors").is_file():
+    if Run(folder).has_checkpoint:
         own.append(f"resume='{folder}'")
     typed = [*overrides, *own]
     run_locally(compose(typed, folder), partial(build, data=data, nodes=nodes), Launch(typed))

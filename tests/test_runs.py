@@ -11,6 +11,7 @@ from helpers import ROOT
 
 FILES = {runs.METRICS, runs.SUMMARY, runs.CONFIG, runs.OVERRIDES, runs.CHECKPOINT, runs.PARTICIPANTS, runs.PARTITION}
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
+DEPLOYED = sorted((ROOT / "deploy").glob("*.py"))
 GROUPS = {column.partition("/")[0] for column in COLUMNS} - {"round"}
 PARTS = {"personal/acc", "personal/trained_acc", "test/"}  # a histogram, and beginnings of names
 
@@ -25,7 +26,7 @@ def texts(path):
     return [node.value for node in constants if isinstance(node.value, str)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SOURCES + DEPLOYED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_run_folders_files_are_named_in_one_room(path):
     if path.name != "runs.py":
         assert not FILES & set(texts(path))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedpara.communication import Cast, Link, StochasticUniform
     from fedpara.cost import cost_to_target
     from fedpara.data import IID, DataSet, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards
-    from fedpara.execution import ProcessesExecutor, SerialExecutor, VectorizedExecutor
+    from fedpara.execution import LocalTraining, ProcessesExecutor, SerialExecutor, VectorizedExecutor
     from fedpara.federation import Federation
     from fedpara.models import MLP, VGG, ClassificationModule
     from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Cast", "ClassificationModule", "DataSet", "Dense", "Dirichlet", "EqualSizeLowRank", "Examples", "FedAdam",
-    "FedAvg", "FedDyn", "FedPara", "FedProx", "FederatedDataModule", "Federation", "IID", "Link", "MLP", "Natural",
-    "Normalize", "PFedPara", "ProcessesExecutor", "Scaffold", "SerialExecutor", "Shards", "Split",
+    "FedAvg", "FedDyn", "FedPara", "FedProx", "FederatedDataModule", "Federation", "IID", "Link", "LocalTraining",
+    "MLP", "Natural", "Normalize", "PFedPara", "ProcessesExecutor", "Scaffold", "SerialExecutor", "Shards", "Split",
     "StochasticUniform", "VGG", "VectorizedExecutor", "cost_to_target", "factorizations", "factorize", "merge",
 ]  # fmt: skip
 _HOMES = {
@@ -36,7 +36,7 @@ _HOMES = {
     "communication": {"Cast", "Link", "StochasticUniform"},
     "cost": {"cost_to_target"},
     "data": {"DataSet", "Dirichlet", "Examples", "FederatedDataModule", "IID", "Natural", "Normalize", "Shards"},
-    "execution": {"ProcessesExecutor", "SerialExecutor", "VectorizedExecutor"},
+    "execution": {"LocalTraining", "ProcessesExecutor", "SerialExecutor", "VectorizedExecutor"},
     "federation": {"Federation"},
     "models": {"ClassificationModule", "MLP", "VGG"},
     "nn": {"Dense", "EqualSizeLowRank", "FedPara", "PFedPara", "factorizations", "factorize", "merge"},

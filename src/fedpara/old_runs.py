@@ -5,6 +5,7 @@ Nothing here is needed for a run that starts today. A configuration that has the
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 MODULES = "cifar|cinic10|leaf|mnist|mnist_small|shakespeare|fedavgm|feddyn|fedopt|fedprox|scaffold"
@@ -16,7 +17,7 @@ WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation h
     "PFedPara": {"nonlinearity"},
 }
 # what its default was then depended on other groups: a run goes on with its own
-OWN_DEFAULT = {"algorithm": ("FedAdam", "model", "optimizer", "lr"), "factorization": ("PFedPara", "gamma")}
+OWN_DEFAULT = {"algorithm": ("FedAdam", "model.optimizer.lr"), "factorization": ("PFedPara", "factorization.gamma")}
 
 
 def class_name(node: object) -> str:
@@ -71,13 +72,10 @@ def _keys(config: Mapping[str, Any]) -> set[str]:
 
 
 def _own_defaults(config: Mapping[str, Any]) -> list[tuple[str, float]]:
-    found = []
-    for group, (kind, *path) in OWN_DEFAULT.items():
-        if class_name(config.get(group)) == kind:
-            path = path if len(path) > 1 else [group, *path]
-            node: Any = config
-            for name in path:
-                node = node.get(name) if isinstance(node, Mapping) else None
-            if isinstance(node, int | float):
-                found.append((".".join(path), node))
-    return found
+    keys = [key for group, (kind, key) in OWN_DEFAULT.items() if class_name(config.get(group)) == kind]
+    values = [reduce(_child, key.split("."), config) for key in keys]
+    return [(key, value) for key, value in zip(keys, values, strict=True) if isinstance(value, int | float)]
+
+
+def _child(node: Any, name: str) -> Any:
+    return node.get(name) if isinstance(node, Mapping) else None

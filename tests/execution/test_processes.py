@@ -48,15 +48,6 @@ def told(tmp_path_factory):
     made.executor.close()
 
 
-@pytest.fixture(autouse=True)
-def _silence(request):
-    """Nobody is told anything from an earlier test."""
-    yield
-    if "told" in request.fixturenames:
-        for path in request.getfixturevalue("told")[1].iterdir():
-            path.unlink()
-
-
 def test_float64_and_faults():
     """A network in float32 that is trained in float64 comes back as such: twice what its slot was made for."""
 

@@ -56,15 +56,6 @@ def told(cluster, tmp_path_factory):
     made.executor.close()
 
 
-@pytest.fixture(autouse=True)
-def _silence(request):
-    """Nobody is told anything from an earlier test."""
-    yield
-    if "told" in request.fixturenames:
-        for path in request.getfixturevalue("told")[1].iterdir():
-            path.unlink()
-
-
 def assert_same(one, other):
     assert same(join(one.server), join(other.server))
     for kept, expected in ((one.personal, other.personal), (one.memories, other.memories)):
@@ -218,7 +209,7 @@ def test_a_driver_without_a_gpu_leaves_the_trainer_as_it_is(monkeypatch):
 
     executor = make_federation(executor=RayExecutor, training={"accelerator": "gpu", "precision": "16-mixed"}).executor
     assert executor.inner.device.type == "cpu"
-    assert (executor.there.accelerator, executor.there.precision) == ("gpu", "16-mixed")
+    assert (executor.actors_training.accelerator, executor.actors_training.precision) == ("gpu", "16-mixed")
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):

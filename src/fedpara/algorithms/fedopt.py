@@ -64,15 +64,8 @@ class FedAdam(FedAvg):
 class FedAdagrad(FedAdam):
     """v <- v + D^2; without momentum, as in the paper."""
 
-    @validate_call
-    def __init__(
-        self,
-        server_lr: Annotated[float, Field(gt=0)] = 0.01,
-        beta1: Share = 0.0,
-        beta2: Share = 0.99,
-        tau: Annotated[float, Field(gt=0, le=1)] = 1e-3,
-    ) -> None:
-        super().__init__(server_lr, beta1, beta2, tau)
+    def __init__(self, server_lr: float = 0.01, beta1: float = 0.0, beta2: float = 0.99, tau: float = 1e-3) -> None:
+        super().__init__(server_lr=server_lr, beta1=beta1, beta2=beta2, tau=tau)
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         """v after a round, from v and D^2."""

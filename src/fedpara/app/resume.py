@@ -23,9 +23,10 @@ KEYS_ADDED = {"data.lone_example": "keep"}  # what runs did before the key was t
 
 def require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
     """Refuse to start anew where there is a run to go on with."""
-    if not cfg.resume and Run(folder).has_checkpoint and (rows := Run(folder).rows):
+    run = Run(folder)
+    if not cfg.resume and run.has_checkpoint and run.rows:
         way_out = f"go on with it by resume={folder}, or take another folder"
-        raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(rows)} rounds; {way_out}")
+        raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(run.rows)} rounds; {way_out}")
 
 
 def require_simulated(cfg: DictConfig) -> None:

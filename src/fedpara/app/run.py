@@ -16,7 +16,7 @@ from fedpara.app.resume import check_same, require_nothing_lost
 from fedpara.app.trust import require_resolved
 from fedpara.files import reserve, write_atomically
 from fedpara.record import objective, size
-from fedpara.runs import CONFIG, OVERRIDES, Run
+from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY, Run
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from fedpara.callbacks import LoggerForwarding
@@ -155,7 +155,7 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     accuracy = f"{judged.partition('/')[0]} accuracy {100 * last[judged]:.2f} %" if judged in last else "not tested"
     sent = size(federation.total_bytes)
     log.info("%s after %d rounds | sent %s%s", accuracy, federation.round, sent, saved)
-    log.info("run folder: %s (metrics.csv, summary.json, config.yaml, checkpoint.safetensors)", folder)
+    log.info("run folder: %s (%s)", folder, ", ".join((METRICS, SUMMARY, CONFIG, CHECKPOINT)))
 
 
 def _record_failure(folder: Path, error: Exception, line: str) -> None:

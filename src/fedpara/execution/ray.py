@@ -69,7 +69,7 @@ class RayExecutor(ParallelExecutor):
         elsewhere = training.wants_gpu and not torch.accelerator.is_available()
         here = replace(training, accelerator="cpu", precision="32-true") if elsewhere else training
         super().__init__(here, inner, max(1, int(cpus)), chunk)
-        self.there, self.address, self.actors = training, address, actors
+        self.actors_training, self.address, self.actors = training, address, actors
         self.needs = {"CPU": cpus, "GPU": gpus, "memory": memory_gb and memory_gb * 1e9}
         self._wants_gpus, self._began_ray = training.accelerator != "cpu", False
 
@@ -101,7 +101,7 @@ class RayExecutor(ParallelExecutor):
     def _start(self) -> "Actors":
         self._join()
         return Actors(
-            _parcel((self.make, self.there.without_data()), partial(sendable, name=self.name)),
+            _parcel((self.make, self.actors_training.without_data()), partial(sendable, name=self.name)),
             _parcel(self.datamodule, partial(sendable, name=self.name)),
             {name: value for name, value in self.needs.items() if value},
             lambda: self.actors or max(1, _room(self.needs)), self.threads,

@@ -31,7 +31,7 @@ Plain = bool | int | float | str | None
 MatmulPrecision = Literal["highest", "high", "medium"]
 
 
-def _whole_epochs(given: object) -> object:
+def _require_epochs(given: object) -> object:
     """See that a client's training has an end, and an epoch at least."""
     if not isinstance(given, int) or given < 1:
         raise ValueError(f"max_epochs={given!r}: must be a whole number of local epochs, 1 or more")
@@ -53,6 +53,16 @@ def _allowed(options: Mapping[str, object]) -> Mapping[str, object]:
 class LocalTraining:
     """How one client is trained. Every executor takes one of these, and adds where and how many at once.
 
+    Example:
+        >>> from functools import partial
+        >>> from torch import nn
+        >>> from fedpara.data import IID, mnist_small
+        >>> module = ClassificationModule(nn.Linear(784, 10), partial(torch.optim.SGD, lr=0.1), num_classes=10)
+        >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
+        >>> training = LocalTraining(module, data, max_epochs=2, accelerator="cpu", options={"gradient_clip_val": 1.0})
+        >>> training.trainer().max_epochs, training.jacobian_correction
+        (2, 0.0)
+
     Attributes:
         module: the LightningModule; its `learning_rate_factor` is set for every task.
         datamodule: gives each client's batches and the test batches.
@@ -72,7 +82,7 @@ class LocalTraining:
 
     module: ClassificationModule
     datamodule: FederatedDataModule
-    max_epochs: Annotated[int, BeforeValidator(_whole_epochs)]
+    max_epochs: Annotated[int, BeforeValidator(_require_epochs)]
     precision: object = None
     accelerator: object = "auto"
     jacobian_correction: Annotated[float, Field(ge=0)] = 0.0
@@ -107,8 +117,8 @@ class LocalTraining:
         given = copy.deepcopy(self.arguments)
         plugins = given.pop("plugins", None) or []
         trainer = self.trainer_class(
-            **given | {name: value for name, (value, _) in OF_EVERY_FIT.items()} | options,  # type: ignore[arg-type]  # values that a user typed, which the Trainer checks itself
-            # a Trainer a client must not read SLURM's number of tasks
+            **given | {name: value for name, (value, _) in OF_EVERY_FIT.items()} | options,  # type: ignore[arg-type]
+            # without it every client's Trainer would read SLURM's number of tasks
             plugins=[*(plugins if isinstance(plugins, list) else [plugins]), LightningEnvironment()],
         )
         stay_on_device(trainer)

@@ -17,7 +17,7 @@ from fedpara.algorithms.base import Correction
 from fedpara.data.examples import Batch
 from fedpara.execution.base import Around, ClientFailure, ClientTask, LocalResult
 from fedpara.execution.folding import Folded, require_foldable
-from fedpara.execution.serial import Corrections, SerialExecutor, epochs_of
+from fedpara.execution.serial import SerialExecutor, epochs_of
 from fedpara.execution.training import LocalTraining
 from fedpara.execution.whole_epochs import descend
 from fedpara.models.module import ClassificationModule, evaluating
@@ -145,7 +145,7 @@ class VectorizedExecutor(Around):
     ) -> None:
         self._one = SerialExecutor(training, whole_epochs=True)  # tests models, and trains those of a chunk that raised
         super().__init__(self._one)
-        self.corrections = Corrections(training.jacobian_correction)
+        self.corrections = self._one.corrections
         module = training.module
         self.chunk_size, self.memory_gb = chunk_size, memory_gb
         self._many: dict[int, ManyClients] = {}

@@ -56,7 +56,7 @@ class LayerRule:
 
 
 @dataclass(frozen=True, config=STRICT)
-class _OfGamma:
+class _RankByGamma:
     """The rank of each layer by gamma, FedPara's size; a subclass says which factorisation has it.
 
     Args:
@@ -118,7 +118,7 @@ class _OfGamma:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedPara(_OfGamma):
+class FedPara(_RankByGamma):
     """W = s(W1) * s(W2) for every layer (FedPara, Propositions 1 and 3).
 
     Args:
@@ -142,7 +142,7 @@ class FedPara(_OfGamma):
 
 
 @dataclass(frozen=True, config=STRICT)
-class EqualSizeLowRank(_OfGamma):
+class EqualSizeLowRank(_RankByGamma):
     """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at that gamma.
 
     Takes the arguments of `FedPara` but `nonlinearity`: it has one branch, and a nonlinearity acts on a product.
@@ -165,7 +165,7 @@ class EqualSizeLowRank(_OfGamma):
 
 
 @dataclass(frozen=True, config=STRICT)
-class PFedPara(_OfGamma):
+class PFedPara(_RankByGamma):
     """W = W1 * (W2 + 1) for every layer (pFedPara, section 2.3), to be used with `sharing=pfedpara`.
 
     Takes the arguments of `FedPara` but `nonlinearity`: the paper's pFedPara has none.
