@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field, validate_call
@@ -19,7 +19,7 @@ from fedpara.execution.base import Around, ClientFailure, ClientTask, LocalResul
 from fedpara.execution.folding import Folded, require_foldable
 from fedpara.execution.serial import SerialExecutor, epochs_of
 from fedpara.execution.training import LocalTraining
-from fedpara.execution.whole_epochs import descend
+from fedpara.execution.whole_epochs import descend, the_optimizer
 from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.nn import Factorization
 from fedpara.sampling import substream
@@ -49,13 +49,13 @@ class ManyClients(LightningModule):
         """A fresh one, at the round's learning rate."""
         return self.module[0].optimizer_of(self.network.parameters())
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: "Chunk", device: torch.device, dataloader_idx: int) -> "Chunk":
         """Batches are made where they are needed."""
         return batch
 
     def training_step(self, chunk: "Chunk", index: int) -> None:
         """All steps of all epochs; a client that has done its own goes along on padding, its result taken before."""
-        optimizer: Any = self.optimizers()
+        optimizer = the_optimizer(self)
         for batch in chunk:
             inputs, labels, share = self.trainer.precision_plugin.convert_input(batch)
             self.folded.sizes, self.folded.generators = chunk.sizes, chunk.generators
