@@ -57,7 +57,7 @@ class LocalRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
         """Add a batch, whose loss Lightning has divided for accumulation; a whole epoch has added its own."""
-        if outputs and isinstance(outputs, Mapping):
+        if isinstance(outputs, Mapping) and "loss" in outputs:
             self.add(outputs["loss"], len(batch[1]), trainer.accumulate_grad_batches)
 
 

@@ -20,6 +20,7 @@ from fedpara.execution.folding import Folded, require_foldable
 from fedpara.execution.serial import SerialExecutor, epochs_of
 from fedpara.execution.training import LocalTraining
 from fedpara.execution.whole_epochs import descend, the_optimizer
+from fedpara.models.contract import own_methods
 from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.nn import Factorization
 from fedpara.sampling import substream
@@ -143,14 +144,16 @@ class VectorizedExecutor(Around):
         chunk_size: Annotated[int, Field(ge=1)] | None = None,
         memory_gb: Annotated[float, Field(gt=0)] | None = None,
     ) -> None:
+        module = training.module
+        for name in own_methods(module, ClassificationModule)[:1]:
+            raise ValueError(f"{type(module).__name__} has a {name} of its own: {WAY_OUT}")
+        assert isinstance(module, ClassificationModule)
+        self._plain = module
         self._one = SerialExecutor(training, whole_epochs=True)  # tests models, and trains those of a chunk that raised
         super().__init__(self._one)
         self.corrections = self._one.corrections
-        module = training.module
         self.chunk_size, self.memory_gb = chunk_size, memory_gb
         self._many: dict[int, ManyClients] = {}
-        if type(module).training_step is not ClassificationModule.training_step:
-            raise ValueError(f"{type(module).__name__} has a training_step of its own: {WAY_OUT}")
         optimizer = type(module.configure_optimizers()).__name__
         if optimizer not in ELEMENTWISE:
             raise ValueError(f"{optimizer} may mix clients, it is none of {', '.join(sorted(ELEMENTWISE))}: {WAY_OUT}")
@@ -216,7 +219,7 @@ class VectorizedExecutor(Around):
     def _train_chunk(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
         start = time.perf_counter()
         if len(tasks) not in self._many:
-            self._many[len(tasks)] = ManyClients(self.module, len(tasks)).to(self.device)
+            self._many[len(tasks)] = ManyClients(self._plain, len(tasks)).to(self.device)
         many = self._many[len(tasks)]
         many.folded.load([task.state for task in tasks])
         self.module.learning_rate_factor = tasks[0].learning_rate_factor

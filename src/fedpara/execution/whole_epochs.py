@@ -1,9 +1,9 @@
 """A local epoch as one batch of Lightning's: its loops once an epoch instead of once a step, on a GPU no host at all.
 
-What a user's LightningModule keeps: `training_step`, `configure_optimizers`, `on_before_optimizer_step` of its
-callbacks, the Trainer's precision and device; a captured step repeats what they did on the device, not their Python.
-What it loses: `self.log`, hooks around single batches, gradient clipping and accumulation by the Trainer, schedulers
-that step within an epoch. `executor.whole_epochs=false` has them all.
+It trains a `ClassificationModule`, of any network and optimizer. It keeps `on_before_optimizer_step` of the callbacks
+and the Trainer's precision and device; a captured step repeats what they did on the device, not their Python. Hooks
+around single batches, schedulers, gradient clipping and accumulation are for `executor.whole_epochs=false`, and so is a
+module with a training of its own.
 
 Note [Replayed steps]
 ~~~~~~~~~~~~~~~~~~~~~
