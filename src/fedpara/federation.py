@@ -116,14 +116,15 @@ class Federation:
         if min_clients > clients_per_round:
             raise ValueError(f"min_clients={min_clients}: must be 1 to clients_per_round ({clients_per_round})")
         self.executor: Executor = executor
-        self.algorithm, self.link, self.split, self.callbacks = algorithm, link, split, callbacks
+        self.link, self.split, self.callbacks = link, split, callbacks
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
         self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
         self.min_clients, self.retries, self.max_crashes = min_clients, retries, max_crashes
         self.tests_personal = bool(split.personal) if evaluate_personal is None else evaluate_personal
         self._initial = executor.initial_state()
         shared = split.shared_part(self._initial)
-        self.server = algorithm.start(shared, [name for name in executor.trainable if name in shared], num_clients)
+        self.algorithm = algorithm.bound([name for name in executor.trainable if name in shared], num_clients)
+        self.server = self.algorithm.start(shared)
         self.personal: MutableMapping[int, State] = {}
         self.memories: MutableMapping[int, State] = {}
         self.round = 0

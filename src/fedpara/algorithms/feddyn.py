@@ -25,10 +25,10 @@ class FedDyn(FedAvg):
     def __init__(self, alpha: Annotated[float, Field(gt=0)] = 0.1) -> None:
         self.alpha = alpha
 
-    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+    def start(self, model: State) -> Parts:
         """h = 0."""
-        server = super().start(model, trainable, num_clients)
-        return server | {"h": zeros_like(only(trainable, model))}
+        server = super().start(model)
+        return server | {"h": zeros_like(only(self.trainable, model))}
 
     def correction(self, received: Parts, memory: State) -> Correction:
         """-g_k + alpha (w - w^t)."""

@@ -36,10 +36,10 @@ class Scaffold(FedAvg):
                 "take torch.optim.SGD without momentum, or another algorithm such as feddyn"
             )
 
-    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+    def start(self, model: State) -> Parts:
         """c = 0, for what is trained."""
-        server = super().start(model, trainable, num_clients)
-        return server | {"control": zeros_like(only(trainable, model))}
+        server = super().start(model)
+        return server | {"control": zeros_like(only(self.trainable, model))}
 
     def broadcast(self, server: Parts) -> Parts:
         """(x, c)."""
