@@ -14,6 +14,7 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.communication import Link
 from fedpara.execution import ClientTask, LocalResult
+from fedpara.federation import Kept
 from fedpara.nn import Dense
 from fedpara.state import join
 from helpers import ROOT
@@ -106,7 +107,7 @@ def test_the_rounding_of_a_broadcast_is_no_step(name, choice):
         assert all(not part["w"].any() for key, part in federation.server.items() if key != "v")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_object_serves_two_federations_at_once(name):
     """Of other numbers of clients, their rounds by turns: each is what it would be with an object of its own."""
     shared = named(name)
@@ -215,7 +216,7 @@ def test_corrections_reach_the_gradients_of_a_lightning_step():
     executor, state = federation.executor, federation.executor.initial_state()
     offset = {name: torch.full_like(tensor, 0.01) for name, tensor in state.items()}
     anchor = {name: torch.zeros_like(tensor) for name, tensor in state.items() if "weight" in name}
-    (task,) = federation._tasks([2], {"model": state})
+    task = federation.client_side.task(2, federation.broadcast(0), Kept())
     task = type(task)(2, task.state, 1.0, task.seed, Correction(0.3, anchor, offset))
     (result,) = executor.run([task])
     network = executor.module.network

@@ -13,23 +13,21 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-import deployment
 import eval as evaluation
 from fedpara.app import cli
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.run import run
+from fedpara.deployment import Node, Parcel, read_data, server
+from fedpara.deployment.folders import owner
+from fedpara.deployment.kept import KeptStates
+from fedpara.deployment.split import split
 from fedpara.execution import ClientFailure
 from fedpara.files import UnusableFile
-from folders import owner, read_data
 from helpers import ROOT
 from helpers.federations import same
 from helpers.runs import rows_without_times
 from helpers.shell import TINY
-from kept import KeptStates
-from node import Node
-from parcel import Parcel
-from split import split
 
 OPTIONS = [*TINY[:3], "model=mlp", "model.network.widths=[784,16,10]", "federation.num_clients=3", "logger=none"]
 OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callbacks.partition_picture=null"]
@@ -80,7 +78,7 @@ def composed(overrides):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """One composition for all ends of an experiment, and no log that stays open."""
-    for program in ("node.compose", "split.compose"):
+    for program in ("fedpara.deployment.node.compose", "fedpara.deployment.split.compose"):
         monkeypatch.setattr(program, lambda overrides: composed(tuple(overrides)))
     yield
     for handler in logging.getLogger().handlers[:]:
@@ -96,7 +94,7 @@ def cut(tmp_path, choices):
 
 
 def deploy(tmp_path, overrides, nodes, folder="deployed"):
-    deployment.run(overrides, tmp_path / "data" / "server", tmp_path / folder, nodes)
+    server.run(overrides, tmp_path / "data" / "server", tmp_path / folder, nodes)
     return tmp_path / folder
 
 
@@ -255,7 +253,7 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
         ("callbacks.checkpoint.every=2", "every=2: must be 1"), ("faults.dropout=0.1", "faults.dropout=0.1: must be 0"),
     ):  # fmt: skip
         with pytest.raises(ConfigurationError, match=line):
-            deployment.build(compose([*overrides, typed]), tmp_path, nodes)
+            server.build(compose([*overrides, typed]), [], tmp_path, nodes)
 
 
 def test_without_the_extra_one_line_says_what_to_install():

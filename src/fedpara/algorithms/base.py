@@ -17,7 +17,7 @@ from typing import Self
 
 from torch.optim import Optimizer
 
-from fedpara.state import Parts, State, join, separate, weighted_mean
+from fedpara.state import Layout, Parts, State, join, separate, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class FedAvg:
         """
         return {}
 
-    def remembered(self, server: Parts) -> State:
-        """Names, shapes and types of what a client remembers; no values."""
+    def remembered(self, server: Parts) -> Layout:
+        """Names, shapes and types of what a client remembers."""
         return {}
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:

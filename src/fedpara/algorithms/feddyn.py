@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, validate_call
 
 from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
-from fedpara.state import Parts, State, combine, zeros_like
+from fedpara.state import Layout, Parts, State, combine, layout_of, zeros_like
 
 
 class FedDyn(FedAvg):
@@ -39,9 +39,9 @@ class FedDyn(FedAvg):
         moved = self._moved(sent, received)
         return combine(memory or zeros_like(moved), -self.alpha, moved)
 
-    def remembered(self, server: Parts) -> State:
+    def remembered(self, server: Parts) -> Layout:
         """g_k, of the shape of h."""
-        return server["h"]
+        return layout_of(server["h"])
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """h <- h - alpha / N sum(w_k - w^t), w <- mean(w_k) - h / alpha: clients weigh the same, as in the paper.

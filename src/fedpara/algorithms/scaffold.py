@@ -7,7 +7,7 @@ from pydantic import Field, validate_call
 from torch.optim import SGD, Optimizer
 
 from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
-from fedpara.state import Parts, State, combine, zeros_like
+from fedpara.state import Layout, Parts, State, combine, layout_of, zeros_like
 
 
 class Scaffold(FedAvg):
@@ -62,9 +62,9 @@ class Scaffold(FedAvg):
         change = sent["control"]
         return combine(memory or zeros_like(change), 1, change)
 
-    def remembered(self, server: Parts) -> State:
+    def remembered(self, server: Parts) -> Layout:
         """c_i, of the shape of c."""
-        return server["control"]
+        return layout_of(server["control"])
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """x <- x + eta_g / |S| sum(y_i - x), c <- c + 1 / N sum(c_i+ - c_i): clients weigh the same, as there.

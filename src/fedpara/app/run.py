@@ -91,11 +91,9 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
 
     require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
-    experiment, federation = build(cfg)
     with blame(cfg, "callbacks"):
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
-    with blame(cfg, "faults"):
-        federation.executor = instantiate(cfg.faults, executor=federation.executor)
+    experiment, federation = build(cfg, callbacks)
     with blame(cfg, "resume"):
         if cfg.resume and Run(folder).rows:  # one killed before its first round starts anew
             restore(federation, folder)
@@ -113,7 +111,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
         write_atomically(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(list(launch.typed))).encode())
         write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
-    federation.callbacks += [record, *callbacks, forwarding]
+    federation.callbacks = [record, *federation.callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
@@ -121,7 +119,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
         log.info("interrupted after %d rounds; go on: python src/train.py %s", federation.round, way_on)
         raise
     finally:
-        federation.executor.close()
+        federation.close()
     _conclude(record, federation, launch.shown(folder))
     return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
 

@@ -105,8 +105,8 @@ def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.data.dataset = OmegaConf.create(
-            {"_target_": "folders.read_data", "_partial_": True, "folder": str(folder.resolve())}
+            {"_target_": "fedpara.deployment.folders.read_data", "_partial_": True, "folder": str(folder.resolve())}
         )
         cfg.data.max_train, cfg.data.max_test, cfg.data.local_fraction = None, None, 1.0
-        cfg.partition = OmegaConf.create({"_target_": "folders.Own", "client": client})
+        cfg.partition = OmegaConf.create({"_target_": "fedpara.deployment.folders.Own", "client": client})
     return cfg
