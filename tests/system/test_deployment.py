@@ -10,6 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,14 +19,15 @@ from fedpara.app import cli
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.run import run
-from fedpara.deployment import Node, Parcel, read_data, server
+from fedpara.deployment import Node, Parcel, read_data, server, write_data
 from fedpara.deployment.folders import owner
 from fedpara.deployment.kept import KeptStates
 from fedpara.deployment.split import split
 from fedpara.execution import ClientFailure
 from fedpara.files import UnusableFile
+from fedpara.storage import read_tensors, write_tensors
 from helpers import ROOT
-from helpers.federations import same
+from helpers.federations import same, tiny_images
 from helpers.runs import rows_without_times
 from helpers.shell import TINY
 
@@ -254,6 +256,39 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ConfigurationError, match=line):
             server.build(compose([*overrides, typed]), [], tmp_path, nodes)
+
+
+class Shifted:
+    """A data set's own way to prepare its inputs, in the one file of the data set."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, inputs):
+        return inputs.float() + self.by
+
+    def to_words(self):
+        return {"_target_": "test_deployment.Shifted", "by": self.by}
+
+
+def test_a_data_sets_own_prepare_is_made_again_where_it_is_trusted(tmp_path):
+    data = replace(tiny_images(), prepare=Shifted(1.0))
+    write_data(tmp_path, data, client=0)
+    with pytest.raises(ConfigurationError, match=r"test_deployment\.Shifted.*trusted"):
+        read_data(tmp_path)
+    prepare = read_data(tmp_path, ["test_deployment.*"]).prepare
+    assert torch.equal(prepare(data.test.inputs), data.prepare(data.test.inputs))
+    with pytest.raises(ValueError, match=r"prepare=<built-in .*: must have to_words\(\)"):
+        write_data(tmp_path, replace(data, prepare=torch.relu), client=0)
+
+
+def test_folders_of_an_earlier_version_are_read(tmp_path):
+    """Their `prepare` was mean and deviation alone."""
+    write_data(tmp_path, tiny_images(), client=0)
+    state, metadata = read_tensors(tmp_path / "data.safetensors", {})
+    about = json.loads(metadata["about"])
+    write_tensors(tmp_path / "data.safetensors", state, {"about": json.dumps(about | {"prepare": [[0.5], [0.25]]})})
+    assert read_data(tmp_path).prepare.to_words() == about["prepare"]
 
 
 def test_without_the_extra_one_line_says_what_to_install():
