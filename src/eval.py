@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.app.build import GROUPS, Experiment, build_experiment, build_federation
 from fedpara.app.composition import read_resolved
-from fedpara.app.errors import ConfigurationError, blame, one_line, require_nodes
+from fedpara.app.errors import ConfigurationError, one_line, require_nodes
+from fedpara.app.make import Make
 from fedpara.app.overrides import FOLDERS, escaped
 from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
 from fedpara.runs import CONFIG, Run
@@ -57,12 +58,11 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
     _find_data(cfg, OmegaConf.select(typed, "paths.data_dir"), folder)
     experiment = build_experiment(cfg)
     federation = build_federation(cfg, experiment)
-    with blame(cfg, "run"):
-        restore(federation, folder)
+    make = Make(cfg)
+    make.call("run", restore, federation, folder)
     federation.tests_personal &= not _kept_elsewhere(federation)
-    with blame(cfg, "data"):
-        experiment.datamodule.setup()
-        experiment.datamodule.to(experiment.executor.device)
+    make.call("data", experiment.datamodule.setup)
+    make.call("data", experiment.datamodule.to, experiment.executor.device)
     return experiment, federation
 
 
