@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.app.build import GROUPS, Experiment, build_experiment, build_federation
 from fedpara.app.composition import read_resolved
-from fedpara.app.errors import ConfigurationError, blame, one_line, require_nodes
+from fedpara.app.errors import ConfigurationError, one_line, require_nodes
+from fedpara.app.make import Make
 from fedpara.app.overrides import FOLDERS, escaped
 from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
 from fedpara.runs import CONFIG, Run
@@ -57,12 +58,12 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
     require_trusted(f"run={folder}", built, [*trusted, *targets(OmegaConf.to_container(typed))])
     _find_data(cfg, OmegaConf.select(typed, "paths.data_dir"), folder)
     experiment = build_experiment(cfg)
-    federation = build_federation(cfg, experiment, simulated(experiment.executor, folder / CLIENTS, memory_gb=0))
-    with blame(cfg, "run"):
-        restore(federation, folder)
-    with blame(cfg, "data"):
-        experiment.datamodule.setup()
-        experiment.datamodule.to(experiment.executor.device)
+    make = Make(cfg)
+    clients = simulated(experiment.executor, folder / CLIENTS, memory_gb=0)
+    federation = build_federation(cfg, experiment, clients)
+    make.call("run", restore, federation, folder)
+    make.call("data", experiment.datamodule.setup)
+    make.call("data", experiment.datamodule.to, experiment.executor.device)
     return experiment, federation
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fedpara.app.build import build_experiment
 from fedpara.app.composition import compose
-from fedpara.app.errors import ConfigurationError, blame, one_line
+from fedpara.app.errors import ConfigurationError, one_line
+from fedpara.app.make import Make
 from fedpara.data import DataSet, FederatedDataModule
 from fedpara.deployment.folders import write_data
 
@@ -24,8 +25,7 @@ def split(overrides: list[str], out: Path) -> None:
     """
     cfg = compose(overrides)
     data = build_experiment(cfg).datamodule
-    with blame(cfg, "data"):
-        data.setup()
+    Make(cfg).call("data", data.setup)
     _, test = data.examples
     write_data(out / "server", DataSet(str(data.name), test, test, data.num_classes, data.prepare))
     for client in range(data.num_clients):
