@@ -14,7 +14,7 @@ from fedpara.app.trust import require_trusted
 from fedpara.data import DataSet, Examples, Normalize, Partition
 from fedpara.data.examples import Prepare
 from fedpara.files import UnusableFile
-from fedpara.state import State
+from fedpara.state import State, join, separate
 from fedpara.storage import read_tensors, write_tensors
 
 FILE = "data.safetensors"
@@ -29,12 +29,11 @@ def write_data(folder: Path, data: DataSet, client: int | None = None) -> None:
     Raises:
         ValueError: the data set's `prepare` has no `to_words`.
     """
-    parts = {"test": data.test} | ({} if client is None else {"train": data.train})
-    tensors = {f"{part}/inputs": examples.inputs for part, examples in parts.items()}
-    tensors |= {f"{part}/labels": examples.labels for part, examples in parts.items()}
+    held = {"test": data.test} | ({} if client is None else {"train": data.train})
+    parts = {name: {"inputs": examples.inputs, "labels": examples.labels} for name, examples in held.items()}
     about = {"name": data.name, "client": client, "num_classes": data.num_classes, "prepare": _words(data.prepare)}
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / FILE, tensors, {"about": json.dumps(about)})
+    write_tensors(folder / FILE, join(parts), {"about": json.dumps(about)})
 
 
 def read_data(folder: Path | str, trusted: Iterable[str] = ()) -> DataSet:
@@ -48,8 +47,9 @@ def read_data(folder: Path | str, trusted: Iterable[str] = ()) -> DataSet:
         ConfigurationError: its `prepare` is of a class that is not trusted.
     """
     tensors, about = _read(Path(folder))
-    test = Examples(tensors["test/inputs"], tensors["test/labels"])
-    train = Examples(tensors["train/inputs"], tensors["train/labels"]) if "train/inputs" in tensors else test
+    parts = separate(tensors, ["test", "train"])
+    test = Examples(**parts["test"])
+    train = Examples(**parts["train"]) if parts["train"] else test
     prepare = _from_words(about["prepare"], str(folder), trusted)
     return DataSet(about["name"], train, test, about["num_classes"], prepare)
 
