@@ -22,16 +22,17 @@ LAYERS = {
     "algorithms": {"state"},
     "data": {"sampling"},
     "execution": {"private", "state", "sampling", "errors", "metric", "nn", "models", "data", "algorithms"},
-    "client": {"state", "sampling", "sharing", "algorithms", "communication", "execution"},
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "client", "metric",
+        "storage", "metric",
     },
     "callbacks": {"state", "metric", "record", "cost", "storage", "files", "runs", "federation", "execution"},
     "app": {
-        "old_runs",
-        "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution", "federation",
-        "callbacks", "private", "metric",
+        "old_runs", "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution",
+        "federation", "callbacks", "private", "metric",
+    },
+    "deployment": {
+        "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",
     },
 }  # fmt: skip
 

@@ -1,21 +1,21 @@
 """The objects of a configuration: network, data, executor, federation."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fedpara.app.errors import blame
+from fedpara.app.make import Make
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from torch import nn
 
     from fedpara.data import FederatedDataModule
     from fedpara.execution import Executor
-    from fedpara.federation import Federation
+    from fedpara.federation import Federation, FederationCallback, MakeClients
     from fedpara.models import ClassificationModule
 
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # typed under `factorization`, read by other objects
@@ -34,7 +34,7 @@ class Experiment:
     parameters: dict[str, int]
 
 
-Build = Callable[[DictConfig], "tuple[Experiment, Federation]"]
+Build = Callable[[DictConfig, "Sequence[FederationCallback]"], "tuple[Experiment, Federation]"]
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
@@ -46,33 +46,31 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     import torch
 
     from fedpara.models import ClassificationModule
+
+    make = Make(cfg)
+    torch.manual_seed(make.call("", _seed, cfg))
+    partition = make("partition")
+    datamodule = make("data", partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
+    make.call("model", _require_patterns, cfg.model)
+    network = make("model.network")
+    make.call("model.network", _require_real, network)
+    dense = sum(parameter.numel() for parameter in network.parameters())
+    make.call("factorization", _factorize, network, cfg)
+    factorized = sum(parameter.numel() for parameter in network.parameters())
+    make.call("model.optimizer", _require_learning_rate, cfg.model.optimizer)
+    optimizer = make("model.optimizer")
+    make.call("model.optimizer", optimizer, network.parameters())  # its own checks, before anything costs time
+    module = ClassificationModule(network, optimizer, cfg.data.num_classes)
+    executor = make.call("trainer", build_executor, cfg, module, datamodule)
+    return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+
+
+def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
     from fedpara.nn import factorize
 
-    with blame(cfg, ""):
-        torch.manual_seed(_seed(cfg))
-    with blame(cfg, "partition"):
-        partition = instantiate(cfg.partition)
-    with blame(cfg, "data"):
-        datamodule = instantiate(cfg.data, partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
-    with blame(cfg, "model"):
-        _require_patterns(cfg.model)
-    with blame(cfg, "model.network"):
-        network = instantiate(cfg.model.network)
-        _require_real(network)
-        dense = sum(parameter.numel() for parameter in network.parameters())
-    with blame(cfg, "factorization"):
-        options: Any = OmegaConf.to_container(cfg.factorization, resolve=True)  # its keys refer to other groups
-        recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
-        factorize(network, recipe, list(cfg.model.keep_dense), num_dense=options.get("num_dense", 0))
-    factorized = sum(parameter.numel() for parameter in network.parameters())
-    with blame(cfg, "model.optimizer"):
-        _require_learning_rate(cfg.model.optimizer)
-        optimizer = instantiate(cfg.model.optimizer)
-        optimizer(network.parameters())  # its own checks of its values, before anything costs time
-    module = ClassificationModule(network, optimizer, cfg.data.num_classes)
-    with blame(cfg, "trainer"):
-        executor = build_executor(cfg, module, datamodule)
-    return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+    options: Any = OmegaConf.to_container(cfg.factorization, resolve=True)  # its keys refer to other groups
+    recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
+    factorize(network, recipe, list(cfg.model.keep_dense), num_dense=options.get("num_dense", 0))
 
 
 def build_executor(cfg: DictConfig, module: "ClassificationModule", datamodule: "FederatedDataModule") -> "Executor":
@@ -90,8 +88,8 @@ def build_executor(cfg: DictConfig, module: "ClassificationModule", datamodule: 
         options=trainer,
         trainer_class=_trainer_class(cfg.trainer),
     )
-    make = instantiate(_without_training(cfg.executor), _partial_=True)  # Hydra would take `training` apart
-    executor: Executor = make(training)
+    # `training` is not an argument of instantiate: Hydra would take it apart
+    executor: Executor = instantiate(_without_training(cfg.executor), _partial_=True)(training)
     return executor
 
 
@@ -120,29 +118,29 @@ def _without_training(executor: DictConfig) -> DictConfig:
 
 
 def build_federation(
-    cfg: DictConfig, experiment: Experiment, make: "Callable[..., Federation] | None" = None
+    cfg: DictConfig,
+    experiment: Experiment,
+    clients: "MakeClients | None" = None,
+    callbacks: "Sequence[FederationCallback]" = (),
 ) -> "Federation":
-    """The federation over an experiment, without callbacks, and the sizes of what is shared and what is personal.
+    """The federation over an experiment, and the sizes of its shared and its personal part.
 
     Args:
-        make: the class, or what takes its arguments; None: `Federation`, whose clients are in this process.
+        clients: as `Federation` takes them; None: simulated ones that keep their states in memory.
     """
     from fedpara.federation import Federation
     from fedpara.state import first_names, num_elements
 
     state, network = experiment.executor.initial_state(), experiment.executor.module.network
-    with blame(cfg, "sharing"):
-        split = instantiate(cfg.sharing, names=list(state), tied=first_names(network))
-        _require_whole_weights(network, set(split.personal))
-    with blame(cfg, "algorithm"):
-        algorithm = instantiate(cfg.algorithm)
-    with blame(cfg, "model.optimizer"):
-        algorithm.require(experiment.executor.module.configure_optimizers())
-    with blame(cfg, "link"):
-        link = instantiate(cfg.link)
+    make = Make(cfg)
+    split = make("sharing", names=list(state), tied=first_names(network))
+    make.call("sharing", _require_whole_weights, network, set(split.personal))
+    algorithm = make("algorithm")
+    make.call("model.optimizer", lambda: algorithm.require(experiment.executor.module.configure_optimizers()))
+    link = make("link")
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
-    with blame(cfg, "federation"):
-        federation = (make or Federation)(experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options)
+    parts = (experiment.executor, algorithm, link, split, list(callbacks))
+    federation: Federation = make.call("federation", Federation, *parts, seed=cfg.seed, clients=clients, **options)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
     return federation
@@ -159,10 +157,20 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
                 raise ValueError(f"{layer} would be split, {', '.join(kept)} personal; take factorization=pfedpara")
 
 
-def build(cfg: DictConfig) -> "tuple[Experiment, Federation]":
-    """Everything of a configuration but its callbacks and loggers."""
+def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "tuple[Experiment, Federation]":
+    """Everything of a configuration but its callbacks and loggers.
+
+    Args:
+        callbacks: of the federation; where one is a `Checkpoint`, clients keep their states in its files.
+    """
+    from fedpara.callbacks import Checkpoint
+    from fedpara.federation import simulated
+
     experiment = build_experiment(cfg)
-    return experiment, build_federation(cfg, experiment)
+    executor = Make(cfg)("faults", executor=experiment.executor)
+    checkpoint = next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
+    clients = checkpoint.clients(executor) if checkpoint else simulated(executor)
+    return experiment, build_federation(cfg, experiment, clients, callbacks)
 
 
 def _require_patterns(model: DictConfig) -> None:

@@ -4,19 +4,14 @@ import difflib
 import errno
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.files import UnusableFile
 
-# errors the user can fix
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)
 FAILED = FloatingPointError | CrashesAgain | WorkerKilled  # of a run that could be started
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT,
@@ -37,90 +32,6 @@ def require_nodes(cfg: DictConfig, names: Iterable[str]) -> None:
         node = OmegaConf.select(cfg, name)
         if not isinstance(node, DictConfig):
             raise ConfigurationError(f"{name}={node!r}: must be a group of keys, as in configs/{name.split('.')[0]}/")
-
-
-@contextmanager
-def blame(cfg: DictConfig, group: str) -> Iterator[None]:
-    """Turn errors of building the objects of one config group into `ConfigurationError`s that name the key.
-
-    Constructors raise `ValueError("name=value: what is allowed")`, and pydantic checks types and ranges of signatures.
-    """
-    try:
-        yield
-    except (ConfigurationError, KeyboardInterrupt, SystemExit):
-        raise
-    except Exception as error:
-        cause = _cause(error)
-        if not isinstance(cause, (*USER_ERRORS, *_lightning_errors())):
-            raise
-        nested = re.search(rf"full_key: ({re.escape(group)}\.\S+)", str(error))  # Hydra names the node it was building
-        raise ConfigurationError(_describe(cfg, nested[1] if nested else group, cause)) from error
-
-
-def _lightning_errors() -> tuple[type[Exception], ...]:
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
-    return (MisconfigurationException,)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error inside Hydra's `InstantiationException`."""
-    while isinstance(error, HydraException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _describe(cfg: DictConfig, group: str, error: BaseException) -> str:
-    if hasattr(error, "errors"):  # pydantic
-        first = error.errors()[0]
-        location = [str(part) for part in first["loc"]]
-        if first["type"].startswith("unexpected"):
-            return f"{group}.{location[-1]}: no such key"
-        if first["type"].startswith("missing"):
-            return f"{group}.{location[-1]}: must be given"
-        inner = first.get("ctx", {}).get("error")
-        if inner is None or not location:  # with neither, it is a ValueError of the constructor itself
-            return f"{_key(cfg, group, location)}={first['input']!r}: {first['msg']}"
-        return _with_group(cfg, group, str(inner))
-    if unexpected := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-        return f"{group}.{unexpected[1]}: no such key"
-    if target := re.search(r"(?:Error loading|callable target, got) '([^']*)'", str(error)):
-        owner = re.search(r"full_key: (\S+)", str(error))
-        return (
-            f"{owner[1] if owner else group}._target_={target[1]!r}: must name a class or function, {one_line(error)}"
-        )
-    given = "" if isinstance(error, ValueError | OSError) else _given(cfg, group)
-    return _with_group(cfg, group, one_line(error)) + given
-
-
-def _given(cfg: DictConfig, group: str) -> str:
-    """A group's values, beside the error of someone else's constructor, which need not say which it is about."""
-    node: Any = OmegaConf.select(cfg, group)
-    names = [str(name) for name in node if str(name)[0] != "_"] if isinstance(node, DictConfig) else []
-    return f"; given {', '.join(f'{name}={node[name]!r}' for name in names)}" if names else ""
-
-
-def _with_group(cfg: DictConfig, group: str, message: str) -> str:
-    """Put the full key in front of a message `name=value: ...`; of any other, the group."""
-    named = re.match(r"(\w+)=", message)
-    if named and any(_has(cfg, owner, named[1]) for owner in _owners(group)):
-        return _key(cfg, group, [named[1]]) + message[named.end(1) :]
-    return message if message.startswith("/") or not group else f"{group}: {message}"
-
-
-def _owners(group: str) -> list[str]:
-    """Where a constructor's argument may have come from: its own group, the top (seed), groups that pass it on."""
-    return [group, "", "executor", "factorization", "federation", "data", "partition"]
-
-
-def _key(cfg: DictConfig, group: str, location: list[str]) -> str:
-    owner = next((owner for owner in _owners(group) if _has(cfg, owner, location[0])), group)
-    return ".".join(filter(None, [owner, *location]))
-
-
-def _has(cfg: DictConfig, owner: str, name: str) -> bool:
-    node = OmegaConf.select(cfg, owner) if owner else cfg
-    return isinstance(node, DictConfig) and name in node
 
 
 def one_line(error: object, limit: int = 600) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,6 +12,9 @@ from fedpara.app.overrides import absolute, assignment, folder_text
 from fedpara.app.trust import require_trusted_overrides, trusted_names
 from fedpara.old_runs import retyped
 from fedpara.runs import CONFIG, OVERRIDES, Run, leaves
+
+if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+    from fedpara.federation import Federation
 
 RESUMABLE = (
     "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
@@ -47,6 +50,15 @@ def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
         shown = ", ".join([shown, *differing[3:]])
         raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
+
+
+def restore_begun(cfg: DictConfig, federation: "Federation") -> None:
+    """With `resume=`, set the federation to its last checkpoint; a run killed in its first round starts anew."""
+    from fedpara.callbacks import restore
+
+    folder = Path(cfg.paths.output_dir)
+    if cfg.resume and Run(folder).rows:
+        restore(federation, folder)
 
 
 def with_saved_overrides(arguments: list[str]) -> list[str]:

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.build import GROUPS, Build, Experiment, build
-from fedpara.app.errors import FAILED, blame, line_of, one_line, require_nodes, stop
-from fedpara.app.resume import check_same, require_nothing_lost
+from fedpara.app.errors import FAILED, line_of, one_line, require_nodes, stop
+from fedpara.app.make import Make, present
+from fedpara.app.resume import check_same, require_nothing_lost, restore_begun
 from fedpara.app.trust import require_resolved
 from fedpara.files import reserve, write_atomically
 from fedpara.record import objective, size
-from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY, Run
+from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
     from fedpara.callbacks import LoggerForwarding
@@ -54,9 +54,7 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
         if cfg.resume:
             require_resolved(f"resume={cfg.resume}", OmegaConf.to_container(cfg, resolve=True))
             check_same(cfg, Path(cfg.resume))
-        with blame(cfg, "paths.output_dir"):
-            reservation = reserve(folder)
-        with reservation:
+        with Make(cfg).call("paths.output_dir", reserve, folder):
             return train(cfg, build, launch or Launch())
     except Exception as error:
         line = line_of(error)
@@ -74,46 +72,34 @@ def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
     from fedpara.callbacks import LoggerForwarding
 
     require_nothing_lost(cfg, Path(cfg.paths.output_dir))
-    with blame(cfg, ""):
-        resolved = OmegaConf.to_container(cfg, resolve=True)
-    require_nodes(cfg, _present(cfg, "logger"))
-    with blame(cfg, "logger"):
-        loggers = [instantiate(logger) for logger in (cfg.logger or {}).values() if logger is not None]
+    make = Make(cfg)
+    resolved = make.call("", OmegaConf.to_container, cfg, resolve=True)
+    require_nodes(cfg, present(cfg, "logger"))
+    loggers = make.each("logger")
     with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
-        with blame(cfg, "logger"):
-            for logger in loggers:
-                logger.log_hyperparams(resolved)
+        for logger in loggers:
+            make.call("logger", logger.log_hyperparams, resolved)
         return _train(cfg, build, forwarding, launch)
 
 
 def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch: Launch) -> float | None:
-    from fedpara.callbacks import RunFolder, restore
+    from fedpara.callbacks import RunFolder
 
-    require_nodes(cfg, [*GROUPS, *_present(cfg, "callbacks")])
+    require_nodes(cfg, [*GROUPS, *present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
-    experiment, federation = build(cfg)
-    with blame(cfg, "callbacks"):
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
-    with blame(cfg, "faults"):
-        federation.executor = instantiate(cfg.faults, executor=federation.executor)
-    with blame(cfg, "resume"):
-        if cfg.resume and Run(folder).rows:  # one killed before its first round starts anew
-            restore(federation, folder)
+    make = Make(cfg)
+    experiment, federation = build(cfg, make.each("callbacks"))
+    make.call("resume", restore_begun, cfg, federation)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
-    with blame(cfg, "data"):
-        experiment.datamodule.setup()
-        experiment.datamodule.to(experiment.executor.device)
-    with blame(cfg, "model.network"):
-        experiment.executor.prepare()
-    with blame(cfg, "trainer"):
-        experiment.executor.rehearse()
+    make.call("data", experiment.datamodule.setup)
+    make.call("data", experiment.datamodule.to, experiment.executor.device)
+    make.call("model.network", experiment.executor.prepare)
+    make.call("trainer", experiment.executor.rehearse)
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
-    with blame(cfg, "paths.output_dir"):
-        write_atomically(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(list(launch.typed))).encode())
-        write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
+    make.call("paths.output_dir", _keep_configuration, cfg, folder, launch)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
-    federation.callbacks += [record, *callbacks, forwarding]
+    federation.callbacks = [record, *federation.callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
@@ -121,14 +107,14 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
         log.info("interrupted after %d rounds; go on: python src/train.py %s", federation.round, way_on)
         raise
     finally:
-        federation.executor.close()
+        federation.close()
     _conclude(record, federation, launch.shown(folder))
     return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
 
 
-def _present(cfg: DictConfig, group: str) -> list[str]:
-    """The keys of a group that has any number of them; null takes one out."""
-    return [f"{group}.{name}" for name, value in (cfg[group] or {}).items() if value is not None]
+def _keep_configuration(cfg: DictConfig, folder: Path, launch: Launch) -> None:
+    write_atomically(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(list(launch.typed))).encode())
+    write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
 
 
 def _describe(experiment: Experiment, federation: "Federation") -> None:

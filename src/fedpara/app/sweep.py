@@ -105,7 +105,8 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
     run = Run(folder)
     if run.has_config:
         check_same(cfg, folder, "; give the sweep another folder, hydra.sweep.dir=...")
-    if run.state == "finished" and run.summary["rounds"] >= cfg.federation.num_rounds:
+    ended = run.summary.get("stopped") or run.summary.get("rounds", 0) >= cfg.federation.num_rounds
+    if run.state == "finished" and ended:
         log.info("%s: finished before, skipped", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
