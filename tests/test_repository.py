@@ -12,10 +12,10 @@ from helpers import ROOT
 PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
-    "state": set(), "cost": set(), "metric": set(), "record": {"cost", "metric"},
+    "state": set(), "metric": set(), "cost": {"metric"}, "record": {"cost", "metric"},
     "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "old_runs": set(),
     "runs": {"files", "metric", "record", "old_runs"},
-    "export": {"nn", "models", "files"}, "dashboard": set(),
+    "export": {"nn", "models", "files"}, "dashboard": {"metric", "record"},
     "report": {"runs", "metric", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private"},
     "communication": {"state"},
@@ -26,7 +26,9 @@ LAYERS = {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
         "storage", "metric",
     },
-    "callbacks": {"state", "metric", "record", "cost", "storage", "files", "runs", "federation", "execution"},
+    "callbacks": {
+        "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",
+    },
     "app": {
         "old_runs", "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution",
         "federation", "callbacks", "private", "metric",

@@ -1,6 +1,6 @@
 """The metric that stands for how good a model is: its name, whether more of it is better, how it is shown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 
@@ -25,6 +25,17 @@ class Metric:
         """What a module's class says in `headline` and `higher_is_better`; accuracy where it says nothing."""
         name = str(getattr(module, "headline", "acc"))
         return cls(name.removeprefix("test/"), bool(getattr(module, "higher_is_better", True)))
+
+    def of_test(self, logged: Mapping[str, float]) -> float:
+        """Its value among what a module logged in its test.
+
+        Raises:
+            ValueError: it logged none of that name.
+        """
+        if self.name not in logged:
+            names = ", ".join(logged) or "nothing"
+            raise ValueError(f"headline={self.name}: must be a metric that the module logs in its test, {names}")
+        return logged[self.name]
 
     def judged(self, personal: bool) -> "Metric":
         """The column by which a run is judged.
@@ -62,9 +73,23 @@ class Metric:
         """As it is written in tables: in percent where it is a share."""
         return 100 * value if self.is_share else value
 
+    @property
+    def unit(self) -> str:
+        """Behind the head of a column of `scaled` values: `, %`, or nothing."""
+        return ", %" if self.is_share else ""
+
+    def written(self, value: float) -> str:
+        """As a cell of a table: `71.23` for a share of 0.7123, four digits of any other value."""
+        return f"{100 * value:.2f}" if self.is_share else f"{value:.4g}"
+
+    def target(self, value: float) -> str:
+        """A value to be reached, for people: `80 %`, `0.25`."""
+        return f"{100 * value:g} %" if self.is_share else f"{value:.4g}"
+
     def best(self, values: Iterable[float]) -> float | None:
-        """The best of some values; None where there are none."""
-        return max(values, default=None) if self.higher_is_better else min(values, default=None)
+        """The best of some values, NaN aside; None where there are none."""
+        numbers = [value for value in values if value == value]
+        return max(numbers, default=None) if self.higher_is_better else min(numbers, default=None)
 
     def reaches(self, value: float, target: float) -> bool:
         """Whether a value is as good as the target, or better."""

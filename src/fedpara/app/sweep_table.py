@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpara.app.sweep import minimises
-from fedpara.record import objective, size
-from fedpara.runs import Run, axes, find_runs
+from fedpara.app.sweep import headline_of, minimises
+from fedpara.metric import Metric
+from fedpara.record import size
+from fedpara.runs import Run, axes, find_runs, judged
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,14 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say so where a sweeper would look for the worst."""
-        if minimises(config.hydra.sweeper):
-            log.warning(
-                "hydra.sweeper looks for the least accuracy; it is to maximise, as hydra.sweeper.direction=maximize"
-            )
+        minimising = minimises(config.hydra.sweeper)
+        if minimising is None or minimising != (headline := headline_of(config.model)).higher_is_better:
+            return
+        kind, wanted = ("least", "maximi") if minimising else ("largest", "minimi")
+        log.warning(
+            "hydra.sweeper looks for the %s %s; it is to %sse, as hydra.sweeper.direction=%sze",
+            kind, headline.label, wanted, wanted,
+        )  # fmt: skip
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """One row a job, whichever process ran it; beneath the table, why jobs failed."""
@@ -41,11 +46,9 @@ class SweepTable(Callback):
 
 
 def table(runs: list[Run], title: str) -> Table:
-    """What varies between runs, last and best accuracy, what was sent, wall time, state."""
-    varying = axes(runs)
-    metric = objective(any(run.objective != objective(False) for run in runs))  # one for all, to be compared
-    shown = "accuracy" if metric == objective(False) else "personal accuracy"
-    columns = *map(escape, varying or ["run"]), shown, "best", "sent", "vs dense", "seconds", "state"
+    """What varies between runs, last and best value of what they are judged by, what was sent, wall time, state."""
+    varying, metric = axes(runs), judged(runs)
+    columns = *map(escape, [*(varying or ["run"]), metric.label]), "best", "sent", "vs dense", "seconds", "state"
     made = Table(*columns, title=title)
     for number, run in enumerate(runs):
         names = [values[number] for values in varying.values()] or [run.name]
@@ -53,15 +56,11 @@ def table(runs: list[Run], title: str) -> Table:
     return made
 
 
-def _outcome(run: Run, metric: str) -> list[str]:
+def _outcome(run: Run, metric: Metric) -> list[str]:
     if not run.rows:
         return [""] * 5
     sizes, sent = run.summary["parameters"], run.rows[-1]["comm/total_bytes"]
     return [
-        _percent(run.last(metric)), _percent(run.best(metric)), size(sent),
+        metric.shown(run.last(metric.name)), metric.shown(run.best(metric)), size(sent),
         f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}", f"{run.seconds:.1f}",
     ]  # fmt: skip
-
-
-def _percent(accuracy: float | None) -> str:
-    return "" if accuracy is None else f"{accuracy:.2%}"

@@ -171,18 +171,10 @@ class SerialExecutor:
                 self._require_all_epochs(0, record, len(examples))
                 if self._own:
                     (metrics,) = trainer.test(module, self.datamodule.test_dataloader(), verbose=False)
-                    self._require_headline(metrics)
+                    Metric.of(module).of_test(_named(metrics))
         except Exception as error:
             cause = str(error) or type(error).__name__
             raise ValueError(f"a client cannot be trained with what it is given: {cause}") from error
-
-    def _require_headline(self, metrics: Mapping[str, float]) -> None:
-        names = [name.removeprefix("test/") for name in metrics]
-        if (headline := Metric.of(self.module).name) not in names:
-            raise ValueError(
-                f"{type(self.module).__name__} logs {', '.join(names) or 'nothing'} in its test, but its headline is "
-                f"{headline}; set the class attribute headline"
-            )
 
     def _require_all_epochs(self, client: int, record: LocalRecord, examples_an_epoch: int) -> None:
         if record.num_examples != (expected := examples_an_epoch * self.max_epochs):
@@ -288,7 +280,7 @@ class SerialExecutor:
         self._load(module.network, state)
         with parametrize.cached(), self.kept_trainer("test", self.max_epochs) as trainer:
             (metrics,) = trainer.test(module, self.datamodule.test_dataloader(client), verbose=False)
-        return {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
+        return _named(metrics)
 
     def close(self) -> None:
         """Nothing runs beside this process."""
@@ -333,6 +325,11 @@ def epochs_of(loader: DataLoader[Batch]) -> Epochs:
     assert isinstance(batches, Batches)
     assert isinstance(keys, EpochBatches)
     return Epochs(batches, keys)
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a module logged in its test; one that has `test/` before its names means the same."""
+    return {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
 
 
 def _require_hardware(precision: str, device: torch.device) -> None:
