@@ -28,9 +28,9 @@ LAYERS = {
         "client",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
-    "app": {"old_runs", 
-        "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution", "federation",
-        "callbacks", "private",
+    "app": {
+        "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
+        "federation", "callbacks", "export", "private",
     },
 }  # fmt: skip
 
