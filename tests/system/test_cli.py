@@ -416,7 +416,7 @@ def test_a_disk_that_fills_up_ends_in_one_line(shell, tmp_path, monkeypatch, num
     monkeypatch.setattr("fedpara.storage.write_atomically", full)
     status, error, _ = shell(*SMALL)
     assert status == 2
-    line = f"[Errno {number}] No room; must be a folder that can be written, on a disk with space"
+    line = f"[Errno {number}] No room; must be a writable folder on a disk with space left"
     assert error == f"error: paths.output_dir: {line}\n"
     assert len(rows(newest(tmp_path))) == 1  # the round that finished is kept
 
