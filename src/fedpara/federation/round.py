@@ -236,7 +236,7 @@ class Federation:
                 reply.packet, self.client_side.layouts.upload, known_to_both(broadcast.received)
             )
         except ValueError as error:
-            return ClientFailure(report.client, "crashed", error)
+            return ClientFailure(report.client, "crashed", error, outside=True)  # a simulated client knows the layout
         tally.up_bytes += reply.packet.num_bytes
         if not (report.finite and is_finite(*parts.values())):
             reason = (
