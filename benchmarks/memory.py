@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from fedpara.runs import CLIENTS, Run
 
 
 def resident_mb(process_id: int) -> float:
@@ -31,8 +34,7 @@ def main(arguments: list[str]) -> None:
         largest = 0.0
         while process.poll() is None:
             time.sleep(0.02)
-            metrics = folder / "metrics.csv"
-            rounds = len(metrics.read_bytes().splitlines()) - 1 if metrics.is_file() else 0
+            rounds = len(Run(folder).rows)
             now = resident_mb(process.pid)
             largest = max(largest, now)
             if rounds > 0 and now:
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> None:
         step = max(1, len(seen) // 10)
         for number in sorted(seen)[step - 1 :: step]:
             print(f"round {number}: {seen[number]:.0f} MB")
-        files = [path.stat().st_size for path in (folder / "clients").rglob("*.safetensors")]
+        files = [path.stat().st_size for path in (folder / CLIENTS).rglob("*.safetensors")]
         print(f"at most: {largest:.0f} MB")
         print(f"on disk: {len(files)} states of clients, {sum(files) / 1e6:.0f} MB")
 

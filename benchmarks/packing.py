@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
-from fedpara.federation import Federation, FederationCallback, Report  # noqa: E402
-from fedpara.record import RoundRecord  # noqa: E402
+from fedpara.federation import Federation, FederationCallback, Report
+from fedpara.record import RoundRecord
 
 WORK = [
     "model=vgg_small", "partition=dirichlet", "partition.alpha=0.3", "federation.num_clients=40",

@@ -27,11 +27,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from environments import python_of  # noqa: E402
-from load import ForeignLoad  # noqa: E402
-from ours import overrides  # noqa: E402
-from pace import DESCRIPTOR  # noqa: E402
-from workload import WORKLOADS  # noqa: E402
+from environments import python_of
+from load import ForeignLoad
+from ours import overrides
+from pace import DESCRIPTOR
+from workload import WORKLOADS
 
 FLOOR = "floor"
 PROOF = 2  # rounds; the second starts from what the first aggregated

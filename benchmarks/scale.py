@@ -4,7 +4,6 @@ Start-up, peak memory and seconds a round of `src/train.py` at 100 to 100,000 cl
 cohorts, on a network and examples so small that the rest shows; then the seconds of what needs no training at all.
 """
 
-import csv
 import os
 import statistics
 import subprocess
@@ -14,10 +13,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from fedpara.runs import METRICS, Run
+
 if TYPE_CHECKING:
     from fedpara.data import DataSet
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = [(100, 8), (10_000, 8), (100_000, 8), (10_000, 80), (10_000, 400)]  # clients, and those of a round
 NUM_ROUNDS, EXAMPLES_PER_CLIENT = 8, 4
 WORKLOAD = [
@@ -54,14 +57,13 @@ def measure(num_clients: int, cohort: int, overrides: list[str], folder: Path) -
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / "src/train.py"), *WORKLOAD, *sizes, *overrides]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    while not (folder / "metrics.csv").exists() and process.poll() is None:
+    while not (folder / METRICS).exists() and process.poll() is None:
         time.sleep(0.01)
     started = time.perf_counter() - start
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(1)  # it has said why
-    with (folder / "metrics.csv").open() as stream:
-        rounds = [float(row["time/round_s"]) for row in csv.DictReader(stream)]
+    rounds = [row["time/round_s"] for row in Run(folder).rows]
     return started, usage.ru_maxrss * 1024 / 1e6, statistics.median(rounds[1:-1])  # the last is tested
 
 

@@ -19,16 +19,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
-import scale  # noqa: E402
-from fedpara.callbacks.checkpoint import Progress  # noqa: E402
-from fedpara.communication import Cast, Link, StochasticUniform  # noqa: E402
-from fedpara.nn import Dense, FedPara, PFedPara, factorize  # noqa: E402
-from fedpara.sampling import cohort, derive_seed  # noqa: E402
-from fedpara.state import State, combine, is_finite, layout_of, num_elements, read_state, weighted_mean  # noqa: E402
-from fedpara.storage import ClientStates, write_tensors  # noqa: E402
+import scale
+from fedpara.callbacks.checkpoint import Progress
+from fedpara.communication import Cast, Link, StochasticUniform
+from fedpara.nn import Dense, FedPara, PFedPara, factorize
+from fedpara.sampling import cohort, derive_seed
+from fedpara.state import State, combine, is_finite, layout_of, num_elements, read_state, weighted_mean
+from fedpara.storage import ClientStates, write_tensors
 
 OPTIONS = {
     "clients": 1_000_000, "cohort": 10_000, "gamma": 0.1, "width": 64, "repeats": 5, "threads": 1,

@@ -21,12 +21,12 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedpara.models import VGG, CharLSTM, ResNet  # noqa: E402
-from fedpara.nn import Dense, FedPara, Hadamard, factorize  # noqa: E402
+from fedpara.models import VGG, CharLSTM, ResNet
+from fedpara.nn import Dense, FedPara, Hadamard, factorize
 
 LAYERS = {f"conv {width}@{size}": (width, size) for width, size in [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)]}
 VARIANTS = {

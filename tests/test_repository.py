@@ -28,8 +28,8 @@ LAYERS = {
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
     "app": {
-        "old_runs", "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution",
-        "federation", "callbacks", "private",
+        "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
+        "federation", "callbacks", "export", "private",
     },
     "deployment": {
         "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",

@@ -13,10 +13,9 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-import eval as evaluation
 import report as reporting
 import status as stand
-from fedpara.app import cli, sweep, sweep_table
+from fedpara.app import cli, evaluation, sweep, sweep_table
 from fedpara.app import run as program_run
 from fedpara.federation import FederationCallback
 from fedpara.files import reserve, write_atomically

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import eval as evaluation
-from fedpara.app import cli
+from fedpara.app import cli, evaluation
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.run import run

@@ -16,8 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 from rich.console import Console
 
-import eval as evaluation
-from fedpara.app import sweep
+from fedpara.app import evaluation, sweep
 from fedpara.data import Dirichlet, Examples
 from fedpara.files import reserve
 from fedpara.runs import Run, find_runs

@@ -44,7 +44,7 @@ from fedpara.data.sets.leaf import femnist
 from fedpara.data.sets.mnist import IMAGES, LABELS, read_idx
 from fedpara.data.sets.shakespeare import shakespeare
 from fedpara.files import UnusableFile
-from fedpara.runs import Run
+from fedpara.runs import CHECKPOINT, CLIENTS, CONFIG, METRICS, OVERRIDES, SUMMARY, Run
 from helpers.federations import make_federation
 from helpers.files import LINE, PLAY, idx, leaf_files, write_cifar
 
@@ -133,8 +133,8 @@ def write_run(folder):
         made.mkdir()
         atexit.register(shutil.rmtree, made, ignore_errors=True)
         federation(callbacks=[RunFolder(made, {}), Checkpoint(made)]).fit()
-        (made / "config.yaml").write_text("seed: 0\nfederation:\n  num_rounds: 2\n")
-        (made / "overrides.yaml").write_text("- seed=0\n- federation.num_rounds=2\n")
+        (made / CONFIG).write_text("seed: 0\nfederation:\n  num_rounds: 2\n")
+        (made / OVERRIDES).write_text("- seed=0\n- federation.num_rounds=2\n")
     shutil.copytree(made, folder, dirs_exist_ok=True)
 
 
@@ -174,16 +174,12 @@ READERS = {
         for kind in ("gz", "xz", "bz2")
     },
     "CINIC png": Reader(write_cinic, read_cinic, "cinic-10/*/*/*.png"),
-    "checkpoint": Reader(write_run, read_run, "checkpoint.safetensors", RUN_ERRORS),
-    "client states": Reader(write_run, read_run, "clients/*/*.safetensors", RUN_ERRORS),
-    "metrics.csv": Reader(write_run, lambda folder: Run(folder).rows, "metrics.csv", RUN_ERRORS),
-    "summary.json": Reader(write_run, lambda folder: Run(folder).state, "summary.json", RUN_ERRORS),
-    "config.yaml": Reader(
-        write_run, lambda folder: read_yaml(folder / "config.yaml", f"run={folder}"), "config.yaml", RUN_ERRORS
-    ),
-    "overrides.yaml": Reader(
-        write_run, lambda folder: with_saved_overrides([f"resume={folder}"]), "overrides.yaml", RUN_ERRORS
-    ),
+    "checkpoint": Reader(write_run, read_run, CHECKPOINT, RUN_ERRORS),
+    "client states": Reader(write_run, read_run, f"{CLIENTS}/*/*.safetensors", RUN_ERRORS),
+    METRICS: Reader(write_run, lambda folder: Run(folder).rows, METRICS, RUN_ERRORS),
+    SUMMARY: Reader(write_run, lambda folder: Run(folder).state, SUMMARY, RUN_ERRORS),
+    CONFIG: Reader(write_run, lambda folder: read_yaml(folder / CONFIG, f"run={folder}"), CONFIG, RUN_ERRORS),
+    OVERRIDES: Reader(write_run, lambda folder: with_saved_overrides([f"resume={folder}"]), OVERRIDES, RUN_ERRORS),
 }
 
 
@@ -324,10 +320,10 @@ CRAFTED = {  # readers, and contents that are well formed but wrong; each must b
         b"", tensors(), tensors(a=torch.zeros(3)), tensors(**{"layers.1.bias": torch.zeros(1)}),
         pickle.dumps(Hostile()),
     ],
-    "metrics.csv": [b"nonsense\n1\n", b"\xff\n", b"round,test/acc\r\nx,1\r\n", b"round\r\n1,2\r\n", b"a\0b\n1\n"],
-    "summary.json": [b"", b"[]", b"3", b"{", b"[" * 100_000, b"\xff"],
-    "config.yaml": [b"a: [", b"a: !!python/object/apply:os.system ['touch /tmp/fedpara-ran-code']", b"\0", b"a: ${"],
-    "overrides.yaml": [
+    METRICS: [b"nonsense\n1\n", b"\xff\n", b"round,test/acc\r\nx,1\r\n", b"round\r\n1,2\r\n", b"a\0b\n1\n"],
+    SUMMARY: [b"", b"[]", b"3", b"{", b"[" * 100_000, b"\xff"],
+    CONFIG: [b"a: [", b"a: !!python/object/apply:os.system ['touch /tmp/fedpara-ran-code']", b"\0", b"a: ${"],
+    OVERRIDES: [
         b"a: [", b"- 1", b"3", b"a: 1", b"- {a: 1}", b"- !!python/object/apply:os.system ['true']", b"\xff",
     ],
 }  # fmt: skip

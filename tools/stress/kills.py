@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
+from fedpara.runs import CHECKPOINT, CLIENTS, METRICS, Run
 from helpers.runs import rows_without_times
 
 RUNS = {
@@ -66,7 +67,7 @@ def wait(child):
 
 def begun(folder):
     """Wait for the first round to begin, or to end where workers start in it; or for an error."""
-    metrics, num_lines = folder / "metrics.csv", 2 if "executor=processes" in COMMON else 0
+    metrics, num_lines = folder / METRICS, 2 if "executor=processes" in COMMON else 0
     while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= num_lines):
         if "rror" in Path(f"{folder}.log").read_text():
             return
@@ -84,22 +85,22 @@ def kill_after(seconds, folder, arguments):
 
 def go_on(folder, arguments):
     """Resume to the end; a run killed before it had a configuration is started anew."""
-    there = (folder / "config.yaml").is_file()
-    assert wait(start(folder, [f"resume={folder}"] if there else arguments)) == 0, Path(f"{folder}.log").read_text()
+    assert wait(start(folder, [f"resume={folder}"] if Run(folder).has_config else arguments)) == 0, Path(
+        f"{folder}.log"
+    ).read_text()
 
 
 def outcome(folder):
     """All that two equal runs have in common: every tensor, byte and row, but for times."""
     from fedpara.storage import read_tensors
 
-    state, metadata = read_tensors(folder / "checkpoint.safetensors", {})
-    summary = json.loads((folder / "summary.json").read_text())
+    state, metadata = read_tensors(folder / CHECKPOINT, {})
     return {
         "server": {name: tensor.numpy().tobytes() for name, tensor in state.items()},
         "progress": json.loads(metadata["progress"]),
-        "clients": {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "clients").rglob("*") if p.is_file()},
+        "clients": {str(p.relative_to(folder)): p.read_bytes() for p in (folder / CLIENTS).rglob("*") if p.is_file()},
         "rows": rows_without_times(folder),
-        "summary": (summary["state"], summary["rounds"]),
+        "summary": (Run(folder).state, Run(folder).summary["rounds"]),
     }
 
 
@@ -108,13 +109,12 @@ def trial(base, name, generator, whole, seconds):
     folder = Path(tempfile.mkdtemp(dir=base)) / "run"
     arguments = [*COMMON, *RUNS[name], f"hydra.run.dir={folder}"]
     hit = kill_after(generator.uniform(0, seconds), folder, arguments)
-    metrics = folder / "metrics.csv"
-    rounds = len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
+    rounds = len(Run(folder).rows)
     go_on(folder, arguments)
     found = outcome(folder)
     differing = [part for part in whole if found[part] != whole[part]]
     shutil.rmtree(folder.parent)
-    return hit, max(0, rounds), differing
+    return hit, rounds, differing
 
 
 def undisturbed(base, name):

@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+from fedpara.runs import CHECKPOINT
 from helpers.runs import rows, rows_without_times
 from nodes import two_nodes
 
@@ -57,7 +58,7 @@ def main(words):
         for row in rows(disturbed):
             times = (f"{key} {float(row[f'time/{key}_s']):.2f} s" for key in ("train", "busy", "idle"))
             print("round", row["round"], *times)
-        states = [(folder / "checkpoint.safetensors").read_bytes() for folder in (whole, disturbed)]
+        states = [(folder / CHECKPOINT).read_bytes() for folder in (whole, disturbed)]
         print(f"accuracy undisturbed {rows(whole)[-1]['test/acc']}, disturbed {rows(disturbed)[-1]['test/acc']}")
         same = len({*states}) == 1, rows_without_times(whole) == rows_without_times(disturbed)
         print(f"checkpoint {'the same' if same[0] else 'DIFFERS'}, rounds {'the same' if same[1] else 'DIFFER'}")
