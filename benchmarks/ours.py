@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fedpara.communication import Cast
 from fedpara.data import DataSet, Examples
-from fedpara.execution import LocalResult
-from fedpara.federation import Federation, FederationCallback
+from fedpara.federation import Federation, FederationCallback, Report
 from fedpara.models import VGG
 from fedpara.record import RoundRecord
 from pace import Pace
@@ -53,9 +52,9 @@ class PaceCallback(FederationCallback):
         self.pace = Pace()
         self._wait(federation)
 
-    def on_client_end(self, federation: Federation, result: LocalResult) -> None:
+    def on_client_end(self, federation: Federation, report: Report) -> None:
         """Count the steps."""
-        self.num_steps += result.num_steps
+        self.num_steps += report.num_steps
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """The round is in metrics.csv by now."""
@@ -65,7 +64,7 @@ class PaceCallback(FederationCallback):
 
     def _wait(self, federation: Federation) -> None:
         if not self.pace.next_round(lambda: federation.server["model"]):
-            federation.num_rounds = federation.round
+            federation.stop("the benchmark is done")
 
 
 def overrides(name: str) -> list[str]:

@@ -15,8 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
-from fedpara.execution import LocalResult
-from fedpara.federation import Federation, FederationCallback
+from fedpara.federation import Federation, FederationCallback, Report
 from fedpara.record import RoundRecord
 
 WORK = [
@@ -33,14 +32,14 @@ class Packing(FederationCallback):
     def __init__(self) -> None:
         self.clients: list[tuple[int, float]] = []
 
-    def on_client_end(self, federation: Federation, result: LocalResult) -> None:
+    def on_client_end(self, federation: Federation, report: Report) -> None:
         """Note the client."""
-        self.clients.append((result.num_examples, result.seconds))
+        self.clients.append((report.num_examples, report.seconds))
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Print the round."""
         sizes, seconds = zip(*self.clients, strict=True)
-        workers = federation.executor.workers
+        workers = federation.clients.workers
         best = max(*seconds, sum(seconds) / workers)
         row = {"sizes": sizes, "workers": workers, "best": best, "took": record.train_seconds}
         print(json.dumps(row), flush=True)

@@ -27,7 +27,7 @@ from fedpara.callbacks.checkpoint import Progress
 from fedpara.communication import Cast, Link, StochasticUniform
 from fedpara.nn import Dense, FedPara, PFedPara, factorize
 from fedpara.sampling import cohort, derive_seed
-from fedpara.state import State, combine, is_finite, num_elements, read_state, weighted_mean
+from fedpara.state import State, combine, is_finite, layout_of, num_elements, read_state, weighted_mean
 from fedpara.storage import ClientStates, write_tensors
 
 OPTIONS = {
@@ -94,7 +94,7 @@ def wire(state: State, link: Link, repeats: int) -> dict[str, float]:
     packet = up.encode(combine(trained, -1, state) if up.of_updates else trained)
 
     def receive() -> None:
-        values = up.decode(packet, like=state)
+        values = up.decode(packet, layout_of(state))
         is_finite(combine(values, 1, state) if up.of_updates else values)
 
     down = link.down_codec.encode(state)
@@ -115,7 +115,7 @@ def storage(state: State, repeats: int) -> dict[str, float]:
     """Seconds to write and to read what one client keeps, to write a checkpoint, and a file's to be looked at."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        kept = ClientStates(folder / "kept", state, 0)
+        kept = ClientStates(folder / "kept", layout_of(state), 0)
         result = {
             "write_s": elapsed(lambda: kept.__setitem__(0, state), repeats),
             "read_s": elapsed(lambda: kept[0], repeats),
@@ -158,7 +158,7 @@ class Aggregator:
     def mean(self, number: int) -> tuple[dict[str, Any], float]:
         """Of so many uploads, as arrays; and the processor's seconds."""
         start = time.process_time()
-        uploads = ((self.codec.decode(self.packet, like=self.state), 1.0) for _ in range(number))
+        uploads = ((self.codec.decode(self.packet, layout_of(self.state)), 1.0) for _ in range(number))
         arrays = {name: tensor.numpy() for name, tensor in weighted_mean(uploads).items()}
         return arrays, time.process_time() - start
 

@@ -25,7 +25,7 @@ def test(message: Message, context: Context) -> Message:
 
 
 def _answer(message: Message, context: Context, what: Literal["train", "test"]) -> Message:
-    from node import Node  # torch takes seconds to import
+    from fedpara.deployment import Node  # torch takes seconds to import
 
     folder = context.node_config.get("folder")
     if not isinstance(folder, str):

@@ -2,7 +2,7 @@
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from parcel import Parcel
+from fedpara.deployment.parcel import Parcel
 
 TYPES = {"train": "train", "test": "evaluate"}  # methods of `Node`, in Flower's words
 

@@ -11,9 +11,9 @@ from flwr.app import Context, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
+from fedpara.deployment.parcel import Parcel
 from fedpara.execution import ClientFailure
 from messages import TYPES, content, read_message
-from parcel import Parcel
 
 log = logging.getLogger(__name__)
 NAME = "client-"  # and the number: what a node of a client is registered as
@@ -71,7 +71,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         RuntimeError: it failed; its log and its summary.json say why.
     """
-    import deployment  # torch takes seconds to import
+    from fedpara.deployment.server import run  # torch takes seconds to import
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look, each sent up as a line of the log
     given = context.run_config
@@ -80,8 +80,6 @@ def main(grid: Grid, context: Context) -> None:
             raise ValueError(f"--run-config: must say {name}=..., a folder of the server's")
     nodes = FlowerNodes(grid, float(given["patience-s"]), float(given["poll-s"]))
     try:
-        deployment.run(
-            shlex.split(str(given["overrides"])), Path(str(given["data"])), Path(str(given["folder"])), nodes
-        )
+        run(shlex.split(str(given["overrides"])), Path(str(given["data"])), Path(str(given["folder"])), nodes)
     except SystemExit as end:
         raise RuntimeError(f"the run failed; see the log in {given['folder']}") from end

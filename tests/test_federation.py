@@ -15,15 +15,14 @@ from fedpara.algorithms.fedopt import FedAdam
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, LoggerForwarding, PartitionPicture, ProgressDisplay, RunFolder, restore
 from fedpara.callbacks.partition_picture import draw_partition
-from fedpara.communication import Cast, Link
 from fedpara.data import Dirichlet, Shards
-from fedpara.federation import FederationCallback
+from fedpara.federation import FederationCallback, Kept, simulated
 from fedpara.nn import Dense
 from fedpara.runs import CHECKPOINT
 from fedpara.sampling import cohort, derive_seed
 from fedpara.state import join, weighted_mean
 from helpers.cases import thinned
-from helpers.federations import Watch, make_federation, same
+from helpers.federations import Watch, make_federation, same, watched
 from helpers.runs import rows_without_times
 
 
@@ -33,7 +32,7 @@ def test_the_longest_clients_go_first_and_a_round_says_where_its_time_went():
         partition=Dirichlet(alpha=0.3, min_examples=1), clients_per_round=4, num_rounds=2, callbacks=[watch]
     )
     made.fit()
-    for record, results in zip(watch.records, (watch.results[:4], watch.results[4:]), strict=True):
+    for record, results in zip(watch.records, (watch.reports[:4], watch.reports[4:]), strict=True):
         sizes = [result.num_examples for result in results]
         assert sizes == sorted(sizes, reverse=True)
         assert len(set(sizes)) > 1
@@ -55,18 +54,16 @@ def test_it_learns():
 
 
 def test_a_round_is_the_mean_of_the_cohorts_models_by_examples():
-    watch = Watch()
-    federation = make_federation(callbacks=[watch])
+    federation, results = watched()
     federation.run_round()
-    assert [result.client for result in watch.results] == cohort(0, 0, 5, 2)
-    expected = weighted_mean([(result.state, result.num_examples) for result in watch.results])
+    assert [result.client for result in results] == cohort(0, 0, 5, 2)
+    expected = weighted_mean([(result.state, result.num_examples) for result in results])
     assert same(federation.server["model"], expected)
 
 
 def test_factors_are_averaged_not_the_weights_they_compose():
     """The mean of the products is not the product of the means (FedPara, Algorithm 1)."""
-    watch = Watch()
-    federation = make_federation(callbacks=[watch])
+    federation, results = watched()
     network = federation.executor.module.network
     federation.run_round()
 
@@ -74,7 +71,7 @@ def test_factors_are_averaged_not_the_weights_they_compose():
         network.load_state_dict(state)
         return network.layers[1].weight.detach()
 
-    mean_of_weights = sum(weight(result.state) for result in watch.results) / 2
+    mean_of_weights = sum(weight(result.state) for result in results) / 2
     assert not torch.allclose(weight(federation.server["model"]), mean_of_weights, atol=1e-6)
 
 
@@ -157,15 +154,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal, algorithm)
 
 
 def test_personal_parts_stay_with_their_client_and_never_travel():
-    watch = Watch()
-    federation = make_federation(personal=["*2"], num_rounds=6, callbacks=[watch])
+    federation, results = watched(personal=["*2"], num_rounds=6)
     sent = []
     encode = federation.link.up_codec.encode
     federation.link.up_codec.encode = lambda state, seed: (sent.append(set(state)), encode(state, seed))[1]
     federation.fit()
     assert all(not any(name.endswith("2") for name in names) for names in sent)
-    assert set(federation.personal) == {result.client for result in watch.results}
-    last = {result.client: result for result in watch.results}
+    assert set(federation.personal) == {result.client for result in results}
+    last = {result.client: result for result in results}
     for client, kept in federation.personal.items():
         assert same(kept, federation.split.personal_part(last[client].state))
 
@@ -173,7 +169,7 @@ def test_personal_parts_stay_with_their_client_and_never_travel():
 def test_personal_models_are_tested_on_their_own_distribution():
     """Two classes a client: the test is of those two, and mean and tenth percentile are of all clients."""
     watch = Watch()
-    federation = make_federation(
+    federation, results = watched(
         personal=["*2"], partition=Shards(2), num_rounds=12, clients_per_round=5, lr=0.3, callbacks=[watch]
     )
     federation.fit()
@@ -183,7 +179,7 @@ def test_personal_models_are_tested_on_their_own_distribution():
     assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_accuracy) / 5)
     assert min(record.personal_accuracy) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
     assert record.as_row()["personal/acc_mean"] > 0.7
-    trained = [federation.executor.evaluate(result.state, result.client)["acc"] for result in watch.results[-5:]]
+    trained = [federation.executor.evaluate(result.state, result.client)["acc"] for result in results[-5:]]
     assert list(record.trained_accuracy) == trained
     assert row["personal/trained_acc_mean"] == pytest.approx(sum(trained) / 5)
     data = federation.executor.datamodule
@@ -201,8 +197,7 @@ def test_whether_personal_models_are_tested_can_be_said():
 
 def test_what_is_tested_as_a_clients_own_is_what_the_client_would_have_received():
     """The link's rounding included, as clients behind a network measure it."""
-    federation = make_federation(personal=["*2"], num_rounds=1)
-    federation.link = Link(Cast(), Cast("bfloat16"))
+    federation = make_federation(personal=["*2"], num_rounds=1, down="bfloat16")
     federation.run_round()
     tested = []
     federation.executor.evaluate = lambda state, client: tested.append(state) or {"acc": 0.0}
@@ -218,7 +213,7 @@ def test_local_only_sends_nothing_and_each_client_goes_on_where_it_stopped():
     federation = make_federation(personal=["*"], num_rounds=8, callbacks=[watch])
     federation.fit()
     assert federation.total_bytes == 0
-    first, again = [r for r in watch.results if r.client == watch.results[0].client][:2]
+    first, again = [r for r in watch.reports if r.client == watch.reports[0].client][:2]
     assert again.train_loss < first.train_loss
 
 
@@ -275,6 +270,55 @@ def test_summary_says_how_it_ended(tmp_path, error, state):
     assert summary["state"] == state
     assert summary["rounds"] == 2
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+
+
+class StopAfter(FederationCallback):
+    def __init__(self, number):
+        self.number = number
+
+    def on_round_end(self, federation, record):
+        if record.round == self.number:
+            federation.stop("the patience is at its end")
+
+
+def test_a_callback_may_stop_a_run_which_is_finished_says_why_and_goes_on_when_resumed(tmp_path, caplog):
+    make = partial(make_federation, num_rounds=4, personal=["*2"], algorithm=Scaffold())
+    folder, watch = tmp_path / "stopped", Watch()
+    folder.mkdir()
+    parts = [RunFolder(folder, {}), StopAfter(2), Checkpoint(folder, every=3), watch]
+    with caplog.at_level(logging.INFO):
+        make(callbacks=parts).fit()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["state"], summary["rounds"], summary["stopped"]) == ("finished", 2, "the patience is at its end")
+    assert watch.outcome == "finished"
+    assert "stopped after round 2: the patience is at its end" in caplog.messages
+    resumed = make(callbacks=[RunFolder(folder, {}), Checkpoint(folder)])
+    restore(resumed, folder)
+    assert resumed.round == 2  # though a checkpoint was not due before the third
+    resumed.fit()
+    whole = make()
+    whole.fit()
+    assert same(join(resumed.server), join(whole.server))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["state"], summary["rounds"]) == ("finished", 4)
+    assert "stopped" not in summary
+
+
+def test_a_run_may_be_stopped_before_its_first_round_and_within_one():
+    class Stop(FederationCallback):
+        def __init__(self, hook):
+            setattr(self, hook, lambda federation, *_: federation.stop("enough"))
+
+    for hook, number in (("on_fit_start", 0), ("on_client_end", 1)):
+        federation = make_federation(callbacks=[Stop(hook)])
+        federation.fit()
+        assert (federation.round, federation.stopped) == (number, "enough")
+
+
+def test_a_checkpoint_refuses_clients_whose_states_it_cannot_name(tmp_path):
+    federation = make_federation(personal=["*2"], callbacks=[Checkpoint(tmp_path)], clients=simulated)
+    with pytest.raises(ValueError, match=r"clients keep their states in memory: take Checkpoint.clients"):
+        federation.fit()
 
 
 def test_every_callback_learns_of_the_end_even_where_one_fails():
@@ -395,7 +439,7 @@ def test_loggers_of_a_run_that_ends_before_its_first_round_say_what_its_folder_s
 
 def test_task_seeds_are_functions_of_seed_round_and_client():
     federation = make_federation(seed=3)
-    tasks = list(federation._tasks([1, 4], federation.server))
+    tasks = [federation.client_side.task(client, federation.broadcast(0), Kept()) for client in (1, 4)]
     assert [task.seed for task in tasks] == [derive_seed(3, 0, client, "local training") for client in (1, 4)]
 
 

@@ -22,15 +22,17 @@ LAYERS = {
     "algorithms": {"state"},
     "data": {"sampling"},
     "execution": {"private", "state", "sampling", "errors", "nn", "models", "data", "algorithms"},
-    "client": {"state", "sampling", "sharing", "algorithms", "communication", "execution"},
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "client",
+        "storage",
     },
     "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
         "federation", "callbacks", "export", "private",
+    },
+    "deployment": {
+        "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",
     },
 }  # fmt: skip
 

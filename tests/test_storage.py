@@ -17,7 +17,7 @@ from fedpara.federation import Federation
 from fedpara.files import UnusableFile
 from fedpara.runs import CHECKPOINT
 from fedpara.sharing import Split
-from fedpara.state import join
+from fedpara.state import join, layout_of
 from fedpara.storage import ClientStates, read_tensors, write_tensors
 from helpers.clients import ByHand
 from helpers.federations import make_federation, same
@@ -29,12 +29,13 @@ STATE = {
     "empty": torch.zeros(0, 2),
     "h": torch.randn(5).bfloat16(),
 }
+LAYOUT = layout_of(STATE)
 
 
 def test_tensors_and_strings_come_back_to_the_bit(tmp_path):
     state = STATE | {"t": torch.randn(2, 2, 3, 3).to(memory_format=torch.channels_last)}
     write_tensors(tmp_path / "x", state, {"k": "v"})
-    read, metadata = read_tensors(tmp_path / "x", STATE)
+    read, metadata = read_tensors(tmp_path / "x", LAYOUT)
     assert same(read, state)
     assert {name: tensor.dtype for name, tensor in read.items()} == {n: tensor.dtype for n, tensor in state.items()}
     assert metadata == {"k": "v"}
@@ -61,7 +62,7 @@ def test_damage_of_any_kind_is_one_line(tmp_path, data):
     path.write_bytes(content)
     line = None
     try:
-        read, metadata = read_tensors(path, STATE)
+        read, metadata = read_tensors(path, LAYOUT)
     except ValueError as error:
         line = str(error)
     if line is None:  # a bit that carries nothing, such as one of the name of the checksum itself
@@ -73,17 +74,17 @@ def test_damage_of_any_kind_is_one_line(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("required", "message"),
+    ("other", "message"),
     [
         ({"a": torch.zeros(4, 3)}, r"a is of shape \[3, 4\], not \[4, 3\]"),
         ({"a": torch.zeros(3, 4).double()}, "damaged"),
         ({"c": torch.zeros(1)}, "damaged or of another model"),
     ],
 )
-def test_other_names_shapes_and_types_are_refused(tmp_path, required, message):
+def test_other_names_shapes_and_types_are_refused(tmp_path, other, message):
     write_tensors(tmp_path / "x", STATE, {})
     with pytest.raises(ValueError, match=message):
-        read_tensors(tmp_path / "x", required)
+        read_tensors(tmp_path / "x", layout_of(other))
 
 
 def test_a_checkpoint_with_nonsense_for_progress_is_refused(tmp_path):
@@ -100,7 +101,7 @@ def state_of(value, size=10):
 
 
 def test_client_states_are_a_mapping_that_holds_a_budget_in_memory(tmp_path):
-    states = ClientStates(tmp_path / "clients", state_of(0), memory_bytes=3 * 40)
+    states = ClientStates(tmp_path / "clients", layout_of(state_of(0)), memory_bytes=3 * 40)
     for client in range(8):
         states[client] = state_of(client)
     assert list(states) == list(range(8))
@@ -120,7 +121,7 @@ def test_client_states_are_a_mapping_that_holds_a_budget_in_memory(tmp_path):
 
 @pytest.mark.parametrize("memory_bytes", [0, 39, 10**9])
 def test_the_budget_changes_nothing_but_memory(tmp_path, memory_bytes):
-    states = ClientStates(tmp_path, state_of(0), memory_bytes)
+    states = ClientStates(tmp_path, layout_of(state_of(0)), memory_bytes)
     for value in range(20):
         states[value % 7] = state_of(value)
     assert [float(states[client]["w"][0]) for client in range(7)] == [14, 15, 16, 17, 18, 19, 13]
@@ -128,16 +129,16 @@ def test_the_budget_changes_nothing_but_memory(tmp_path, memory_bytes):
 
 
 def test_versions_named_by_a_checkpoint_stay_until_they_are_pruned(tmp_path):
-    states = ClientStates(tmp_path, state_of(0), 0)
+    states = ClientStates(tmp_path, layout_of(state_of(0)), 0)
     states[1], states[2] = state_of(1), state_of(2)
     named = dict(states.versions)
     states[1] = state_of(10)
-    assert float(ClientStates(tmp_path, state_of(0), 0, named)[1]["w"][0]) == 1
+    assert float(ClientStates(tmp_path, layout_of(state_of(0)), 0, named)[1]["w"][0]) == 1
     states.prune()
     assert len(os.listdir(tmp_path)) == 2
-    assert float(ClientStates(tmp_path, state_of(0), 0, states.versions)[1]["w"][0]) == 10
+    assert float(ClientStates(tmp_path, layout_of(state_of(0)), 0, states.versions)[1]["w"][0]) == 10
     with pytest.raises(ValueError, match=r"1-1\.safetensors: cannot be used"):
-        ClientStates(tmp_path, state_of(0), 0, named)[1]
+        ClientStates(tmp_path, layout_of(state_of(0)), 0, named)[1]
 
 
 @pytest.mark.parametrize("kind", ["personal", "memories"])
@@ -149,7 +150,7 @@ def test_a_clients_state_of_another_shape_is_refused_though_its_checksum_is_righ
     first, *_ = state
     for wrong in ({first: torch.zeros(7)}, {first: state[first].double()}, {"more": torch.zeros(1)}):
         write_tensors(path, state | wrong, {})
-        resumed = made(num_rounds=2)
+        resumed = made(num_rounds=2, callbacks=[Checkpoint(tmp_path)])
         restore(resumed, tmp_path)
         with pytest.raises(UnusableFile, match=rf"{path}: cannot be used"):
             resumed.fit()
@@ -198,9 +199,10 @@ class Adder(ByHand):
 
 def killable(folder):
     split, link = Split(["shared", "own"], ["own"]), Link(Cast(), Cast())
+    executor, checkpoint = Adder(), Checkpoint(folder, memory_gb=0)
     return Federation(
-        Adder(), Scaffold(), link, split, [RunFolder(folder, {}), Checkpoint(folder, memory_gb=0)],
-        num_clients=3, clients_per_round=2, num_rounds=2,
+        executor, Scaffold(), link, split, [RunFolder(folder, {}), checkpoint],
+        num_clients=3, clients_per_round=2, num_rounds=2, clients=checkpoint.clients(executor),
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 
 from fedpara.app.build import build_experiment, build_federation
 from fedpara.nn import Factorization
-from fedpara.state import join
 
 Row = tuple[dict[str, str], dict[str, int], int, int]
 FOLDER = ROOT / "configs" / "experiment"
@@ -67,9 +66,9 @@ def rows(experiment: str, chosen: list[dict[str, str]] | None = None) -> Iterato
         with patch.object(made.executor, "initial_state", return_value=state):
             federation = build_federation(cfg, made)
         message = federation.algorithm.broadcast(federation.server)
-        down = federation.link.down(join(message), 0)
+        down = federation.link.encode_down(message)
         parts = federation.algorithm.upload(message, message["model"], 1.0, {})
-        up = federation.link.up(join(parts), join({"model": message["model"]}), 0)
+        up = federation.link.encode_up(parts, {"model": message["model"]})
         sizes, cohort = made.parameters, federation.clients_per_round
         yield job, sizes, up.num_bytes * cohort, down.num_bytes * cohort
 

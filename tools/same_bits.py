@@ -61,7 +61,7 @@ def digest(case: tuple[str, ...]) -> str:
         return f"refused: {error}"
     finally:
         if "federation" in locals():
-            federation.executor.close()
+            federation.close()
     return checksum(federation, records)
 
 

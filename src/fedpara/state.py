@@ -4,13 +4,50 @@ Everything that travels, is averaged or is stored is a `State`. The arithmetic g
 whose names disagree, so that a renamed or forgotten tensor is an error and never a silent copy.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
 Parts = dict[str, State]  # what travels or what the server keeps: "model", and what an algorithm adds to it
+Value = TypeVar("Value")
+
+
+class TensorSpec(NamedTuple):
+    """What is known of a tensor before its values are there."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def numel(self) -> int:
+        """The number of values."""
+        return self.shape.numel()
+
+
+Layout = Mapping[str, TensorSpec]  # of a `State`: names, in their order on the wire, shapes and types
+PartsLayout = Mapping[str, Layout]  # of `Parts`
+
+
+def layout_of(state: State) -> Layout:
+    """Names, shapes and types of a state."""
+    return {name: TensorSpec(tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+
+def parts_layout_of(parts: Parts) -> PartsLayout:
+    """Names, shapes and types of parts."""
+    return {name: layout_of(part) for name, part in parts.items()}
+
+
+def arranged(parts: Parts, layout: PartsLayout) -> Parts:
+    """The same parts in the order of a layout, which is that of the wire.
+
+    Raises:
+        ValueError: names disagree.
+    """
+    require_same_names(join(layout), join(parts))
+    return {part: {name: parts[part][name] for name in names} for part, names in layout.items()}
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
@@ -97,8 +134,8 @@ def combine(first: State, scale: float, second: State) -> State:
     return first | {name: torch.add(first[name], tensor, alpha=scale) for name, tensor in second.items()}
 
 
-def join(parts: Parts) -> State:
-    """One state of all parts, under names `part/name`."""
+def join(parts: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """One state, or layout, of all parts, under names `part/name`."""
     return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
 
 
@@ -111,9 +148,10 @@ def separate(state: State, names: Iterable[str]) -> Parts:
     return parts
 
 
-def is_finite(state: State) -> bool:
-    """Whether no value of `state` is NaN or infinite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point())
+def is_finite(*states: State) -> bool:
+    """Whether no value of the states is NaN or infinite."""
+    tensors = (tensor for state in states for tensor in state.values())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
 
 
 def num_elements(state: State) -> int:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedpara.files import UnusableFile, make_durable, write_atomically
-from fedpara.state import State, require_same_names
+from fedpara.state import Layout, State, require_same_names
 
 SUFFIX = ".safetensors"
 
@@ -27,26 +27,26 @@ def write_tensors(path: Path, state: State, metadata: Mapping[str, str], durable
     write_atomically(path, save(tensors, {**metadata, **checksum}), durable)
 
 
-def read_tensors(path: Path, required: State) -> tuple[State, dict[str, str]]:
+def read_tensors(path: Path, layout: Layout) -> tuple[State, dict[str, str]]:
     """What `write_tensors` wrote: the state and the strings beside it.
 
     Args:
-        required: names that must be there, in these shapes and types; none is read into memory before that is sure.
+        layout: what must be there, and maybe more; nothing is read into memory before that is sure.
 
     Raises:
-        UnusableFile: the file is absent, damaged, no safetensors file, or holds something else than `required`.
+        UnusableFile: the file is absent, damaged, no safetensors file, or holds something else than the layout.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            for name, tensor in required.items():
+            for name, spec in layout.items():
                 found = file.get_slice(name)
-                if found.get_shape() != list(tensor.shape):
-                    raise ValueError(f"{name} is of shape {found.get_shape()}, not {list(tensor.shape)}")
+                if found.get_shape() != list(spec.shape):
+                    raise ValueError(f"{name} is of shape {found.get_shape()}, not {list(spec.shape)}")
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise UnusableFile(f"{path}: cannot be used, it is damaged or of another model ({error})") from error
-    wrong = [name for name, tensor in required.items() if state[name].dtype != tensor.dtype]
+    wrong = [name for name, spec in layout.items() if state[name].dtype != spec.dtype]
     checksum = metadata.pop("crc32", None)  # runs of before there was one go unchecked
     if wrong or (checksum is not None and checksum != str(_checksum(state, metadata))):
         raise UnusableFile(f"{path}: cannot be used, it is damaged (its content does not fit its checksum)")
@@ -69,15 +69,15 @@ class ClientStates(MutableMapping[int, State]):
 
     Args:
         folder: of the files, `<client>-<version>.safetensors`.
-        required: names, shapes and types of each state, for what is read from disk; nothing else may be there.
+        layout: of each state, for what is read from disk; nothing else may be there.
         memory_bytes: of states held in memory beside their files; 0: none.
         versions: each client's, as a checkpoint has them.
     """
 
     def __init__(
-        self, folder: Path, required: State, memory_bytes: int, versions: Mapping[int, int] | None = None
+        self, folder: Path, layout: Layout, memory_bytes: int, versions: Mapping[int, int] | None = None
     ) -> None:
-        self.folder, self.required, self.memory_bytes = folder, required, memory_bytes
+        self.folder, self.layout, self.memory_bytes = folder, layout, memory_bytes
         self.versions = dict(versions or {})
         self._newest = max(self.versions.values(), default=0)
         self._in_memory: OrderedDict[int, State] = OrderedDict()
@@ -126,9 +126,9 @@ class ClientStates(MutableMapping[int, State]):
                 (self.folder / name).unlink()
 
     def _read(self, path: Path) -> State:
-        state, _ = read_tensors(path, self.required)
+        state, _ = read_tensors(path, self.layout)
         try:
-            require_same_names(self.required, state)
+            require_same_names(self.layout, state)
         except ValueError as error:
             raise UnusableFile(f"{path}: cannot be used, it is of another model or algorithm ({error})") from error
         return state

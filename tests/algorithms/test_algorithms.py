@@ -14,6 +14,7 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.communication import Link
 from fedpara.execution import ClientTask, LocalResult
+from fedpara.federation import Kept
 from fedpara.nn import Dense
 from fedpara.state import join
 from helpers import ROOT
@@ -106,10 +107,23 @@ def test_the_rounding_of_a_broadcast_is_no_step(name, choice):
         assert all(not part["w"].any() for key, part in federation.server.items() if key != "v")
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_object_serves_two_federations_at_once(name):
+    """Of other numbers of clients, their rounds by turns: each is what it would be with an object of its own."""
+    shared = named(name)
+    together = [quadratic_federation(shared, 3, 3, num_clients) for num_clients in (6, 4)]
+    alone = [quadratic_federation(named(name), 3, 3, num_clients) for num_clients in (6, 4)]
+    for _ in range(3):
+        for federation in (*together, *alone):
+            federation.run_round()
+    for one, other in zip(together, alone, strict=True):
+        assert all(torch.equal(one.server[part]["w"], other.server[part]["w"]) for part in other.server)
+
+
 def test_scaffold_at_the_optimum_stays_there():
     executor = Quadratics()
-    algorithm = Scaffold()
-    server = algorithm.start({"w": executor.optimum}, ["w"], 6)
+    algorithm = Scaffold().bound(["w"], 6)
+    server = algorithm.start({"w": executor.optimum})
     gradients = {i: {"w": executor.a[i] @ (executor.optimum - executor.b[i])} for i in range(6)}
     for client, memory in gradients.items():
         task = ClientTask(client, server["model"], 1.0, 0, algorithm.correction(server, memory))
@@ -130,7 +144,8 @@ def uploads(*values):
     ],
 )
 def test_adaptive_servers_by_numpy(algorithm, second):
-    server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)}, ["w"], 2)
+    algorithm = algorithm.bound(["w"], 2)
+    server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)})
     x, m, v = 1.0, 0.0, 0.01**2
     for values in ([(2.0, 1), (4.0, 3)], [(0.0, 2), (1.0, 2)], [(5.0, 1)]):
         server = algorithm.aggregate(server, server, uploads(*values))
@@ -141,8 +156,8 @@ def test_adaptive_servers_by_numpy(algorithm, second):
 
 
 def test_server_momentum_by_hand():
-    algorithm = FedAvgM(momentum=0.5, server_lr=2.0)
-    server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)}, ["w"], 2)
+    algorithm = FedAvgM(momentum=0.5, server_lr=2.0).bound(["w"], 2)
+    server = algorithm.start({"w": torch.tensor([1.0], dtype=torch.float64)})
     server = algorithm.aggregate(server, server, uploads((2.0, 1)))  # m = 1, x = 3
     server = algorithm.aggregate(server, server, uploads((4.0, 1)))  # m = 0.5 + 1, x = 6
     assert float(server["model"]["w"]) == 6.0
@@ -201,7 +216,7 @@ def test_corrections_reach_the_gradients_of_a_lightning_step():
     executor, state = federation.executor, federation.executor.initial_state()
     offset = {name: torch.full_like(tensor, 0.01) for name, tensor in state.items()}
     anchor = {name: torch.zeros_like(tensor) for name, tensor in state.items() if "weight" in name}
-    (task,) = federation._tasks([2], {"model": state})
+    task = federation.client_side.task(2, federation.broadcast(0), Kept())
     task = type(task)(2, task.state, 1.0, task.seed, Correction(0.3, anchor, offset))
     (result,) = executor.run([task])
     network = executor.module.network
@@ -219,8 +234,8 @@ def test_corrections_reach_the_gradients_of_a_lightning_step():
 
 
 def test_scaffold_client_that_applied_no_step_changes_nothing():
-    algorithm = Scaffold()
-    server = algorithm.start({"w": torch.ones(2)}, ["w"], 3)
+    algorithm = Scaffold().bound(["w"], 3)
+    server = algorithm.start({"w": torch.ones(2)})
     before = {"w": torch.full((2,), 7.0)}
     parts = algorithm.upload(server, {"w": torch.ones(2)}, 0.0, before)
     memory = algorithm.remember(server, parts, before)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedpara.communication import Cast, Link, Packet, StochasticUniform
 from fedpara.models import VGG
 from fedpara.nn import Dense, FedPara, factorize
-from fedpara.state import read_state
+from fedpara.state import layout_of, parts_layout_of, read_state
 
 DTYPES = st.sampled_from(["float32", "float16", "bfloat16"])
 
@@ -21,7 +21,7 @@ def test_round_trip_and_length(shapes, dtype):
     packet = codec.encode(state)
     values = sum(tensor.numel() for name, tensor in state.items() if name != "counter")
     assert packet.num_bytes == values * (4 if dtype == "float32" else 2) + 8
-    decoded = codec.decode(packet, like=state)
+    decoded = codec.decode(packet, layout_of(state))
     for name, tensor in state.items():
         assert decoded[name].dtype == tensor.dtype
         assert torch.equal(decoded[name], tensor.to(codec.dtype).to(tensor.dtype) if name != "counter" else tensor)
@@ -30,21 +30,22 @@ def test_round_trip_and_length(shapes, dtype):
 def test_channels_last_tensors_travel_in_logical_order():
     core = torch.randn(4, 4, 3, 3).to(memory_format=torch.channels_last)
     codec = Cast()
-    assert torch.equal(codec.decode(codec.encode({"t": core}), like={"t": core})["t"], core)
+    assert torch.equal(codec.decode(codec.encode({"t": core}), layout_of({"t": core}))["t"], core)
 
 
 def test_link_counts_each_way_by_its_own_codec():
     link = Link(up_codec=Cast("float16"), down_codec=Cast("float32"))
-    state = {"w": torch.randn(10)}
-    assert link.down(state).num_bytes == 40
-    up = link.up(state, known=state)
-    assert up.num_bytes == 20
-    assert torch.equal(up.state["w"], state["w"].half().float())
+    parts = {"model": {"w": torch.randn(10)}}
+    assert link.encode_down(parts).num_bytes == 40
+    packet = link.encode_up(parts, known=parts)
+    assert packet.num_bytes == 20
+    read = link.decode_up(packet, parts_layout_of(parts), known=parts)
+    assert torch.equal(read["model"]["w"], parts["model"]["w"].half().float())
 
 
 def test_a_packet_of_another_length_is_refused():
     with pytest.raises(ValueError, match="packet of 3 bytes: the model needs 40"):
-        Cast().decode(Packet(torch.zeros(3, dtype=torch.uint8)), like={"w": torch.zeros(10)})
+        Cast().decode(Packet(torch.zeros(3, dtype=torch.uint8)), layout_of({"w": torch.zeros(10)}))
 
 
 CODECS = st.sampled_from([Cast("float32"), Cast("bfloat16"), *map(StochasticUniform, (8, 4, 2))])
@@ -57,10 +58,10 @@ def test_a_damaged_packet_is_refused_or_decoded_in_the_models_shapes(shapes, cod
     cut = payload[: data.draw(st.integers(0, len(payload) - 1))]
     for wrong in (cut, torch.cat([payload, payload[:1]])):
         with pytest.raises(ValueError, match=f"packet of {len(wrong)} bytes: the model needs {len(payload)}"):
-            codec.decode(Packet(wrong), like=state)
+            codec.decode(Packet(wrong), layout_of(state))
     flipped = payload.clone()
     flipped[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
-    decoded = codec.decode(Packet(flipped), like=state)
+    decoded = codec.decode(Packet(flipped), layout_of(state))
     assert [(n, t.shape, t.dtype) for n, t in decoded.items()] == [(n, t.shape, t.dtype) for n, t in state.items()]
 
 
@@ -75,7 +76,7 @@ def test_quantised_round_trip_length_and_error(shapes, bits, seed):
     packet = codec.encode(state, seed)
     sizes = [tensor.numel() for name, tensor in state.items() if name != "counter"]
     assert packet.num_bytes == sum(4 + -(-size * bits // 8) for size in sizes) + 8
-    decoded = codec.decode(packet, like=state)
+    decoded = codec.decode(packet, layout_of(state))
     assert decoded["counter"] == state["counter"]
     for name, tensor in state.items():
         if name != "counter" and tensor.numel():
@@ -88,7 +89,7 @@ def test_quantised_round_trip_length_and_error(shapes, bits, seed):
 def test_quantiser_is_unbiased(bits):
     torch.manual_seed(0)
     state, codec = {"w": torch.randn(50)}, StochasticUniform(bits)
-    mean = torch.stack([codec.decode(codec.encode(state, seed), state)["w"] for seed in range(4000)]).mean(0)
+    mean = torch.stack([codec.decode(codec.encode(state, seed), layout_of(state))["w"] for seed in range(4000)]).mean(0)
     step = float(state["w"].abs().max()) / codec.levels
     assert float((mean - state["w"]).abs().max()) < 5 * step / 2 / 4000**0.5
 
@@ -100,7 +101,7 @@ def test_the_readmes_noise_of_a_heavy_tailed_tensor(bits, noise):
     for seed in range(20):
         torch.manual_seed(seed)
         values = torch.distributions.Laplace(0.0, 1.0).sample((10_000,))
-        decoded = codec.decode(codec.encode({"w": values}, seed + 10**6), {"w": values})["w"]
+        decoded = codec.decode(codec.encode({"w": values}, seed + 10**6), layout_of({"w": values}))["w"]
         ratios.append(float((decoded - values).square().mean() / values.square().mean()))
     assert sum(ratios) / 20 == pytest.approx(noise, rel=0.1)
 
@@ -109,19 +110,22 @@ def test_quantisers_act_on_updates():
     """The error is a step of the update's scale, not of the parameters'."""
     known = {"w": torch.full((100,), 1000.0)}
     message = {"w": known["w"] + torch.randn(100) * 1e-3}
-    delivered = Link(StochasticUniform(8), Cast()).up(message, known, seed=1).state
+    link, message = Link(StochasticUniform(8), Cast()), {"model": message}
+    packet = link.encode_up(message, {"model": known}, seed=1)
+    delivered = link.decode_up(packet, parts_layout_of(message), {"model": known})
+    message, delivered = message["model"], delivered["model"]
     assert float((delivered["w"] - message["w"]).abs().max()) < 2e-4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(value):
     state, codec = {"w": torch.tensor([1.0, value])}, StochasticUniform(8)
-    assert not torch.isfinite(codec.decode(codec.encode(state), state)["w"]).all()
+    assert not torch.isfinite(codec.decode(codec.encode(state), layout_of(state))["w"]).all()
 
 
 def test_zero_updates_stay_zero():
     state, codec = {"w": torch.zeros(5)}, StochasticUniform(4)
-    assert torch.equal(codec.decode(codec.encode(state), state)["w"], torch.zeros(5))
+    assert torch.equal(codec.decode(codec.encode(state), layout_of(state))["w"], torch.zeros(5))
 
 
 def test_sizes_of_table_12():
@@ -133,5 +137,5 @@ def test_sizes_of_table_12():
     for (recipe, dtype), megabytes in printed.items():
         state = read_state(factorize(VGG(stages, [512, 512], 10), recipe, ["classifier.*"]))
         link = Link(Cast(dtype), Cast("float32"))
-        counted = link.down(state).num_bytes + link.up(state, {}).num_bytes
+        counted = link.encode_down({"model": state}).num_bytes + link.encode_up({"model": state}, {}).num_bytes
         assert counted / 1e6 == pytest.approx(megabytes, rel=0.005)

@@ -11,7 +11,7 @@ from fedpara.algorithms.feddyn import FedDyn
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import RunFolder
 from fedpara.execution import ClientFailure, ClientTask, FaultInjection
-from fedpara.federation import FederationCallback
+from fedpara.federation import FederationCallback, simulated
 from fedpara.sampling import cohort, derive_seed
 from fedpara.state import is_finite, join
 from helpers.clients import Quadratics, quadratic_federation
@@ -45,9 +45,16 @@ class Scripted:
 
 
 def failing(script, **options):
-    federation = make_federation(**{"max_crashes": None} | options)  # that law has tests of its own, in test_sound.py
-    federation.executor = Scripted(federation.executor, script)
-    return federation
+    """`max_crashes` has tests of its own, in test_sound.py."""
+    return make_federation(clients=scripted(script), **{"max_crashes": None} | options)
+
+
+def scripted(script):
+    return lambda executor: simulated(Scripted(executor, script))
+
+
+def faulty(**shares):
+    return lambda executor: simulated(FaultInjection(executor, **shares))
 
 
 def make(**options):
@@ -61,7 +68,7 @@ def test_a_round_with_a_failed_client_is_the_round_of_the_others(monkeypatch, al
     left_out = 2
     whole = failing({(left_out, 0): kind}, algorithm=algorithm(), clients_per_round=5, personal=["*2"])
     whole.run_round()
-    monkeypatch.setattr("fedpara.federation.cohort", lambda *_: [0, 1, 3, 4])
+    monkeypatch.setattr("fedpara.federation.round.cohort", lambda *_: [0, 1, 3, 4])
     others = make(algorithm=algorithm())
     others.run_round()
     assert same(join(whole.server), join(others.server))
@@ -72,10 +79,11 @@ def test_a_round_with_a_failed_client_is_the_round_of_the_others(monkeypatch, al
 
 
 def test_a_failure_leaves_what_the_client_kept_from_earlier_rounds():
-    federation = make(clients_per_round=5, algorithm=Scaffold())
+    script = {}
+    federation = make(clients_per_round=5, algorithm=Scaffold(), clients=scripted(script))
     federation.run_round()
     before = federation.personal[3], federation.memories[3]
-    federation.executor = Scripted(federation.executor, {(3, 0): "diverged"})
+    script[3, 0] = "diverged"
     federation.run_round()
     assert same(before[0], federation.personal[3])
     assert same(before[1], federation.memories[3])
@@ -199,7 +207,7 @@ def test_an_error_within_local_training_fails_its_client_alone_and_leaves_nothin
     broken.fit()
     assert breaking.raised == 6
     assert [record.clients[kind] for record in watch.records] == [2, 2, 2]
-    monkeypatch.setattr("fedpara.federation.cohort", lambda *_: [0, 2, 4])
+    monkeypatch.setattr("fedpara.federation.round.cohort", lambda *_: [0, 2, 4])
     others = make(clients_per_round=3, training=corrected)
     others.fit()
     assert same(broken.server["model"], others.server["model"])
@@ -230,8 +238,7 @@ def test_faults_come_in_their_shares_by_seed_alone():
 
 
 def test_without_faults_nothing_is_changed():
-    plain, wrapped = make_federation(), make_federation()
-    wrapped.executor = FaultInjection(wrapped.executor)
+    plain, wrapped = make_federation(), make_federation(clients=faulty())
     plain.fit()
     wrapped.fit()
     assert same(plain.server["model"], wrapped.server["model"])
@@ -240,8 +247,8 @@ def test_without_faults_nothing_is_changed():
 @pytest.mark.parametrize("personal", [None, ["layers.1.*"]])
 def test_on_a_bad_day_it_still_learns_and_stays_finite(personal):
     watch = Watch()
-    federation = make(num_rounds=20, clients_per_round=5, lr=0.3, callbacks=[watch], personal=personal)
-    federation.executor = FaultInjection(federation.executor, dropout=0.3, nan=0.2, crash=0.1)
+    clients = faulty(dropout=0.3, nan=0.2, crash=0.1)
+    federation = make(num_rounds=20, clients_per_round=5, lr=0.3, callbacks=[watch], personal=personal, clients=clients)
     federation.fit()
     assert is_finite(join(federation.server))
     assert all(map(is_finite, federation.personal.values()))

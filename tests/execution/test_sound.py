@@ -33,6 +33,7 @@ from fedpara.execution import (
 )
 from fedpara.execution.onednn import contiguous, is_affected
 from fedpara.execution.training import OF_EVERY_FIT
+from fedpara.federation import simulated
 from fedpara.models import MLP, VGG, ClassificationModule
 from fedpara.nn import Dense, FedPara, factorize
 from helpers import ROOT
@@ -506,8 +507,9 @@ def test_a_run_that_ends_by_its_workers_death_is_one_line():
 
 
 def test_injected_crashes_do_not_end_a_run():
-    federation = make_federation(clients_per_round=5, num_rounds=4)
-    federation.executor = FaultInjection(federation.executor, crash=0.7)
+    federation = make_federation(
+        clients_per_round=5, num_rounds=4, clients=lambda executor: simulated(FaultInjection(executor, crash=0.7))
+    )
     federation.fit()
     assert federation.round == 4
     assert federation.crashes == {}

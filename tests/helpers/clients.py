@@ -63,7 +63,7 @@ class Exact:
     def encode(self, state, seed):
         return _Sent(state)
 
-    def decode(self, packet, like):
+    def decode(self, packet, layout):
         return packet.state
 
 

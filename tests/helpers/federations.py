@@ -6,10 +6,11 @@ from functools import partial
 import torch
 
 from fedpara.algorithms import FedAvg
+from fedpara.callbacks import Checkpoint
 from fedpara.communication import Cast, Link
 from fedpara.data import IID, DataSet, Dirichlet, Examples, FederatedDataModule, Normalize
 from fedpara.execution import LocalTraining, SerialExecutor
-from fedpara.federation import Federation, FederationCallback
+from fedpara.federation import Federation, FederationCallback, simulated
 from fedpara.models import MLP, VGG, ClassificationModule
 from fedpara.nn import FedPara, PFedPara, factorize
 from fedpara.sharing import Split
@@ -42,6 +43,7 @@ def make_federation(
     max_epochs=2,
     lr=0.1,
     codec="float32",
+    down="float32",
     dropout=0.0,
     algorithm=None,
     partition=None,
@@ -49,11 +51,13 @@ def make_federation(
     network=None,
     num_dense=0,
     training=None,
+    clients=None,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
 
-    `executor` is called with a `LocalTraining`, `network`, an MLP where it is None, with nothing.
+    `executor` is called with a `LocalTraining`, `network`, an MLP where it is None, with nothing, `clients` with the
+    executor: where it is None, they keep their states in the files of a `Checkpoint`, or else in memory.
     """
     torch.manual_seed(seed)
     network = network() if network else MLP([16, 8, 3])
@@ -69,7 +73,9 @@ def make_federation(
     split = Split(list(executor.initial_state()), personal, first_names(network))
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "lr_decay": 1.0, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
-    return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast("float32")), split, callbacks, **settings)
+    keeping = [callback.clients for callback in callbacks if isinstance(callback, Checkpoint)]
+    settings["clients"] = (clients or next(iter(keeping), simulated))(executor)
+    return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast(down)), split, callbacks, **settings)
 
 
 def convolutional(executor, double=True, network=None, optimizer=None, precision=None, strength=0.0, **options):
@@ -90,16 +96,30 @@ def convolutional(executor, double=True, network=None, optimizer=None, precision
 
 class Watch(FederationCallback):
     def __init__(self):
-        self.records, self.results, self.outcome = [], [], None
+        self.records, self.reports, self.outcome = [], [], None
 
-    def on_client_end(self, federation, result):
-        self.results.append(result)
+    def on_client_end(self, federation, report):
+        self.reports.append(report)
 
     def on_round_end(self, federation, record):
         self.records.append(record)
 
     def on_fit_end(self, federation, outcome):
         self.outcome = outcome
+
+
+def watched(**options):
+    """A federation, and the results of its clients' trainings, which no server sees."""
+    federation, results = make_federation(**options), []
+    run = federation.executor.run
+
+    def noting(tasks):
+        for result in run(tasks):
+            results.append(result)
+            yield result
+
+    federation.executor.run = noting
+    return federation, results
 
 
 def same(left, right):

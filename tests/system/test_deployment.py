@@ -10,25 +10,25 @@ from functools import cache
 from importlib.util import find_spec
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import deployment
 from fedpara.app import cli, evaluation
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.run import run
+from fedpara.deployment import Node, Parcel, read_data, server, write_data
+from fedpara.deployment.folders import owner
+from fedpara.deployment.kept import KeptStates
+from fedpara.deployment.split import split
 from fedpara.execution import ClientFailure
 from fedpara.files import UnusableFile
-from folders import owner, read_data
+from fedpara.storage import read_tensors, write_tensors
 from helpers import ROOT
-from helpers.federations import same
+from helpers.federations import same, tiny_images
 from helpers.runs import rows_without_times
 from helpers.shell import TINY
-from kept import KeptStates
-from node import Node
-from parcel import Parcel
-from split import split
 
 OPTIONS = [*TINY[:3], "model=mlp", "model.network.widths=[784,16,10]", "federation.num_clients=3", "logger=none"]
 OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callbacks.partition_picture=null"]
@@ -79,7 +79,7 @@ def composed(overrides):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """One composition for all ends of an experiment, and no log that stays open."""
-    for program in ("node.compose", "split.compose"):
+    for program in ("fedpara.deployment.node.compose", "fedpara.deployment.split.compose"):
         monkeypatch.setattr(program, lambda overrides: composed(tuple(overrides)))
     yield
     for handler in logging.getLogger().handlers[:]:
@@ -95,7 +95,7 @@ def cut(tmp_path, choices):
 
 
 def deploy(tmp_path, overrides, nodes, folder="deployed"):
-    deployment.run(overrides, tmp_path / "data" / "server", tmp_path / folder, nodes)
+    server.run(overrides, tmp_path / "data" / "server", tmp_path / folder, nodes)
     return tmp_path / folder
 
 
@@ -254,7 +254,40 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
         ("callbacks.checkpoint.every=2", "every=2: must be 1"), ("faults.dropout=0.1", "faults.dropout=0.1: must be 0"),
     ):  # fmt: skip
         with pytest.raises(ConfigurationError, match=line):
-            deployment.build(compose([*overrides, typed]), tmp_path, nodes)
+            server.build(compose([*overrides, typed]), [], tmp_path, nodes)
+
+
+class Shifted:
+    """A data set's own way to prepare its inputs, in the one file of the data set."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, inputs):
+        return inputs.float() + self.by
+
+    def to_words(self):
+        return {"_target_": "test_deployment.Shifted", "by": self.by}
+
+
+def test_a_data_sets_own_prepare_is_made_again_where_it_is_trusted(tmp_path):
+    data = replace(tiny_images(), prepare=Shifted(1.0))
+    write_data(tmp_path, data, client=0)
+    with pytest.raises(ConfigurationError, match=r"test_deployment\.Shifted.*trusted"):
+        read_data(tmp_path)
+    prepare = read_data(tmp_path, ["test_deployment.*"]).prepare
+    assert torch.equal(prepare(data.test.inputs), data.prepare(data.test.inputs))
+    with pytest.raises(ValueError, match=r"prepare=<built-in .*: must have to_words\(\)"):
+        write_data(tmp_path, replace(data, prepare=torch.relu), client=0)
+
+
+def test_folders_of_an_earlier_version_are_read(tmp_path):
+    """Their `prepare` was mean and deviation alone."""
+    write_data(tmp_path, tiny_images(), client=0)
+    state, metadata = read_tensors(tmp_path / "data.safetensors", {})
+    about = json.loads(metadata["about"])
+    write_tensors(tmp_path / "data.safetensors", state, {"about": json.dumps(about | {"prepare": [[0.5], [0.25]]})})
+    assert read_data(tmp_path).prepare.to_words() == about["prepare"]
 
 
 def test_without_the_extra_one_line_says_what_to_install():

@@ -7,10 +7,9 @@ import signal
 import threading
 
 import pytest
-from hydra.utils import instantiate
 
 import kills
-from fedpara.app.build import build_experiment, build_federation
+from fedpara.app.build import build
 from fedpara.app.composition import compose
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.federation import FederationCallback
@@ -185,11 +184,8 @@ def composed(choices, folder):
     options = ["federation.num_clients=4", "federation.clients_per_round=3", "federation.eval_every=9"]
     options += ["federation.evaluate_personal=false", "trainer.max_epochs=1", "data.max_test=5"]
     cfg = compose([*TINY, "data.max_train=16", *options, *choices.split()])
-    experiment = build_experiment(cfg)
+    experiment, federation = build(cfg, [RunFolder(folder, {}), Checkpoint(folder, memory_gb=0)])
     experiment.datamodule.setup()
-    federation = build_federation(cfg, experiment)
-    federation.executor = instantiate(cfg.faults, executor=federation.executor)
-    federation.callbacks = [RunFolder(folder, {}), Checkpoint(folder, memory_gb=0)]
     return federation
 
 

@@ -10,12 +10,14 @@ its upload as the server decodes it, the server's step from the broadcast as the
 step to its own model, which no broadcast rounds: steps smaller than the rounding are summed up and not lost.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch.optim import Optimizer
 
-from fedpara.state import Parts, State, join, separate, weighted_mean
+from fedpara.state import Layout, Parts, State, join, separate, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Upload:
 class FedAvg:
     """Broadcast the global model, average the clients' models by their numbers of examples.
 
+    An algorithm holds its own constants, and nothing that a round changes: the server's state goes in and comes out.
+
+    Attributes:
+        trainable: names of the shared part that are trained; the rest are buffers.
+        num_clients: N, the clients of the federation.
+
     Example:
         >>> import torch
         >>> algorithm, model = FedAvg(), {"w": torch.zeros(1)}
@@ -59,6 +67,15 @@ class FedAvg:
         {'w': tensor([2.])}
     """
 
+    trainable: Sequence[str] = ()
+    num_clients: int = 0
+
+    def bound(self, trainable: Iterable[str], num_clients: int) -> Self:
+        """A copy for one federation, which knows what it trains and its size; the object itself may serve others."""
+        own = copy(self)
+        own.trainable, own.num_clients = tuple(trainable), num_clients
+        return own
+
     def require(self, optimizer: Optimizer) -> None:
         """Refuse a local optimizer under which the algorithm's arithmetic means nothing; by default every one will do.
 
@@ -66,14 +83,12 @@ class FedAvg:
             ValueError: what it is, and what to take instead.
         """
 
-    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+    def start(self, model: State) -> Parts:
         """What the server keeps, before the first round.
 
         Args:
             model: the shared part of the initial model, buffers included.
-            trainable: its names that are trained; the rest are buffers.
         """
-        self.trainable, self.num_clients = trainable, num_clients
         return {"model": model}
 
     def broadcast(self, server: Parts) -> Parts:
@@ -101,8 +116,8 @@ class FedAvg:
         """
         return {}
 
-    def remembered(self, server: Parts) -> State:
-        """Names, shapes and types of what a client remembers; no values."""
+    def remembered(self, server: Parts) -> Layout:
+        """Names, shapes and types of what a client remembers."""
         return {}
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:

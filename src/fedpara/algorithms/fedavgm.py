@@ -25,10 +25,10 @@ class FedAvgM(FedAvg):
     ) -> None:
         self.momentum, self.server_lr = momentum, server_lr
 
-    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+    def start(self, model: State) -> Parts:
         """m = 0."""
-        server = super().start(model, trainable, num_clients)
-        return server | {"m": zeros_like(only(trainable, model))}
+        server = super().start(model)
+        return server | {"m": zeros_like(only(self.trainable, model))}
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """One step along the momentum; buffers take the mean."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, validate_call
 
 from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
-from fedpara.state import Parts, State, combine, zeros_like
+from fedpara.state import Layout, Parts, State, combine, layout_of, zeros_like
 
 
 class FedDyn(FedAvg):
@@ -25,10 +25,10 @@ class FedDyn(FedAvg):
     def __init__(self, alpha: Annotated[float, Field(gt=0)] = 0.1) -> None:
         self.alpha = alpha
 
-    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+    def start(self, model: State) -> Parts:
         """h = 0."""
-        server = super().start(model, trainable, num_clients)
-        return server | {"h": zeros_like(only(trainable, model))}
+        server = super().start(model)
+        return server | {"h": zeros_like(only(self.trainable, model))}
 
     def correction(self, received: Parts, memory: State) -> Correction:
         """-g_k + alpha (w - w^t)."""
@@ -39,9 +39,9 @@ class FedDyn(FedAvg):
         moved = self._moved(sent, received)
         return combine(memory or zeros_like(moved), -self.alpha, moved)
 
-    def remembered(self, server: Parts) -> State:
+    def remembered(self, server: Parts) -> Layout:
         """g_k, of the shape of h."""
-        return server["h"]
+        return layout_of(server["h"])
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """h <- h - alpha / N sum(w_k - w^t), w <- mean(w_k) - h / alpha: clients weigh the same, as in the paper.

@@ -39,10 +39,10 @@ class FedAdam(FedAvg):
     ) -> None:
         self.server_lr, self.beta1, self.beta2, self.tau = server_lr, beta1, beta2, tau
 
-    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+    def start(self, model: State) -> Parts:
         """m = 0, v = tau^2."""
-        server = super().start(model, trainable, num_clients)
-        m = zeros_like(only(trainable, model))
+        server = super().start(model)
+        m = zeros_like(only(self.trainable, model))
         return server | {"m": m, "v": {name: torch.full_like(x, self.tau**2) for name, x in m.items()}}
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pydantic import Field, validate_call
 from torch.optim import SGD, Optimizer
 
 from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
-from fedpara.state import Parts, State, combine, zeros_like
+from fedpara.state import Layout, Parts, State, combine, layout_of, zeros_like
 
 
 class Scaffold(FedAvg):
@@ -36,10 +36,10 @@ class Scaffold(FedAvg):
                 "take torch.optim.SGD without momentum, or another algorithm such as feddyn"
             )
 
-    def start(self, model: State, trainable: list[str], num_clients: int) -> Parts:
+    def start(self, model: State) -> Parts:
         """c = 0, for what is trained."""
-        server = super().start(model, trainable, num_clients)
-        return server | {"control": zeros_like(only(trainable, model))}
+        server = super().start(model)
+        return server | {"control": zeros_like(only(self.trainable, model))}
 
     def broadcast(self, server: Parts) -> Parts:
         """(x, c)."""
@@ -62,9 +62,9 @@ class Scaffold(FedAvg):
         change = sent["control"]
         return combine(memory or zeros_like(change), 1, change)
 
-    def remembered(self, server: Parts) -> State:
+    def remembered(self, server: Parts) -> Layout:
         """c_i, of the shape of c."""
-        return server["control"]
+        return layout_of(server["control"])
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """x <- x + eta_g / |S| sum(y_i - x), c <- c + 1 / N sum(c_i+ - c_i): clients weigh the same, as there.

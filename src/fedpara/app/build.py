@@ -1,7 +1,7 @@
 """The objects of a configuration: network, data, executor, federation."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays 
 
     from fedpara.data import FederatedDataModule
     from fedpara.execution import Executor
-    from fedpara.federation import Federation
+    from fedpara.federation import Federation, FederationCallback, MakeClients
     from fedpara.models import ClassificationModule
 
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # typed under `factorization`, read by other objects
@@ -34,7 +34,7 @@ class Experiment:
     parameters: dict[str, int]
 
 
-Build = Callable[[DictConfig], "tuple[Experiment, Federation]"]
+Build = Callable[[DictConfig, "Sequence[FederationCallback]"], "tuple[Experiment, Federation]"]
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
@@ -118,12 +118,15 @@ def _without_training(executor: DictConfig) -> DictConfig:
 
 
 def build_federation(
-    cfg: DictConfig, experiment: Experiment, kind: "Callable[..., Federation] | None" = None
+    cfg: DictConfig,
+    experiment: Experiment,
+    clients: "MakeClients | None" = None,
+    callbacks: "Sequence[FederationCallback]" = (),
 ) -> "Federation":
-    """The federation over an experiment, without callbacks, and the sizes of what is shared and what is personal.
+    """The federation over an experiment, and the sizes of its shared and its personal part.
 
     Args:
-        kind: the class, or a function that takes its arguments; None: `Federation`, whose clients are in this process.
+        clients: as `Federation` takes them; None: simulated ones that keep their states in memory.
     """
     from fedpara.federation import Federation
     from fedpara.state import first_names, num_elements
@@ -136,9 +139,8 @@ def build_federation(
     make.call("model.optimizer", lambda: algorithm.require(experiment.executor.module.configure_optimizers()))
     link = make("link")
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
-    federation: Federation = make.call(
-        "federation", kind or Federation, experiment.executor, algorithm, link, split, [], seed=cfg.seed, **options
-    )
+    parts = (experiment.executor, algorithm, link, split, list(callbacks))
+    federation: Federation = make.call("federation", Federation, *parts, seed=cfg.seed, clients=clients, **options)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
     return federation
@@ -155,10 +157,20 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
                 raise ValueError(f"{layer} would be split, {', '.join(kept)} personal; take factorization=pfedpara")
 
 
-def build(cfg: DictConfig) -> "tuple[Experiment, Federation]":
-    """Everything of a configuration but its callbacks and loggers."""
+def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "tuple[Experiment, Federation]":
+    """Everything of a configuration but its callbacks and loggers.
+
+    Args:
+        callbacks: of the federation; where one is a `Checkpoint`, clients keep their states in its files.
+    """
+    from fedpara.callbacks import Checkpoint
+    from fedpara.federation import simulated
+
     experiment = build_experiment(cfg)
-    return experiment, build_federation(cfg, experiment)
+    executor = Make(cfg)("faults", executor=experiment.executor)
+    checkpoint = next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
+    clients = checkpoint.clients(executor) if checkpoint else simulated(executor)
+    return experiment, build_federation(cfg, experiment, clients, callbacks)
 
 
 def _require_patterns(model: DictConfig) -> None:

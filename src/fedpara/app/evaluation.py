@@ -19,7 +19,7 @@ from fedpara.app.errors import ConfigurationError, one_line, require_nodes, stop
 from fedpara.app.make import Make
 from fedpara.app.overrides import FOLDERS, escaped
 from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
-from fedpara.runs import CONFIG, Run
+from fedpara.runs import CLIENTS, CONFIG, Run
 
 if TYPE_CHECKING:
     from fedpara.federation import Federation
@@ -40,6 +40,7 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
         ConfigurationError: there is no such run, its checkpoint is damaged, data are missing, or a name is not trusted.
     """
     from fedpara.callbacks import restore
+    from fedpara.federation import simulated
 
     if not Run(folder).has_config:
         raise ConfigurationError(f"run={folder}: not a run folder, it holds no {CONFIG}")
@@ -56,10 +57,10 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
     require_trusted(f"run={folder}", built, [*trusted, *targets(OmegaConf.to_container(typed))])
     _find_data(cfg, OmegaConf.select(typed, "paths.data_dir"), folder)
     experiment = build_experiment(cfg)
-    federation = build_federation(cfg, experiment)
     make = Make(cfg)
+    clients = simulated(experiment.executor, folder / CLIENTS, memory_gb=0)
+    federation = build_federation(cfg, experiment, clients)
     make.call("run", restore, federation, folder)
-    federation.tests_personal &= not _kept_elsewhere(federation)
     make.call("data", experiment.datamodule.setup)
     make.call("data", experiment.datamodule.to, experiment.executor.device)
     return experiment, federation
@@ -78,7 +79,7 @@ def evaluate(federation: "Federation", client: int | None = None) -> dict[str, f
         accuracy = federation.executor.evaluate(federation.model(client), client)["acc"]
         return {"round": federation.round, f"personal/acc/{client}": accuracy}
     metrics = {"round": federation.round, **federation.evaluate()}
-    if federation.tests_personal:
+    if federation.tests_personal and not _kept_elsewhere(federation):
         accuracies = federation.evaluate_personal(federation.round)
         metrics |= {f"personal/acc/{number}": accuracy for number, accuracy in enumerate(accuracies)}
         metrics |= spread("personal/acc", accuracies)

@@ -39,7 +39,7 @@ def require_simulated(cfg: DictConfig) -> None:
 
 
 def is_finished(cfg: DictConfig) -> bool:
-    """Whether a sweep's job has been run to its last round before.
+    """Whether a sweep's job has been run to its last round before, or until a callback stopped it.
 
     Raises:
         ConfigurationError: its folder holds a run of another configuration.
@@ -47,7 +47,8 @@ def is_finished(cfg: DictConfig) -> bool:
     run = Run(Path(cfg.paths.output_dir))
     if run.has_config:
         check_same(cfg, run.folder, "; give the sweep another folder, hydra.sweep.dir=...")
-    return run.state == "finished" and run.summary["rounds"] >= cfg.federation.num_rounds
+    ended = run.summary.get("stopped") or run.summary.get("rounds", 0) >= cfg.federation.num_rounds
+    return bool(run.state == "finished" and ended)
 
 
 def resuming(folder: Path) -> list[str]:

@@ -87,10 +87,8 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
 
     require_nodes(cfg, [*GROUPS, *present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
-    experiment, federation = build(cfg)
     make = Make(cfg)
-    callbacks = make.each("callbacks")
-    federation.executor = make("faults", executor=federation.executor)
+    experiment, federation = build(cfg, make.each("callbacks"))
     make.call("resume", restore_begun, cfg, federation)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
     make.call("data", experiment.datamodule.setup)
@@ -101,7 +99,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     record = RunFolder(folder, experiment.parameters)
     make.call("paths.output_dir", _keep_configuration, cfg, folder, launch)
     # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
-    federation.callbacks += [record, *callbacks, forwarding]
+    federation.callbacks = [record, *federation.callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
@@ -109,7 +107,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
         log.info("interrupted after %d rounds; go on: python src/train.py %s", federation.round, way_on)
         raise
     finally:
-        federation.executor.close()
+        federation.close()
     _conclude(record, federation, launch.shown(folder))
     return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
 

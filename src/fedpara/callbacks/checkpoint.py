@@ -1,20 +1,19 @@
 """Checkpoints of a federation, and how a run goes on from one."""
 
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, DirectoryPath, Field, NonNegativeInt, validate_call
 
-from fedpara.federation import Federation, FederationCallback
+from fedpara.execution.base import Executor
+from fedpara.federation import Federation, FederationCallback, MakeClients, Outcome, simulated
 from fedpara.files import UnusableFile
-from fedpara.record import GIGABYTE, RoundRecord
+from fedpara.record import RoundRecord
 from fedpara.runs import CHECKPOINT, CLIENTS
-from fedpara.state import State, join, require_same_names, separate
-from fedpara.storage import ClientStates, read_tensors, write_tensors
+from fedpara.state import Parts, join, layout_of, require_same_names, separate
+from fedpara.storage import read_tensors, write_tensors
 
-SERVER = "server/"
-Kept = Literal["personal", "memories"]
+SERVER = "server"
 Versions = dict[NonNegativeInt, NonNegativeInt]
 
 
@@ -48,43 +47,48 @@ class Checkpoint(FederationCallback):
         every: Annotated[int, Field(ge=1)] = 1,
         memory_gb: Annotated[float, Field(ge=0)] = 1.0,
     ) -> None:
-        self.folder, self.every, self.memory_bytes = folder, every, int(memory_gb * GIGABYTE)
+        self.folder, self.every, self.memory_gb = folder, every, memory_gb
+        self._written = 0
+
+    def clients(self, executor: Executor) -> MakeClients:
+        """Clients who keep what is theirs where this checkpoint names it, for `Federation(clients=...)`."""
+        return simulated(executor, self.folder / CLIENTS, self.memory_gb)
 
     def on_fit_start(self, federation: Federation) -> None:
-        """Have what clients keep in files; write a checkpoint, so that there is one whenever the run may be killed."""
-        personal, memories = _required(federation)
-        federation.personal = self.personal = self._in_files("personal", federation.personal, personal)
-        federation.memories = self.memories = self._in_files("memories", federation.memories, memories)
-        self._write(federation)
+        """Write a checkpoint, so that there is one whenever the run may be killed.
+
+        Raises:
+            ValueError: clients keep something in memory, or in another folder, where no checkpoint can name it.
+        """
+        store = federation.clients.store
+        if store and store.is_used and store.folder != self.folder / CLIENTS:
+            kept = store.folder or "memory"
+            raise ValueError(f"clients keep their states in {kept}: take Checkpoint.clients(executor) for them")
+        self.write(federation)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Write, if the round is due."""
         if record.round % self.every == 0 or record.round == federation.num_rounds:
-            self._write(federation)
+            self.write(federation)
 
-    def _in_files(self, kind: Kept, states: MutableMapping[int, State], required: State) -> ClientStates:
-        folder = self.folder / CLIENTS / kind
-        if isinstance(states, ClientStates) and states.folder == folder:  # those of a run that goes on
-            states.memory_bytes = self.memory_bytes
-            return states
-        kept = ClientStates(folder, required, self.memory_bytes)
-        kept.update(states)
-        return kept
+    def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
+        """Write the last round of a run that was stopped before it was due."""
+        if outcome == "finished" and self._written < federation.round:
+            self.write(federation)
 
-    def _write(self, federation: Federation) -> None:
-        clients = {"personal": self.personal.versions, "memories": self.memories.versions}
-        progress = Progress(
-            round=federation.round, total_bytes=federation.total_bytes, crashes=federation.crashes, **clients
-        )
-        for states in (self.personal, self.memories):
-            states.flush()
-        write_tensors(self.folder / CHECKPOINT, _on_file(federation), {"progress": progress.model_dump_json()})
-        for states in (self.personal, self.memories):
-            states.prune()
+    def write(self, federation: Federation) -> None:
+        """Write the checkpoint of the finished round, and delete the files of clients that only older ones name."""
+        store = federation.clients.store
+        figures = {"round": federation.round, "total_bytes": federation.total_bytes, "crashes": federation.crashes}
+        progress = Progress.model_validate(figures | dict(store.save() if store else {}))
+        write_tensors(self.folder / CHECKPOINT, join(_on_file(federation)), {"progress": progress.model_dump_json()})
+        if store:
+            store.prune()
+        self._written = federation.round
 
 
 def restore(federation: Federation, folder: Path) -> None:
-    """Put `federation` where the checkpoint in the run folder left it; what clients keep is read when needed.
+    """Put `federation` where the checkpoint in the run folder left it; what clients keep, too.
 
     Raises:
         FileNotFoundError: there is no checkpoint in `folder`.
@@ -93,27 +97,21 @@ def restore(federation: Federation, folder: Path) -> None:
     path = folder / CHECKPOINT
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint there; give the folder of a run that finished a round")
-    expected = _on_file(federation)
-    state, metadata = read_tensors(path, expected)
+    layout = layout_of(join(_on_file(federation)))
+    state, metadata = read_tensors(path, layout)
     try:
-        require_same_names(expected, state)
+        require_same_names(layout, state)
         progress = Progress.model_validate_json(metadata["progress"])
     except (KeyError, ValueError) as error:
         raise UnusableFile(f"{path}: not a checkpoint of this configuration's model ({error})") from error
-    server = {name.removeprefix(SERVER): state[name].to(tensor.device) for name, tensor in expected.items()}
+    (server,) = separate(state, [SERVER]).values()
     federation.server = separate(server, federation.server)
-    personal, memories = _required(federation)
-    federation.personal = ClientStates(folder / CLIENTS / "personal", personal, 0, progress.personal)
-    federation.memories = ClientStates(folder / CLIENTS / "memories", memories, 0, progress.memories)
+    if federation.clients.store:
+        versions = {"personal": progress.personal, "memories": progress.memories}
+        federation.clients.store.load(folder / CLIENTS, versions)
     federation.round, federation.total_bytes = progress.round, progress.total_bytes
     federation.crashes = progress.crashes
 
 
-def _on_file(federation: Federation) -> State:
-    return {f"{SERVER}{name}": tensor for name, tensor in join(federation.server).items()}
-
-
-def _required(federation: Federation) -> tuple[State, State]:
-    """What every client's personal part and memory must hold."""
-    personal = federation.split.personal_part(federation.executor.initial_state())
-    return personal, federation.algorithm.remembered(federation.server)
+def _on_file(federation: Federation) -> Parts:
+    return {SERVER: join(federation.server)}

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from fedpara.execution.base import LocalResult
-from fedpara.federation import Federation, FederationCallback, Outcome
+from fedpara.federation import Federation, FederationCallback, Outcome, Report
 from fedpara.record import RoundRecord, objective, size
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class ProgressDisplay(FederationCallback):
                 "round", total=federation.num_rounds, completed=federation.round, clients="", accuracy="", sent=""
             )
 
-    def on_client_end(self, federation: Federation, result: LocalResult) -> None:
+    def on_client_end(self, federation: Federation, report: Report) -> None:
         """Count the client."""
         self._clients += 1
         if self._bar:

@@ -69,6 +69,7 @@ class RunFolder(FederationCallback):
         last = self.rows[-1] if self.rows else {}
         summary = {
             "state": outcome,
+            **({"stopped": federation.stopped} if federation.stopped else {}),  # by a callback, which says why
             "rounds": last.get("round", federation.round),  # those with a row: an interruption may come just before it
             "parameters": self.parameters,
             "bytes_per_round": {"up": last.get("comm/up_bytes"), "down": last.get("comm/down_bytes")},

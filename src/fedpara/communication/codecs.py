@@ -1,8 +1,7 @@
 """Codecs: a state to a packet and back.
 
-A codec is an object with `encode(state, seed) -> Packet` and `decode(packet, like) -> State`, where `like` is any state
-of the same names, shapes and types, which both ends hold. One that says `of_updates` is handed the difference from what
-the other end knows already.
+A codec is an object with `encode(state, seed) -> Packet` and `decode(packet, layout) -> State`; both ends hold the
+layout of what travels. One that says `of_updates` is handed the difference from what the other end knows already.
 """
 
 from typing import Literal, Protocol, runtime_checkable
@@ -12,7 +11,7 @@ from pydantic import validate_call
 from torch import Tensor
 
 from fedpara.communication.packet import Packet
-from fedpara.state import State
+from fedpara.state import Layout, State, TensorSpec
 
 
 @runtime_checkable
@@ -29,8 +28,8 @@ class Codec(Protocol):
         """The bytes to send for `state`; `seed` is of whatever is random in that."""
         ...
 
-    def decode(self, packet: Packet, like: State) -> State:
-        """What the other end reads from the packet, in the names, shapes and types of `like`."""
+    def decode(self, packet: Packet, layout: Layout) -> State:
+        """What the other end reads from the packet."""
         ...
 
 
@@ -65,19 +64,19 @@ class Cast:
         parts = [t.to(self._wire_type(t.dtype)).reshape(-1).view(torch.uint8) for t in state.values()]
         return _packet(parts)
 
-    def decode(self, packet: Packet, like: State) -> State:
-        """The values in the types of `like`.
+    def decode(self, packet: Packet, layout: Layout) -> State:
+        """The values in the types of the layout.
 
         Raises:
-            ValueError: the packet has not the length that `like` asks for.
+            ValueError: the packet has not the length that the layout asks for.
         """
-        types = {name: self._wire_type(tensor.dtype) for name, tensor in like.items()}
-        sizes = [tensor.numel() * types[name].itemsize for name, tensor in like.items()]
+        types = {name: self._wire_type(spec.dtype) for name, spec in layout.items()}
+        sizes = [spec.numel() * types[name].itemsize for name, spec in layout.items()]
         if sum(sizes) != packet.num_bytes:
             raise ValueError(f"packet of {packet.num_bytes} bytes: the model needs {sum(sizes)}")
-        parts = zip(like.items(), packet.payload.split(sizes), strict=True)
+        parts = zip(layout.items(), packet.payload.split(sizes), strict=True)
         # a copy of each part: views into one buffer need not be aligned for their type, and would keep it all alive
-        return {n: part.clone().view(types[n]).reshape(t.shape).to(t.dtype) for (n, t), part in parts}
+        return {n: part.clone().view(types[n]).reshape(spec.shape).to(spec.dtype) for (n, spec), part in parts}
 
 
 class StochasticUniform:
@@ -118,30 +117,30 @@ class StochasticUniform:
             parts += [scale.reshape(1).view(torch.uint8), self._pack(codes.to(torch.uint8))]
         return _packet(parts)
 
-    def decode(self, packet: Packet, like: State) -> State:
-        """The quantised values in the types of `like`.
+    def decode(self, packet: Packet, layout: Layout) -> State:
+        """The quantised values in the types of the layout.
 
         Raises:
-            ValueError: the packet has not the length that `like` asks for.
+            ValueError: the packet has not the length that the layout asks for.
         """
-        sizes = [self._num_bytes(tensor) for tensor in like.values()]
+        sizes = [self._num_bytes(spec) for spec in layout.values()]
         if sum(sizes) != packet.num_bytes:
             raise ValueError(f"packet of {packet.num_bytes} bytes: the model needs {sum(sizes)}")
         decoded: State = {}
-        for (name, tensor), part in zip(like.items(), packet.payload.split(sizes), strict=True):
-            if tensor.dtype.is_floating_point:
+        for (name, spec), part in zip(layout.items(), packet.payload.split(sizes), strict=True):
+            if spec.dtype.is_floating_point:
                 scale = part[:4].clone().view(torch.float32)
-                codes = self._unpack(part[4:], tensor.numel()).float()
+                codes = self._unpack(part[4:], spec.numel()).float()
                 values = (codes - self.levels) * (scale / self.levels)
             else:
-                values = part.clone().view(tensor.dtype)
-            decoded[name] = values.reshape(tensor.shape).to(tensor.dtype)
+                values = part.clone().view(spec.dtype)
+            decoded[name] = values.reshape(spec.shape).to(spec.dtype)
         return decoded
 
-    def _num_bytes(self, tensor: Tensor) -> int:
-        if not tensor.dtype.is_floating_point:
-            return tensor.numel() * tensor.dtype.itemsize
-        return 4 + -(-tensor.numel() * self.bits // 8)
+    def _num_bytes(self, spec: TensorSpec) -> int:
+        if not spec.dtype.is_floating_point:
+            return spec.numel() * spec.dtype.itemsize
+        return 4 + -(-spec.numel() * self.bits // 8)
 
     def _pack(self, codes: Tensor) -> Tensor:
         """Codes below 2^bits, 8 / bits of them to a byte, the first in the lowest bits."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, validate_call
@@ -55,7 +55,8 @@ class DataSet:
     """A data set as its files give it.
 
     Attributes:
-        prepare: a batch of inputs as stored to the network's input: `Normalize`, `Tensor.long`.
+        prepare: a batch of inputs as stored to the network's input: `Normalize`, `Tensor.long`, or a callable of your
+            own. Clients on machines of their own (`fedpara.deployment`) make it again from what its `to_words` gives.
 
     Example:
         >>> part = Examples(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
@@ -91,6 +92,10 @@ class Normalize:
         if self._shift.device != pixels.device:
             self._shift, self._scale = self._shift.to(pixels.device), self._scale.to(pixels.device)
         return (pixels.float() - self._shift) / self._scale
+
+    def to_words(self) -> dict[str, Any]:
+        """The `_target_` and the arguments by which Hydra makes it again; JSON can hold them."""
+        return {"_target_": "fedpara.data.Normalize", "mean": list(self.mean), "std": list(self.std)}
 
 
 @runtime_checkable

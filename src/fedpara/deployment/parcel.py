@@ -1,7 +1,7 @@
 """What server and clients say to each other: a packet's bytes, and a few values beside them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 
 from fedpara.communication import Packet
 from fedpara.execution import ClientFailure
+from fedpara.federation import Reply, Report
 
 Value = int | float | str | bool
 
@@ -48,3 +49,22 @@ class Nodes(Protocol):
             what: the method of `Node` that answers.
         """
         ...
+
+
+def answer(reply: Reply) -> Parcel:
+    """The parcel of a reply: its packet, and its figures beside it."""
+    values = {name: value for name, value in asdict(reply.report).items() if value is not None}
+    del values["client"]  # the node that sends it is the client
+    return Parcel(payload(reply.packet), values)
+
+
+def read_answer(client: int, parcel: Parcel) -> Reply:
+    """The reply in a parcel.
+
+    Raises:
+        TypeError, ValueError: it is not an answer of this version.
+    """
+    report = Report(client=client, **parcel.values)  # type: ignore[arg-type]
+    if report.num_examples < 1:
+        raise ValueError(f"num_examples={report.num_examples}: must be 1 or more")
+    return Reply(report, parcel.packet)

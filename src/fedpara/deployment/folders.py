@@ -1,17 +1,20 @@
 """What each end has on its own disk: a client its examples, the server a test set; and how an experiment reads it."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from fedpara.app.trust import require_trusted
 from fedpara.data import DataSet, Examples, Normalize, Partition
 from fedpara.data.examples import Prepare
 from fedpara.files import UnusableFile
-from fedpara.state import State
+from fedpara.state import State, join, separate
 from fedpara.storage import read_tensors, write_tensors
 
 FILE = "data.safetensors"
@@ -24,26 +27,30 @@ def write_data(folder: Path, data: DataSet, client: int | None = None) -> None:
         client: whose it is; None: the server's, of which only the test set is written.
 
     Raises:
-        ValueError: the data set prepares its inputs in a way that the file has no words for.
+        ValueError: the data set's `prepare` has no `to_words`.
     """
-    parts = {"test": data.test} | ({} if client is None else {"train": data.train})
-    tensors = {f"{part}/inputs": examples.inputs for part, examples in parts.items()}
-    tensors |= {f"{part}/labels": examples.labels for part, examples in parts.items()}
+    held = {"test": data.test} | ({} if client is None else {"train": data.train})
+    parts = {name: {"inputs": examples.inputs, "labels": examples.labels} for name, examples in held.items()}
     about = {"name": data.name, "client": client, "num_classes": data.num_classes, "prepare": _words(data.prepare)}
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / FILE, tensors, {"about": json.dumps(about)})
+    write_tensors(folder / FILE, join(parts), {"about": json.dumps(about)})
 
 
-def read_data(folder: Path | str) -> DataSet:
+def read_data(folder: Path | str, trusted: Iterable[str] = ()) -> DataSet:
     """The data set in a folder. The server's has its test set for training too, of which no client is given any.
+
+    Args:
+        trusted: patterns of names outside of this package that a `prepare` may have: `["mypackage.*"]`.
 
     Raises:
         UnusableFile: there is none, or it is damaged.
+        ConfigurationError: its `prepare` is of a class that is not trusted.
     """
     tensors, about = _read(Path(folder))
-    test = Examples(tensors["test/inputs"], tensors["test/labels"])
-    train = Examples(tensors["train/inputs"], tensors["train/labels"]) if "train/inputs" in tensors else test
-    prepare = Tensor.long if about["prepare"] is None else Normalize(*map(tuple, about["prepare"]))
+    parts = separate(tensors, ["test", "train"])
+    test = Examples(**parts["test"])
+    train = Examples(**parts["train"]) if parts["train"] else test
+    prepare = _from_words(about["prepare"], str(folder), trusted)
     return DataSet(about["name"], train, test, about["num_classes"], prepare)
 
 
@@ -67,12 +74,22 @@ def _read(folder: Path) -> tuple[State, dict[str, Any]]:
 
 
 def _words(prepare: Prepare) -> Any:
-    """Mean and deviation of images; None for texts, which are only made whole numbers."""
-    if isinstance(prepare, Normalize):
-        return prepare.mean, prepare.std
+    """What JSON can hold; None for texts, which are only made whole numbers."""
     if prepare is Tensor.long:
         return None
-    raise ValueError(f"{prepare!r}: deploy/folders.py knows Normalize and Tensor.long")
+    if not hasattr(prepare, "to_words"):
+        raise ValueError(f"prepare={prepare!r}: must have to_words(), as fedpara.data.Normalize has, for real clients")
+    return prepare.to_words()
+
+
+def _from_words(words: Any, source: str, trusted: Iterable[str]) -> Prepare:
+    if words is None:
+        return Tensor.long
+    if isinstance(words, list):  # mean and deviation: in folders that an earlier version wrote
+        return Normalize(*map(tuple, words))
+    require_trusted(source, words, trusted)
+    prepare: Prepare = instantiate(words, _convert_="all")
+    return prepare
 
 
 class Own(Partition):
@@ -103,10 +120,9 @@ class Own(Partition):
 def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
     """The same experiment on the data of one folder, which are cut and capped already."""
     cfg = cfg.copy()
+    dataset = {"_target_": "fedpara.deployment.read_data", "folder": str(folder.resolve()), "trusted": cfg.trusted}
     with open_dict(cfg):
-        cfg.data.dataset = OmegaConf.create(
-            {"_target_": "folders.read_data", "_partial_": True, "folder": str(folder.resolve())}
-        )
+        cfg.data.dataset = OmegaConf.create({**dataset, "_partial_": True})
         cfg.data.max_train, cfg.data.max_test, cfg.data.local_fraction = None, None, 1.0
-        cfg.partition = OmegaConf.create({"_target_": "folders.Own", "client": client})
+        cfg.partition = OmegaConf.create({"_target_": "fedpara.deployment.folders.Own", "client": client})
     return cfg

@@ -8,9 +8,9 @@ never goes on from a training that nobody has counted.
 import re
 from pathlib import Path
 
-from fedpara.client import Kept
+from fedpara.federation import Kept, Layouts
 from fedpara.files import UnusableFile
-from fedpara.state import Parts, join, require_same_names, separate
+from fedpara.state import join, require_same_names, separate
 from fedpara.storage import SUFFIX, read_tensors, write_tensors
 
 
@@ -20,16 +20,17 @@ class KeptStates:
     Args:
         folder: the client's own; a run's files are in `kept/<run>/`.
         run: the run's name, as the server gives it.
-        like: names, shapes and types of `personal` and `memory`.
+        layouts: of the federation.
 
     Raises:
         ValueError: the name is none for a folder.
     """
 
-    def __init__(self, folder: Path, run: str, like: Parts) -> None:
+    def __init__(self, folder: Path, run: str, layouts: Layouts) -> None:
         if not re.fullmatch(r"\w[\w.-]*", run):
             raise ValueError(f"run={run!r}: must be letters, digits, points and dashes")
-        self.folder, self.like = folder / "kept" / run, like
+        self.folder = folder / "kept" / run
+        self.layout = {"personal": layouts.personal, "memory": layouts.memory}
 
     def read(self, last: int) -> Kept:
         """What the client kept after a round; before its first one, 0, nothing.
@@ -37,18 +38,18 @@ class KeptStates:
         Raises:
             UnusableFile: it is lost or damaged: to start anew in silence would be another result.
         """
-        if not (last and join(self.like)):
+        if not (last and join(self.layout)):
             return Kept()
         path = self._path(last)
         if not path.is_file():
             raise UnusableFile(f"what this client kept after round {last} is lost; put it back from a backup: {path}")
-        state, _ = read_tensors(path, join(self.like))
-        require_same_names(join(self.like), state)
-        return Kept(**separate(state, self.like))
+        state, _ = read_tensors(path, join(self.layout))
+        require_same_names(join(self.layout), state)
+        return Kept(**separate(state, self.layout))
 
     def write(self, kept: Kept, round_number: int, last: int) -> None:
         """Have what the client keeps after a round on the disk, beside that after `last`; older ones are deleted."""
-        if not join(self.like):
+        if not join(self.layout):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self._path(round_number), join({"personal": kept.personal, "memory": kept.memory}), {})

@@ -1,0 +1,116 @@
+"""Clients behind a network, as the server's partner, and the server's note of whose rounds counted."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from fedpara.deployment.parcel import Nodes, Parcel, Value, payload, read_answer
+from fedpara.execution import ClientFailure
+from fedpara.federation import Broadcast, Federation, FederationCallback, Reply, in_turn
+from fedpara.files import write_atomically
+from fedpara.record import RoundRecord
+from fedpara.runs import PARTICIPANTS
+from fedpara.state import State
+
+log = logging.getLogger(__name__)
+
+
+class Participants(FederationCallback):
+    """Which clients' rounds counted: `participants.jsonl` of the run folder, a line a round.
+
+    It must be the first callback: a round is noted before any other hears of it.
+
+    Args:
+        folder: the run folder.
+
+    Attributes:
+        last: of each client that took part, the last round of its that counted, from 1.
+        test_bytes: sent in the round at hand to have clients' models tested; no part of training, and not counted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / PARTICIPANTS
+        self.last: dict[int, int] = {}
+        self.test_bytes = 0
+
+    def on_fit_start(self, federation: Federation) -> None:
+        """Go on from what the checkpoint knows of: a round that was done but is not yet in it is done again."""
+        text = self.path.read_text() if self.path.is_file() else ""
+        whole, _, _ = text.rpartition("\n")  # the last line may be half a one
+        rows = [row for row in map(json.loads, whole.splitlines()) if row["round"] <= federation.round]
+        write_atomically(self.path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        self.last = {client: row["round"] for row in rows for client in row["clients"]}
+
+    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        """Note the round, on the disk itself."""
+        clients = sorted(client for client, last in self.last.items() if last == record.round)
+        with self.path.open("a") as stream:
+            stream.write(json.dumps({"round": record.round, "clients": clients, "test_bytes": self.test_bytes}) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.test_bytes = 0
+
+
+class DeployedClients:
+    """Clients behind a network, who have their data and keep what is theirs: the server knows after which round.
+
+    Args:
+        nodes: the clients.
+        run: the run's name, which tells it from others in the clients' folders.
+        participants: whose rounds counted.
+    """
+
+    workers = 0  # this machine trains nobody
+    store = None
+
+    def __init__(self, nodes: Nodes, run: str, participants: Participants) -> None:
+        self.nodes, self.run, self.participants = nodes, run, participants
+
+    def train(
+        self, cohort: Sequence[int], broadcast: Broadcast, attempt: int, test: bool
+    ) -> Iterator[Reply | ClientFailure]:
+        """Those of the nodes, once all are there, in the order in which a simulated round has them."""
+        replies, failures = list[Reply](), list[ClientFailure]()
+        values = {"round": broadcast.round, "attempt": attempt, "test": test}
+        for client, given in self._ask("train", cohort, broadcast, values):
+            try:
+                if isinstance(given, ClientFailure):
+                    failures.append(given)
+                else:
+                    replies.append(read_answer(client, given))
+            except (TypeError, ValueError) as error:
+                failures.append(ClientFailure(client, "crashed", error, outside=True))
+        yield from sorted(replies, key=lambda reply: in_turn(reply.report.num_examples, reply.report.client))
+        yield from failures
+
+    def keep(self, round_number: int, clients: Sequence[int]) -> None:
+        """They have kept it already; the server notes that their round counts."""
+        self.participants.last.update(dict.fromkeys(clients, round_number))
+
+    def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
+        """As the clients that answer measured it."""
+        asked = list(clients)
+        self.participants.test_bytes = broadcast.packet.num_bytes * len(asked)
+        answers = dict(self._ask("test", asked, broadcast, {"round": broadcast.round}))
+        silent = [client for client, given in answers.items() if isinstance(given, ClientFailure)]
+        if silent:
+            log.warning("round %d: not tested: %s", broadcast.round, ", ".join(map(str, sorted(silent))))
+        return {c: float(given.values["accuracy"]) for c, given in answers.items() if isinstance(given, Parcel)}
+
+    def model(self, client: int, broadcast: Broadcast) -> State:
+        """Raise ValueError: it is on the client's own machine."""
+        raise ValueError(f"client={client}: keeps its model on its own machine")
+
+    def close(self) -> None:
+        """The nodes go on."""
+
+    def _ask(
+        self, what: Literal["train", "test"], clients: Iterable[int], broadcast: Broadcast, values: Mapping[str, Value]
+    ) -> Iterator[tuple[int, Parcel | ClientFailure]]:
+        sent, last = payload(broadcast.packet), self.participants.last
+        common = {"run": self.run, **values}
+        questions = {c: Parcel(sent, {"client": c, "last": last.get(c, 0), **common}) for c in clients}
+        return self.nodes.ask(questions, what)

@@ -1,0 +1,68 @@
+"""One client on its own machine: its data, what it keeps, and its answers to the server."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fedpara.app.build import build
+from fedpara.app.composition import compose
+from fedpara.deployment.folders import localised, owner
+from fedpara.deployment.kept import KeptStates
+from fedpara.deployment.parcel import Parcel, answer
+from fedpara.execution import ClientFailure
+from fedpara.federation import Broadcast, Kept
+
+
+class Node:
+    """Answers questions with the client's half of a round, in the experiment that the server typed.
+
+    Args:
+        overrides: as of `python src/train.py`.
+        folder: of the client: its data, as `python deploy/split.py` writes them, and what it keeps. Nothing else is
+            read, and nothing is written elsewhere.
+
+    Raises:
+        UnusableFile: the folder holds no client's data.
+        ValueError: the network cannot be trained on them.
+    """
+
+    def __init__(self, overrides: list[str], folder: Path) -> None:
+        self.folder, self.client = folder, owner(folder)
+        cfg = localised(compose(overrides), folder, self.client)
+        experiment, federation = build(cfg)
+        experiment.datamodule.setup()
+        experiment.datamodule.to(experiment.executor.device)
+        experiment.executor.prepare()
+        self.executor, self.side = experiment.executor, federation.client_side
+
+    def train(self, question: Parcel) -> Parcel:
+        """Train from what was received and kept; the answer is on its way only when what is kept is on the disk.
+
+        Raises:
+            Exception: whatever the training raised; the server hears of it.
+        """
+        broadcast, kept, states = self._start(question)
+        task = self.side.task(self.client, broadcast, kept, int(question.values["attempt"]))
+        (outcome,) = self.executor.run([task])
+        if isinstance(outcome, ClientFailure):
+            raise outcome.error or RuntimeError(outcome.reason)
+        reply, kept = self.side.reply(outcome, broadcast, kept)
+        if reply.report.finite:
+            states.write(kept, broadcast.round + 1, int(question.values["last"]))
+        if question.values["test"] and reply.report.finite:
+            accuracy = self.executor.evaluate(outcome.state, self.client)["acc"]
+            reply = replace(reply, report=replace(reply.report, accuracy=accuracy))
+        return answer(reply)
+
+    def test(self, question: Parcel) -> Parcel:
+        """Accuracy of the model from which the client would start, on its own test distribution."""
+        broadcast, kept, _ = self._start(question)
+        model = self.side.model(broadcast.received["model"], kept)
+        return Parcel(b"", {"accuracy": self.executor.evaluate(model, self.client)["acc"]})
+
+    def _start(self, question: Parcel) -> tuple[Broadcast, Kept, KeptStates]:
+        asked = question.values
+        if asked["client"] != self.client:
+            raise ValueError(f"asked as client {asked['client']}, but {self.folder} is of client {self.client}")
+        states = KeptStates(self.folder, str(asked["run"]), self.side.layouts)
+        broadcast = self.side.receive(question.packet, int(asked["round"]))
+        return broadcast, states.read(int(asked["last"])), states

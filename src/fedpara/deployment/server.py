@@ -1,0 +1,55 @@
+"""A run whose clients are behind a network: the server's end."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fedpara.app.build import Experiment, build_experiment, build_federation
+from fedpara.app.composition import compose
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.overrides import assignment
+from fedpara.app.resume import resuming
+from fedpara.app.run import Launch
+from fedpara.app.run import run as run_locally
+from fedpara.deployment.clients import DeployedClients, Participants
+from fedpara.deployment.folders import localised
+from fedpara.deployment.parcel import Nodes
+from fedpara.federation import Federation, FederationCallback
+
+
+def build(
+    cfg: DictConfig, callbacks: Sequence[FederationCallback], data: Path, nodes: Nodes
+) -> tuple[Experiment, Federation]:
+    """As `fedpara.app.build.build`, for clients elsewhere.
+
+    Args:
+        data: the folder with the server's test set.
+
+    Raises:
+        ConfigurationError: checkpoints would lie further apart than clients can go back, or faults are to be made up.
+    """
+    for name, share in cfg.faults.items():
+        if name != "_target_" and share:
+            raise ConfigurationError(f"faults.{name}={share}: must be 0, real clients fail by themselves")
+    checkpoint = cfg.callbacks.get("checkpoint")
+    if checkpoint and checkpoint.every != 1:
+        every = f"callbacks.checkpoint.every={checkpoint.every}"
+        raise ConfigurationError(f"{every}: must be 1, a client can go back by one round")
+    folder = Path(cfg.paths.output_dir)
+    experiment = build_experiment(localised(cfg, data, None))
+    participants = Participants(folder)
+    clients = DeployedClients(nodes, folder.name, participants)
+    return experiment, build_federation(cfg, experiment, lambda _: clients, [participants, *callbacks])
+
+
+def run(overrides: list[str], data: Path, folder: Path, nodes: Nodes) -> None:
+    """A run as by `python src/train.py`, in the run folder; one that is there already goes on.
+
+    Raises:
+        SystemExit: it failed, and has said why in one line.
+    """
+    own = [assignment("paths.output_dir", str(folder)), "callbacks.partition_picture=null"]  # data are with the clients
+    typed = [*overrides, *own, *resuming(folder)]
+    run_locally(compose(typed, folder), partial(build, data=data, nodes=nodes), Launch(typed))

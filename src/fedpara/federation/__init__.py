@@ -1,0 +1,12 @@
+"""The federation: one round, its two halves, and the clients as the server's partner."""
+
+from fedpara.federation.callback import FederationCallback, Outcome
+from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply, Report
+from fedpara.federation.clients import Clients, MakeClients, SimulatedClients, in_turn, simulated
+from fedpara.federation.round import Federation
+from fedpara.federation.store import ClientStore
+
+__all__ = [
+    "Broadcast", "Clients", "ClientSide", "ClientStore", "Federation", "FederationCallback", "Kept", "Layouts",
+    "MakeClients", "Outcome", "Reply", "Report", "SimulatedClients", "in_turn", "simulated",
+]  # fmt: skip

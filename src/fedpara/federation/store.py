@@ -1,0 +1,76 @@
+"""Where simulated clients keep what is theirs: in memory, or in files of which memory holds some."""
+
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Literal, get_args
+
+from fedpara.federation.client import Kept, Layouts
+from fedpara.record import GIGABYTE
+from fedpara.state import State
+from fedpara.storage import ClientStates
+
+Kind = Literal["personal", "memories"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Versions = Mapping[str, Mapping[int, int]]  # by kind, of each client's files
+
+
+class ClientStore:
+    """Each client's personal part and memory.
+
+    Args:
+        layouts: of the federation.
+        folder: where the files are, `<kind>/<client>-<version>.safetensors`; None: all of it is in memory.
+        memory_gb: 10^9 bytes of what is in files that stay in memory as well, per kind; the rest is read when needed.
+
+    Attributes:
+        personal: each client's personal part of the model; empty where nothing is personal.
+        memories: what the algorithm lets each client remember; empty where it needs none.
+    """
+
+    def __init__(self, layouts: Layouts, folder: Path | None = None, memory_gb: float = 1.0) -> None:
+        self.folder, self._memory_bytes = folder, int(memory_gb * GIGABYTE)
+        self._layouts = {"personal": layouts.personal, "memories": layouts.memory}
+        self.personal, self.memories = self._states("personal", {}), self._states("memories", {})
+
+    @property
+    def is_used(self) -> bool:
+        """Whether clients have anything to keep."""
+        return any(self._layouts.values())
+
+    def read(self, client: int) -> Kept:
+        """What a client kept; nothing before its first round that counted."""
+        return Kept(self.personal.get(client, {}), self.memories.get(client, {}))
+
+    def write(self, kept: Mapping[int, Kept]) -> None:
+        """What some clients keep from now on."""
+        self.personal.update({client: one.personal for client, one in kept.items() if one.personal})
+        self.memories.update({client: one.memory for client, one in kept.items() if one.memory})
+
+    def save(self) -> Versions:
+        """Have every file on the disk itself; the versions by which `load` finds them again."""
+        files = self._files()
+        for states in files.values():
+            states.flush()
+        return {kind: dict(states.versions) for kind, states in files.items()}
+
+    def prune(self) -> None:
+        """Delete the files of which no client is, once no checkpoint names them."""
+        for states in self._files().values():
+            states.prune()
+
+    def load(self, folder: Path, versions: Versions) -> None:
+        """Hold what was saved in a folder: in place where it is this store's, as a copy where it is another one."""
+        for kind in KINDS:
+            saved = ClientStates(folder / kind, self._layouts[kind], self._memory_bytes, versions[kind])
+            setattr(self, kind, saved if folder == self.folder else self._states(kind, saved))
+
+    def _states(self, kind: Kind, states: Mapping[int, State]) -> MutableMapping[int, State]:
+        if self.folder is None:
+            return dict(states)
+        own = ClientStates(self.folder / kind, self._layouts[kind], self._memory_bytes)
+        own.update(states)
+        return own
+
+    def _files(self) -> dict[Kind, ClientStates]:
+        own: dict[Kind, MutableMapping[int, State]] = {"personal": self.personal, "memories": self.memories}
+        return {kind: states for kind, states in own.items() if isinstance(states, ClientStates)}
