@@ -337,7 +337,7 @@ BAD = [
     ("model=char_lstm", "model.network: CharLSTM cannot take inputs of mnist_small, (1, 28, 28)"),
     ("model=mlp model.network.widths=[784,9]", "model.network: MLP gives (9,), not a logit for each of the classes"),
     ("sharing=fedbn model=mlp", "sharing.personal='*norm*': matches no parameter or buffer of the model"),
-    ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than there are layers"),
+    ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than the number of layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
     ("data.local_fraction=0", "data.local_fraction=0: Input should be greater than 0"),
     ("algorithm=-1", "algorithm=-1: must be one of fedadagrad, fedadam, "),
