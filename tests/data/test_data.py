@@ -448,7 +448,7 @@ def test_empty_leaf_files(tmp_path):
     for path in (folder / "train").iterdir():
         path.write_text(json.dumps({"users": ["f1"], "user_data": {"f1": {"x": [], "y": []}}} if "0" in path.name else
                                    {"users": [], "user_data": {}}))  # fmt: skip
-    with pytest.raises(ValueError, match=r"train: its 2 \*.json hold no examples"):
+    with pytest.raises(ValueError, match=r"train: its 2 \*.json files hold no examples"):
         femnist(str(tmp_path))
 
 
