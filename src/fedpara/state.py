@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
-Parts = dict[str, State]  # what travels or what the server keeps: "model", and what an algorithm adds to it
+Parts = dict[str, State]  # a message, or the server's state: "model", and the parts that an algorithm adds
 Value = TypeVar("Value")
 
 
@@ -140,7 +140,7 @@ def join(parts: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
 
 
 def separate(state: State, names: Iterable[str]) -> Parts:
-    """The inverse of `join`, for parts of the given names, of which some may be empty."""
+    """The inverse of `join`, for parts of the given names. Some may be empty."""
     parts: Parts = {name: {} for name in names}
     for name, tensor in state.items():
         part, _, own = name.partition("/")
