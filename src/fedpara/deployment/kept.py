@@ -1,8 +1,8 @@
 """The states that a client keeps on its own disk: one file for each of its rounds, of which the last two stay.
 
 The server counts a client's round only when the whole round is done. Every question says which of the client's rounds
-counted last, and the client goes on from its state after that round. So a client whose reply was late, or whose server died and
-resumed from a checkpoint, never goes on from a training that was not counted.
+counted last, and the client goes on from its state after that round. So a client whose reply was late, or whose server
+died and resumed from a checkpoint, never goes on from a training that was not counted.
 """
 
 import re
@@ -42,9 +42,7 @@ class KeptStates:
             return Kept()
         path = self._path(last)
         if not path.is_file():
-            raise UnusableFile(
-                f"the state of this client after round {last} is lost; restore it from a backup: {path}"
-            )
+            raise UnusableFile(f"the state of this client after round {last} is lost; restore it from a backup: {path}")
         state, _ = read_tensors(path, join(self.layout))
         require_same_names(join(self.layout), state)
         return Kept(**separate(state, self.layout))
