@@ -34,10 +34,10 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
 
     Args:
         overrides: dotted keys over the run's saved configuration, such as `trainer.accelerator=cpu`.
-        trusted: patterns of names that the folder may build beside this package's and torch's, as `mypackage.*`.
+        trusted: patterns of names, such as `mypackage.*`, that the folder may build besides this package's and torch's.
 
     Raises:
-        ConfigurationError: no such run, a damaged checkpoint, data that are missing, or a name that is not trusted.
+        ConfigurationError: there is no such run, its checkpoint is damaged, data are missing, or a name is not trusted.
     """
     from fedpara.callbacks import restore
     from fedpara.federation import simulated
@@ -67,11 +67,11 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
 
 
 def evaluate(federation: "Federation", client: int | None = None) -> dict[str, float]:
-    """`round` and, under their names in metrics.csv, what the run logged when it last tested its model.
+    """`round` and the metrics that the run logged when it last tested its model, under their names in metrics.csv.
 
     Args:
-        client: only this client's model, on its own test distribution; None: the global model and, where clients'
-            models are tested in training, each of them as `personal/acc/<client>`, their mean and tenth percentile.
+        client: test only this client's model, on its own test distribution. None: test the global model and, if the
+            run tests clients' models, each of them (`personal/acc/<client>`), with their mean and tenth percentile.
     """
     from fedpara.record import spread
 
@@ -87,7 +87,7 @@ def evaluate(federation: "Federation", client: int | None = None) -> dict[str, f
 
 
 def export(form: str, experiment: Experiment, state: "State", metrics: dict[str, float], path: Path) -> None:
-    """Write a model as merged weights ("dense") or as a graph ("onnx"), with what its user must know, as JSON."""
+    """Write a model as merged weights ("dense") or as a graph ("onnx"), with metadata for its user as JSON."""
     from fedpara.data import Normalize
     from fedpara.export import export_dense, export_onnx
     from fedpara.state import load_state
@@ -106,7 +106,7 @@ def export(form: str, experiment: Experiment, state: "State", metrics: dict[str,
 
 
 def _typed(overrides: list[str]) -> DictConfig:
-    """Dotted keys and their values as YAML; those that name a folder as they are, absolute."""
+    """The overrides as a configuration: values are YAML, folders are taken literally and made absolute."""
     typed = OmegaConf.create()
     for key, _, value in (override.partition("=") for override in overrides):
         if FOLDERS.fullmatch(key):
@@ -117,14 +117,14 @@ def _typed(overrides: list[str]) -> DictConfig:
 
 
 def _find_data(cfg: Any, typed: str | None, run: Path) -> None:
-    """The data folder of now, not of when the run was made: `paths.data_dir=`, else `DATA_DIR`, else the run's own."""
+    """Set the data folder to today's: `paths.data_dir=` if typed, else `DATA_DIR`, else the run's own."""
     if "data_dir" in cfg.data.dataset:
         folder = Path(typed or os.environ.get("DATA_DIR") or Run(run).started_in / cfg.data.dataset.data_dir)
         cfg.data.dataset.data_dir = escaped(str(folder.expanduser().absolute()))
 
 
 def _kept_elsewhere(federation: "Federation") -> bool:
-    """Whether the clients were real ones, which have kept their part of the model themselves."""
+    """Whether the clients were real devices, which keep their part of the model themselves."""
     return bool(federation.split.personal and federation.round and not federation.personal)
 
 

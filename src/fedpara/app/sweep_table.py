@@ -16,21 +16,19 @@ from fedpara.runs import Run, axes, find_runs
 
 log = logging.getLogger(__name__)
 
-unfinished: list[str] = []  # jobs of the sweep that this process ran, for its exit status
+unfinished: list[str] = []  # unfinished jobs of this process's sweep, for its exit status
 
 
 class SweepTable(Callback):
-    """Reads the run folders of a sweep and prints what varied and what came of it."""
+    """Reads the run folders of a sweep and prints the values that varied beside the results."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say so where a sweeper would look for the worst."""
+        """Warn if a sweeper would look for the lowest accuracy."""
         if minimises(config.hydra.sweeper):
-            log.warning(
-                "hydra.sweeper looks for the least accuracy; it is to maximise, as hydra.sweeper.direction=maximize"
-            )
+            log.warning("hydra.sweeper minimises the accuracy; it should maximise it: hydra.sweeper.direction=maximize")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """One row a job, whichever process ran it; beneath the table, why jobs failed."""
+        """Print one row for each job, whichever process ran it, and below the table why jobs failed."""
         runs = find_runs(Path(config.hydra.sweep.dir))
         console = Console(width=None if Console().is_terminal else 120)
         console.print(table(runs, title=escape(str(config.hydra.sweep.dir))))
@@ -41,7 +39,7 @@ class SweepTable(Callback):
 
 
 def table(runs: list[Run], title: str) -> Table:
-    """What varies between runs, last and best accuracy, what was sent, wall time, state."""
+    """The values that vary between runs, last and best accuracy, bytes sent, wall time and state."""
     varying = axes(runs)
     metric = objective(any(run.objective != objective(False) for run in runs))  # one for all, to be compared
     shown = "accuracy" if metric == objective(False) else "personal accuracy"

@@ -62,6 +62,25 @@ class Federation:
 
     Raises:
         ValueError: more clients per round than clients, or more wanted than there are in a round.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from fedpara import IID, MLP, Cast, ClassificationModule, FederatedDataModule, FedPara, LocalTraining
+        >>> from fedpara import SerialExecutor, factorize
+        >>> from fedpara.data import mnist_small
+        >>> network = factorize(MLP([784, 32, 10]), FedPara(gamma=0.1))
+        >>> module = ClassificationModule(network, partial(torch.optim.SGD, lr=0.1), num_classes=10)
+        >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
+        >>> data.setup()
+        >>> executor = SerialExecutor(LocalTraining(module, data, max_epochs=1, accelerator="cpu"))
+        >>> link, split = Link(Cast(), Cast()), Split(executor.initial_state())
+        >>> federation = Federation(
+        ...     executor, FedAvg(), link, split, [], num_clients=10, clients_per_round=2, num_rounds=1
+        ... )
+        >>> record = federation.run_round()
+        >>> record.round, record.up_bytes == 2 * 4 * federation.num_shared, sorted(record.metrics)
+        (1, True, ['test/acc', 'test/loss'])
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
