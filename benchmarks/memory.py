@@ -1,7 +1,8 @@
-"""Memory of a run over its rounds: `python benchmarks/memory.py federation.num_clients=10000 algorithm=scaffold ...`.
+"""Memory of a run during its rounds: `python benchmarks/memory.py federation.num_clients=10000 algorithm=scaffold ...`.
 
-Starts src/train.py with the arguments given and reads the process's resident memory while it goes on. With
-`executor._target_=untrained.Untrained` clients do not train (untrained.py): a thousand VGG16s in minutes on a CPU.
+It starts src/train.py with the given arguments and reads the process's resident memory while it runs. With
+`executor._target_=untrained.Untrained` clients do not train (untrained.py), so that a thousand VGG16s take minutes on a
+CPU.
 """
 
 import os
@@ -12,16 +13,19 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from fedpara.runs import CLIENTS, Run
 
 
 def resident_mb(process_id: int) -> float:
-    """Anonymous resident memory in 10^6 bytes: the process's own, without mapped files; 0 for one that has ended."""
+    """Anonymous resident memory in 10^6 bytes, without mapped files; 0 if the process has ended."""
     status = Path(f"/proc/{process_id}/status").read_text()
     return next((int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("RssAnon")), 0.0)
 
 
 def main(arguments: list[str]) -> None:
-    """One line for each tenth of the rounds, as they end; the most in between."""
+    """Print the memory at each tenth of the rounds, and the largest at any time."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         command = [sys.executable, str(ROOT / "src/train.py"), *arguments, "logger=none", f"hydra.run.dir={folder}"]
@@ -31,8 +35,7 @@ def main(arguments: list[str]) -> None:
         largest = 0.0
         while process.poll() is None:
             time.sleep(0.02)
-            metrics = folder / "metrics.csv"
-            rounds = len(metrics.read_bytes().splitlines()) - 1 if metrics.is_file() else 0
+            rounds = len(Run(folder).rows)
             now = resident_mb(process.pid)
             largest = max(largest, now)
             if rounds > 0 and now:
@@ -40,7 +43,7 @@ def main(arguments: list[str]) -> None:
         step = max(1, len(seen) // 10)
         for number in sorted(seen)[step - 1 :: step]:
             print(f"round {number}: {seen[number]:.0f} MB")
-        files = [path.stat().st_size for path in (folder / "clients").rglob("*.safetensors")]
+        files = [path.stat().st_size for path in (folder / CLIENTS).rglob("*.safetensors")]
         print(f"at most: {largest:.0f} MB")
         print(f"on disk: {len(files)} states of clients, {sum(files) / 1e6:.0f} MB")
 

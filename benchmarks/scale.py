@@ -1,10 +1,10 @@
-"""What clients cost that are only registered: `python benchmarks/scale.py [overrides of src/train.py]`.
+"""The cost of idle clients: `python benchmarks/scale.py [overrides of src/train.py]`.
 
-Start-up, peak memory and seconds a round of `src/train.py` at 100 to 100,000 clients with one cohort, and at growing
-cohorts, on a network and examples so small that the rest shows; then the seconds of what needs no training at all.
+It measures start-up, peak memory and seconds a round of `src/train.py` with 100 to 100,000 clients and one cohort, then
+with growing cohorts. Network and examples are tiny, so that the overhead shows. Then it times commands that do not
+train.
 """
 
-import csv
 import os
 import statistics
 import subprocess
@@ -14,11 +14,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from fedpara.runs import METRICS, Run
+
 if TYPE_CHECKING:
     from fedpara.data import DataSet
 
-ROOT = Path(__file__).resolve().parents[1]
-SIZES = [(100, 8), (10_000, 8), (100_000, 8), (10_000, 80), (10_000, 400)]  # clients, and those of a round
+SIZES = [(100, 8), (10_000, 8), (100_000, 8), (10_000, 80), (10_000, 400)]  # clients in all, clients of a round
 NUM_ROUNDS, EXAMPLES_PER_CLIENT = 8, 4
 WORKLOAD = [
     "model=mlp", "model.network.widths=[16,8,2]", "factorization=dense", "trainer=cpu", "trainer.max_epochs=1",
@@ -54,19 +58,18 @@ def measure(num_clients: int, cohort: int, overrides: list[str], folder: Path) -
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / "src/train.py"), *WORKLOAD, *sizes, *overrides]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    while not (folder / "metrics.csv").exists() and process.poll() is None:
+    while not (folder / METRICS).exists() and process.poll() is None:
         time.sleep(0.01)
     started = time.perf_counter() - start
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(1)  # it has said why
-    with (folder / "metrics.csv").open() as stream:
-        rounds = [float(row["time/round_s"]) for row in csv.DictReader(stream)]
-    return started, usage.ru_maxrss * 1024 / 1e6, statistics.median(rounds[1:-1])  # the last is tested
+        raise SystemExit(1)  # the program has printed the reason
+    rounds = [row["time/round_s"] for row in Run(folder).rows]
+    return started, usage.ru_maxrss * 1024 / 1e6, statistics.median(rounds[1:-1])  # the last one includes a test
 
 
 def seconds(arguments: list[str], repeats: int = 5) -> tuple[float, float]:
-    """Median wall and processor seconds of `src/train.py`."""
+    """Median wall time and processor time of `src/train.py`, in seconds."""
     wall, processor = [], []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -81,7 +84,7 @@ def seconds(arguments: list[str], repeats: int = 5) -> tuple[float, float]:
 
 
 def main(overrides: list[str]) -> None:
-    """Two tables, GitHub's markdown."""
+    """Print two tables in GitHub's markdown."""
     print("| clients | a round | start-up, s | peak memory, MB | s a round |\n|---|---|---|---|---|")
     for num_clients, cohort in SIZES:
         with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ def content(parcel: Parcel) -> RecordDict:
 
 
 def read_message(message: Message) -> Parcel:
-    """The parcel in a message that is no error."""
+    """The parcel in a message, which must not be an error."""
     packet, values = message.content["packet"], message.content["values"]
     assert isinstance(packet, ArrayRecord)
     assert isinstance(values, ConfigRecord)

@@ -5,7 +5,7 @@ import threading
 
 
 class CountingRelay:
-    """Passes on what arrives at a port of loopback to another; what it carries, it does not read.
+    """Passes all bytes from a port of loopback on to another, unread.
 
     Args:
         target: the port to pass on to.

@@ -30,8 +30,8 @@ LAYERS = {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",
     },
     "app": {
-        "old_runs", "state", "record", "errors", "files", "interruption", "runs", "nn", "models", "data", "execution",
-        "federation", "callbacks", "private", "metric",
+        "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
+        "federation", "callbacks", "export", "private", "metric",
     },
     "deployment": {
         "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",

@@ -1,4 +1,4 @@
-"""The project's W&B workspace as code: sections in the order in which a person asks."""
+"""The project's W&B workspace as code, with the most wanted section first."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ TO_TARGET = wr.SummaryMetric("gb_to_target")
 
 
 def workspace(entity: str, project: str, name: str = "FedPara", headline: Metric = ACCURACY) -> ws.Workspace:
-    """The answer first, then what it cost, who was left behind, what sets runs apart, and how training went.
+    """Sections on accuracy, ranks, traffic, clients' own models, differences between runs, and training.
 
     Args:
         headline: the metric by which the runs are judged, as their module logs it.

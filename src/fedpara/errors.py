@@ -1,4 +1,4 @@
-"""Errors that end a run and are shown in one line, and words for them; light, so that a program starts at once."""
+"""Errors that end a run and are shown in one line. This module imports little, so that a program starts fast."""
 
 import signal
 
@@ -8,11 +8,11 @@ class CrashesAgain(RuntimeError):
 
 
 class WorkerKilled(RuntimeError):
-    """The process in which a client is trained dies again and again, of a signal or by its own exit."""
+    """The process that trains a client dies again and again, by a signal or by its own exit."""
 
 
 def signal_name(number: int) -> str:
-    """Of a signal that ended a process: `SIGKILL`; `signal 34` where it has no name, as real-time signals have none."""
+    """The name of a signal, such as `SIGKILL`; `signal 34` for one without a name, as real-time signals are."""
     try:
         return signal.Signals(number).name
     except ValueError:

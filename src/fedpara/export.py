@@ -1,7 +1,7 @@
 """A trained model for use without this package: merged dense weights, or a graph.
 
-The exported network takes what batches hold: images as float32 (B, C, H, W), normalised by the data set's mean and
-standard deviation on the scale 0 to 1; texts as int64 (B, T).
+The exported network takes the inputs of a batch: images as float32 (B, C, H, W), scaled to 0 to 1 and normalised by
+the data set's mean and standard deviation; texts as int64 (B, T).
 """
 
 import importlib.util
@@ -20,18 +20,19 @@ from fedpara.nn import merge
 
 
 def export_dense(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Merge `network` in place and write its weights as safetensors, under the names that the dense network has.
+    """Merge `network` in place and write its weights as safetensors, under the dense network's names.
 
-    An `LSTMLayer` is written as the `nn.LSTM` of its name, its outputs' states alone: `network` runs no more.
+    An `LSTMLayer` is replaced by the `nn.LSTM` of the same weights, whose output has another form, so `network` cannot
+    be run afterwards.
 
     Args:
-        metadata: what a reader should know of the model, beside the weights.
+        metadata: facts about the model, stored beside the weights.
     """
     for name, layer in list(merge(network).named_modules()):
         if isinstance(layer, LSTMLayer):
             network.set_submodule(name, layer.plain())
     dense = network.state_dict()
-    # plain torch asks for every name, also of a tensor that two layers share; the file's tensors must not share memory
+    # plain torch needs every name, even if two layers share a tensor; tensors in the file must not share memory
     state = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in dense.items()}
     write_atomically(path, save(state, metadata))
 
@@ -40,8 +41,8 @@ def export_onnx(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[s
     """Merge `network` in place and write it as an ONNX graph from `inputs` to `logits`, for batches of any size.
 
     Args:
-        inputs: a batch of two or more, as the network takes them.
-        metadata: as for `export_dense`; the graph's `metadata_props`.
+        inputs: a batch of two or more examples, as the network takes them.
+        metadata: as for `export_dense`; it goes into the graph's `metadata_props`.
 
     Raises:
         ValueError: the package that writes ONNX is not installed.
@@ -51,7 +52,7 @@ def export_onnx(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[s
     for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own parts, which the next release of torch will see to
+        warnings.simplefilter("ignore")  # the exporter warns about its own parts
         program: Any = torch.onnx.export(
             merge(network).cpu().eval(), (inputs.cpu(),), dynamo=True, verbose=False, input_names=["inputs"],
             output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),

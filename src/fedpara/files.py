@@ -1,4 +1,7 @@
-"""Files: written so that a killed process leaves the old or the new one, never half of either; refused in one line."""
+"""Writing files safely, and reserving a run folder.
+
+A killed process leaves the old file or the new one, never half of either.
+"""
 
 import os
 import time
@@ -7,17 +10,17 @@ from typing import TextIO
 
 
 class UnusableFile(ValueError):
-    """A file that is damaged, or not what it should be; the text is the one line to show, and begins with its path."""
+    """A file that is damaged or of the wrong kind; the message is the one line to show and starts with the path."""
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write beside `path`, flush to disk, rename over it.
+    """Write a temporary file beside `path`, flush it to disk, and rename it to `path`.
 
     Args:
-        durable: whether it is on the disk on return; otherwise that takes a `make_durable`.
+        durable: whether the file is safely on the disk on return; if not, call `make_durable` later.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; `path` is then as it was.
+        OSError: the disk is full or the folder cannot be written; `path` is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -34,7 +37,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def make_durable(*paths: Path) -> None:
-    """Have files and their names on the disk, against a loss of power; against a killed process nothing is needed."""
+    """Flush files and their names to disk, so that they survive a power loss; a killed process cannot lose them."""
     for path in [*paths, *{path.parent for path in paths}]:
         _synchronise(path)
 
@@ -43,11 +46,11 @@ def reserve(folder: Path, patience_s: float = 2.0) -> TextIO:
     """Keep other processes from training in a run folder until the returned file is closed or the process is gone.
 
     Args:
-        patience_s: seconds to try for, since who asks `is_reserved` has the folder for a moment.
+        patience_s: seconds to keep trying, because a call of `is_reserved` holds the folder for a moment.
 
     Raises:
-        ValueError: another process has it.
-        OSError: it does not exist and cannot be made.
+        ValueError: another process has reserved it.
+        OSError: it does not exist and cannot be created.
     """
     import fcntl  # not on Windows
 
@@ -67,14 +70,14 @@ def reserve(folder: Path, patience_s: float = 2.0) -> TextIO:
 
 
 def is_reserved(folder: Path) -> bool:
-    """Whether a process is at work in a run folder; one that is gone, however it went, is not."""
+    """Whether a live process has reserved a run folder; one that has ended, in whatever way, does not count."""
     if not (folder / ".lock").is_file():
         return False
     try:
         reserve(folder, patience_s=0).close()
     except ValueError:
         return True
-    except OSError:  # a folder that may only be read
+    except OSError:  # a read-only folder
         return False
     return False
 

@@ -1,6 +1,6 @@
-"""Run folders of earlier versions, in today's words: the one place that knows how keys and names have changed.
+"""Translates run folders of earlier versions; only this module knows how keys and names have changed.
 
-Nothing here is needed for a run that starts today. A configuration that has the group `factors` is one of today's.
+A run that starts today needs nothing from here. A configuration with the group `factors` is a current one.
 """
 
 import re
@@ -9,25 +9,27 @@ from functools import reduce
 from typing import Any
 
 MODULES = "cifar|cinic10|leaf|mnist|mnist_small|shakespeare|fedavgm|feddyn|fedopt|fedprox|scaffold"
-BY_MODULE = re.compile(rf"fedpara\.(data|algorithms)\.(?:{MODULES})\.(\w+)")  # today by package: fedpara.data.cifar10
+BY_MODULE = re.compile(
+    rf"fedpara\.(data|algorithms)\.(?:{MODULES})\.(\w+)"
+)  # now named by package: fedpara.data.cifar10
 LOGGER = "fedpara.callbacks.wandb.FederationWandbLogger"
-WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation had and did not use; None: all
+WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation had but did not use; None: all
     "Dense": None,
     "EqualSizeLowRank": {"nonlinearity", "jacobian_correction"},
     "PFedPara": {"nonlinearity"},
 }
-# what its default was then depended on other groups: a run goes on with its own
+# keys whose default depended on other groups then: a run resumes with its own value
 OWN_DEFAULT = {"algorithm": ("FedAdam", "model.optimizer.lr"), "factorization": ("PFedPara", "factorization.gamma")}
 
 
 def class_name(node: object) -> str:
-    """The class that a group of a configuration builds, without its module; empty where it names none."""
+    """The name of the class that a config group builds, without its module; empty if it names none."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     return str(target or "").rpartition(".")[2]
 
 
 def modernised(config: Any) -> Any:
-    """A saved configuration with today's names, without keys that had no effect; what is none is returned as it is."""
+    """A saved configuration with current names and without keys that had no effect; any other object is unchanged."""
     if not isinstance(config, Mapping):
         return config
     renamed = _renamed(config)
@@ -35,7 +37,7 @@ def modernised(config: Any) -> Any:
     if isinstance(factorization, Mapping) and (kind := class_name(factorization)) in WITHOUT_EFFECT:
         useless = WITHOUT_EFFECT[kind] or factorization.keys() - {"_target_"}
         renamed["factorization"] = {key: value for key, value in factorization.items() if key not in useless}
-    renamed.pop("local_learning_rate", None)  # a table that the learning rate was read from
+    renamed.pop("local_learning_rate", None)  # the table that held learning rates
     return renamed
 
 
@@ -52,10 +54,10 @@ def _name(target: Any) -> Any:
 
 
 def retyped(typed: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """What was typed for a run, such that today's configs compose the run's own configuration.
+    """The overrides of a run, changed so that today's configs compose the configuration that the run had.
 
     Args:
-        typed: its overrides.yaml.
+        typed: the run's overrides.yaml.
         config: its config.yaml as it was saved.
     """
     if "factors" in config:

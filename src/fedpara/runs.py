@@ -37,7 +37,7 @@ class Run:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a round has ended whose state is kept."""
+        """Whether it can go on from a checkpoint; the first one is written before the first round."""
         return (self.folder / CHECKPOINT).is_file()
 
     @property

@@ -14,10 +14,10 @@ class Split:
     Args:
         names: every name of the model's state.
         personal: fnmatch patterns of the names that never leave the client.
-        tied: other names of the same tensors, each with the one that is among `names`, as `first_names` gives them.
+        tied: further names of tensors that have several, each with the one in `names`, as `first_names` gives them.
 
     Raises:
-        ValueError: a pattern matches no name, or some but not all names of one tensor.
+        ValueError: a pattern matches no name, or only some of the names of one tensor.
 
     Example:
         >>> split = Split(["body.weight", "head.weight", "head.bias"], personal=["head.*"])
@@ -41,9 +41,9 @@ class Split:
                 raise ValueError(f"personal={personal}: must match both of {first} and {name}, one tensor, or none")
 
     def shared_part(self, state: State) -> State:
-        """What travels."""
+        """The tensors that travel."""
         return {name: state[name] for name in self.shared}
 
     def personal_part(self, state: State) -> State:
-        """What stays with the client."""
+        """The tensors that stay with the client."""
         return {name: state[name] for name in self.personal}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
-Parts = dict[str, State]  # what travels or what the server keeps: "model", and what an algorithm adds to it
+Parts = dict[str, State]  # a message, or the server's state: "model", and the parts that an algorithm adds
 Value = TypeVar("Value")
 
 
@@ -41,13 +41,18 @@ def parts_layout_of(parts: Parts) -> PartsLayout:
 
 
 def arranged(parts: Parts, layout: PartsLayout) -> Parts:
-    """The same parts in the order of a layout, which is that of the wire.
+    """The same parts in the order and the types of a layout, which are those of the wire.
 
     Raises:
         ValueError: names disagree.
     """
     require_same_names(join(layout), join(parts))
-    return {part: {name: parts[part][name] for name in names} for part, names in layout.items()}
+    return {part: typed(parts[part], specs) for part, specs in layout.items()}
+
+
+def typed(state: State, layout: Layout) -> State:
+    """The tensors of a layout in its order and types: training in float64 gives others than the model has."""
+    return {name: state[name].to(spec.dtype) for name, spec in layout.items()}
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
@@ -140,7 +145,7 @@ def join(parts: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
 
 
 def separate(state: State, names: Iterable[str]) -> Parts:
-    """The inverse of `join`, for parts of the given names, of which some may be empty."""
+    """The inverse of `join`, for parts of the given names. Some may be empty."""
     parts: Parts = {name: {} for name in names}
     for name, tensor in state.items():
         part, _, own = name.partition("/")

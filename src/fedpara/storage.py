@@ -28,10 +28,10 @@ def write_tensors(path: Path, state: State, metadata: Mapping[str, str], durable
 
 
 def read_tensors(path: Path, layout: Layout) -> tuple[State, dict[str, str]]:
-    """What `write_tensors` wrote: the state and the strings beside it.
+    """The state and the strings that `write_tensors` wrote.
 
     Args:
-        layout: what must be there, and maybe more; nothing is read into memory before that is sure.
+        layout: names, shapes and types that the file must hold; they are checked before a tensor is read.
 
     Raises:
         UnusableFile: the file is absent, damaged, no safetensors file, or holds something else than the layout.
@@ -69,7 +69,7 @@ class ClientStates(MutableMapping[int, State]):
 
     Args:
         folder: of the files, `<client>-<version>.safetensors`.
-        layout: of each state, for what is read from disk; nothing else may be there.
+        layout: of each state; a file with other names is refused.
         memory_bytes: of states held in memory beside their files; 0: none.
         versions: each client's, as a checkpoint has them.
     """
@@ -117,7 +117,7 @@ class ClientStates(MutableMapping[int, State]):
         self._unsafe.clear()
 
     def prune(self) -> None:
-        """Delete the versions that are no client's any more, once no checkpoint names them."""
+        """Delete old versions, once no checkpoint names them."""
         if not self.folder.is_dir():
             return
         current = {self._path(client, version).name for client, version in self.versions.items()}

@@ -31,7 +31,7 @@ def test_vgg16_can_take_the_papers_first_steps(recipe):
 
 
 def test_groups_must_divide_every_width():
-    with pytest.raises(ValueError, match="groups=3: must divide every width of stages, not so for 4"):
+    with pytest.raises(ValueError, match="groups=3: must divide every width in stages, but does not divide 4"):
         VGG([[6, 4]], [], 10, groups=3)
 
 
@@ -119,7 +119,7 @@ def test_batch_norm_statistics_are_state_and_its_counter_is_not():
 def test_resnets_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"blocks=\[1\]: must be as many as widths \(2\)"):
         ResNet([4, 8], [1], 3)
-    with pytest.raises(ValueError, match="groups=3: must divide every width of widths, not so for 4"):
+    with pytest.raises(ValueError, match="groups=3: must divide every width in widths, but does not divide 4"):
         ResNet([3, 4], [1, 1], 3, norm="group", groups=3)
 
 

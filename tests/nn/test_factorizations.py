@@ -162,7 +162,7 @@ def test_what_is_differentiated_twice_or_forward_is_one_clear_error(convolution_
         lambda: torch.func.grad(lambda p: sum(g.sum() for g in torch.func.grad(loss)(p, images).values()))(parameters),
     ):
         with pytest.raises(
-            RuntimeError, match=r"differentiated once only; for more take the formula, Hadamard.compose"
+            RuntimeError, match=r"can be differentiated only once; for higher derivatives use Hadamard.compose"
         ):
             twice()
     with pytest.raises(NotImplementedError, match="forward mode AD"):
@@ -369,7 +369,7 @@ def test_hybrid_leaves_the_first_layers_dense():
     network = factorize(small_vgg(), EqualSizeLowRank(), ["classifier.*"], num_dense=2)
     assert [name for name, _ in factorizations(network)] == ["features.conv2_1"]
     for wrong in (-1, 3):
-        with pytest.raises(ValueError, match=f"num_dense={wrong}: must be 0 to 2, one less than there are layers"):
+        with pytest.raises(ValueError, match=f"num_dense={wrong}: must be 0 to 2, one less than the number of layers"):
             factorize(small_vgg(), FedPara(), ["classifier.*"], num_dense=wrong)
 
 
@@ -456,8 +456,8 @@ def pruned():
 
 
 UNFIT = {
-    "tied embedding": (Embedded, r"^output: its weight is also embedding.weight, of no layer with factors; "),
-    "weight norm": (parametrized_norm, "^1: a parametrisation or a hook .* composes its weight already"),
+    "tied embedding": (Embedded, r"^output: its weight is shared with embedding.weight, which cannot have factors; "),
+    "weight norm": (parametrized_norm, "^1: a parametrisation or a hook .* already computes its weight"),
     "legacy weight norm": (partial(legacy_norm, nn.utils.weight_norm), "^1: a parametrisation or a hook"),
     "legacy spectral norm": (partial(legacy_norm, nn.utils.spectral_norm), "^1: a parametrisation or a hook"),
     "recurrent weight norm": (recurrent_norm, "^1.weight_hh_l0: a parametrisation or a hook"),
@@ -469,7 +469,7 @@ UNFIT = {
     "lazy": (lambda: nn.Sequential(nn.Linear(32, 32), nn.LazyLinear(3)), "^1: its weight has no shape yet; run the"),
     "complex": (
         lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32, dtype=torch.complex64)),
-        "^1: its weight is torch.complex64, factors are real numbers",
+        "^1: its weight is torch.complex64, but factors are real numbers",
     ),
 }  # fmt: skip
 
@@ -501,7 +501,7 @@ def test_a_recipe_that_fails_at_a_later_layer_leaves_the_network_whole():
         return Hadamard((64, 32 if name == "2" else 64), 2, tucker=False)
 
     failing.patterns = of_another_shape.patterns = []
-    for recipe, error in ((failing, "no"), (of_another_shape, r"2: the recipe's weight is \(64, 32\), it must be")):
+    for recipe, error in ((failing, "no"), (of_another_shape, r"2: the recipe's weight is \(64, 32\), but must be")):
         network = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
         before = everything(network)
         with pytest.raises((RuntimeError, ValueError), match=error):
@@ -547,7 +547,7 @@ def test_a_layer_with_more_values_in_its_factors_stays_dense_unless_its_rank_is_
     assert [name for name, _ in factorizations(network)] == ["1"]
     first, last = caplog.messages
     assert re.fullmatch(
-        r"0 stays dense: its factors of rank \d would have \d\d values, its weight \(3, 9\) has 27", first
+        r"0 stays dense: its factors of rank \d would have \d\d values, but its weight \(3, 9\) has 27", first
     )
     assert last == "2 stays dense: its weight (5, 0) is empty"
     given = replace(recipe, layers={"0": LayerRule(rank=2)})

@@ -13,10 +13,9 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-import eval as evaluation
 import report as reporting
 import status as stand
-from fedpara.app import cli, sweep, sweep_table
+from fedpara.app import cli, evaluation, sweep, sweep_table
 from fedpara.app import run as program_run
 from fedpara.federation import FederationCallback
 from fedpara.files import reserve, write_atomically
@@ -338,7 +337,7 @@ BAD = [
     ("model=char_lstm", "model.network: CharLSTM cannot take inputs of mnist_small, (1, 28, 28)"),
     ("model=mlp model.network.widths=[784,9]", "model.network: MLP gives (9,), not a logit for each of the classes"),
     ("sharing=fedbn model=mlp", "sharing.personal='*norm*': matches no parameter or buffer of the model"),
-    ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than there are layers"),
+    ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than the number of layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
     ("data.local_fraction=0", "data.local_fraction=0: Input should be greater than 0"),
     ("algorithm=-1", "algorithm=-1: must be one of fedadagrad, fedadam, "),
@@ -417,7 +416,7 @@ def test_a_disk_that_fills_up_ends_in_one_line(shell, tmp_path, monkeypatch, num
     monkeypatch.setattr("fedpara.storage.write_atomically", full)
     status, error, _ = shell(*SMALL)
     assert status == 2
-    line = f"[Errno {number}] No room; must be a folder that can be written, on a disk with space"
+    line = f"[Errno {number}] No room; must be a writable folder on a disk with space left"
     assert error == f"error: paths.output_dir: {line}\n"
     assert len(rows(newest(tmp_path))) == 1  # the round that finished is kept
 

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import eval as evaluation
-from fedpara.app import cli
+from fedpara.app import cli, evaluation
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.run import run
@@ -165,7 +164,7 @@ def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
 
     nodes.before = lose
     folder = deploy(tmp_path, overrides, nodes)
-    line = "round 2: 2 of 3 clients succeeded | crashed (RuntimeError: what this client kept after round 1 is lost"
+    line = "round 2: 2 of 3 clients succeeded | crashed (RuntimeError: the state of this client after round 1 is lost"
     assert line in (folder / "train.log").read_text()
     assert [row["clients/crashed"] for row in rows_without_times(folder)] == ["0", "1", "1"]
 

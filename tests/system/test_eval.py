@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-import eval as evaluation
+from fedpara.app import evaluation
 from fedpara.export import export_dense
 from fedpara.models import CharLSTM
 from fedpara.nn import FedPara, factorize

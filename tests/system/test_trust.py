@@ -5,8 +5,7 @@ import re
 import pytest
 import yaml
 
-import eval as evaluation
-from fedpara.app import cli
+from fedpara.app import cli, evaluation
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.trust import TRUSTED, require_trusted, require_trusted_overrides, trusted_names
 from fedpara.report import write_report

@@ -16,8 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 from rich.console import Console
 
-import eval as evaluation
-from fedpara.app import sweep
+from fedpara.app import evaluation, sweep
 from fedpara.data import Dirichlet, Examples
 from fedpara.files import reserve
 from fedpara.runs import Run, find_runs
@@ -187,7 +186,7 @@ def test_a_sweeper_that_optimises_goes_on_after_a_failed_job(shell, tmp_path, mo
     first, second, third = Strict.results
     assert first == third == worst
     assert second == best(Strict.results) == Run(newest(tmp_path, "multiruns") / "lr=0.1").last("test/acc")
-    assert ("looks for the least accuracy" in out) == (direction == "minimize")
+    assert ("minimises the accuracy" in out) == (direction == "minimize")
     folder = newest(tmp_path, "multiruns")
     assert not (folder / "multirun.yaml").exists()
     named = OmegaConf.load(folder / "lr=0.1" / "config.yaml").logger.wandb

@@ -1,8 +1,8 @@
-"""Damaged and hostile files in place of every file that is read: each gives one line, or is read for what it is.
+"""Replace every file that the package reads by damaged and hostile ones: each must give one line, or be read correctly.
 
-    python tools/stress/corrupt_files.py 2000 > lines.txt      # so many damaged ones a reader; the suite tries a few
+    python tools/stress/corrupt_files.py 2000 > lines.txt      # so many damaged files per reader; the suite tries a few
 
-Nothing may run code, escape with a stack trace's error, or write outside the folder of the file.
+No file may run code, cause an error with a stack trace, or make anything write outside of its folder.
 """
 
 import atexit
@@ -44,20 +44,20 @@ from fedpara.data.sets.leaf import femnist
 from fedpara.data.sets.mnist import IMAGES, LABELS, read_idx
 from fedpara.data.sets.shakespeare import shakespeare
 from fedpara.files import UnusableFile
-from fedpara.runs import Run
+from fedpara.runs import CHECKPOINT, CLIENTS, CONFIG, METRICS, OVERRIDES, SUMMARY, Run
 from helpers.federations import make_federation
 from helpers.files import LINE, PLAY, idx, leaf_files, write_cifar
 
-DATA_ERRORS = (ValueError, FileNotFoundError)  # of which train.py makes a line while it builds
+DATA_ERRORS = (ValueError, FileNotFoundError)  # train.py shows these in one line while it builds
 RUN_ERRORS = (UnusableFile, ConfigurationError)  # and these at any time
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Writes good files into a folder, and reads what is there then.
+    """Writes good files into a folder, and reads the files that are there later.
 
     Attributes:
-        files: pattern of the files that are damaged.
+        files: pattern of the files to damage.
     """
 
     write: Any
@@ -67,7 +67,7 @@ class Reader:
 
 
 def trainable(data, num_classes, channels):
-    """The examples through all checks before training."""
+    """Take the examples through all checks before training."""
     module = FederatedDataModule(lambda: data, IID(), 1, num_classes, channels, batch_size=4)
     module.setup()
     next(iter(module.client_dataloader(0, 0)))
@@ -82,7 +82,7 @@ def write_idx(folder):
 
 
 def read_cifar(folder):
-    """With the checksums of what is there: a file that is not the official one goes no further than its MD5."""
+    """Read with the checksums of the files at hand: otherwise the MD5 check would refuse a damaged file at once."""
     files = {name: md5((folder / "c" / name).read_bytes()).hexdigest() for name in ("train", "test")}
     trainable(cifar100(str(folder), Archive("c", "http://127.0.0.1:9/", "0" * 32, files)), 100, 3)
 
@@ -128,18 +128,18 @@ def federation(**options):
 
 
 def write_run(folder):
-    """A finished run, made once and copied."""
+    """Copy a finished run, which is made once."""
     if not (made := Path(tempfile.gettempdir()) / f"corrupt-files-{os.getpid()}").is_dir():
         made.mkdir()
         atexit.register(shutil.rmtree, made, ignore_errors=True)
         federation(callbacks=[RunFolder(made, {}), Checkpoint(made)]).fit()
-        (made / "config.yaml").write_text("seed: 0\nfederation:\n  num_rounds: 2\n")
-        (made / "overrides.yaml").write_text("- seed=0\n- federation.num_rounds=2\n")
+        (made / CONFIG).write_text("seed: 0\nfederation:\n  num_rounds: 2\n")
+        (made / OVERRIDES).write_text("- seed=0\n- federation.num_rounds=2\n")
     shutil.copytree(made, folder, dirs_exist_ok=True)
 
 
 def read_run(folder):
-    """As a resume does: then every client's own."""
+    """Restore as a resume does, then read every client's state."""
     resumed = federation()
     restore(resumed, folder)
     for states in (resumed.personal, resumed.memories):
@@ -174,16 +174,12 @@ READERS = {
         for kind in ("gz", "xz", "bz2")
     },
     "CINIC png": Reader(write_cinic, read_cinic, "cinic-10/*/*/*.png"),
-    "checkpoint": Reader(write_run, read_run, "checkpoint.safetensors", RUN_ERRORS),
-    "client states": Reader(write_run, read_run, "clients/*/*.safetensors", RUN_ERRORS),
-    "metrics.csv": Reader(write_run, lambda folder: Run(folder).rows, "metrics.csv", RUN_ERRORS),
-    "summary.json": Reader(write_run, lambda folder: Run(folder).state, "summary.json", RUN_ERRORS),
-    "config.yaml": Reader(
-        write_run, lambda folder: read_yaml(folder / "config.yaml", f"run={folder}"), "config.yaml", RUN_ERRORS
-    ),
-    "overrides.yaml": Reader(
-        write_run, lambda folder: with_saved_overrides([f"resume={folder}"]), "overrides.yaml", RUN_ERRORS
-    ),
+    "checkpoint": Reader(write_run, read_run, CHECKPOINT, RUN_ERRORS),
+    "client states": Reader(write_run, read_run, f"{CLIENTS}/*/*.safetensors", RUN_ERRORS),
+    METRICS: Reader(write_run, lambda folder: Run(folder).rows, METRICS, RUN_ERRORS),
+    SUMMARY: Reader(write_run, lambda folder: Run(folder).state, SUMMARY, RUN_ERRORS),
+    CONFIG: Reader(write_run, lambda folder: read_yaml(folder / CONFIG, f"run={folder}"), CONFIG, RUN_ERRORS),
+    OVERRIDES: Reader(write_run, lambda folder: with_saved_overrides([f"resume={folder}"]), OVERRIDES, RUN_ERRORS),
 }
 
 
@@ -324,10 +320,10 @@ CRAFTED = {  # readers, and contents that are well formed but wrong; each must b
         b"", tensors(), tensors(a=torch.zeros(3)), tensors(**{"layers.1.bias": torch.zeros(1)}),
         pickle.dumps(Hostile()),
     ],
-    "metrics.csv": [b"nonsense\n1\n", b"\xff\n", b"round,test/acc\r\nx,1\r\n", b"round\r\n1,2\r\n", b"a\0b\n1\n"],
-    "summary.json": [b"", b"[]", b"3", b"{", b"[" * 100_000, b"\xff"],
-    "config.yaml": [b"a: [", b"a: !!python/object/apply:os.system ['touch /tmp/fedpara-ran-code']", b"\0", b"a: ${"],
-    "overrides.yaml": [
+    METRICS: [b"nonsense\n1\n", b"\xff\n", b"round,test/acc\r\nx,1\r\n", b"round\r\n1,2\r\n", b"a\0b\n1\n"],
+    SUMMARY: [b"", b"[]", b"3", b"{", b"[" * 100_000, b"\xff"],
+    CONFIG: [b"a: [", b"a: !!python/object/apply:os.system ['touch /tmp/fedpara-ran-code']", b"\0", b"a: ${"],
+    OVERRIDES: [
         b"a: [", b"- 1", b"3", b"a: 1", b"- {a: 1}", b"- !!python/object/apply:os.system ['true']", b"\xff",
     ],
 }  # fmt: skip

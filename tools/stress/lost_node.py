@@ -1,9 +1,9 @@
-"""A node of a Ray cluster killed in the middle of a round: the run, its log, and its result beside the undisturbed one.
+"""Kill a node of a Ray cluster in the middle of a round, and compare the run's result with an undisturbed one.
 
-    python tools/stress/lost_node.py      # SCAFFOLD, 8 clients a round; more words are src/train.py's
+    python tools/stress/lost_node.py      # SCAFFOLD, 8 clients a round; further arguments are those of src/train.py
 
-Two nodes of a core each on this machine; the second is killed while its actor trains, and replaced two rounds later.
-Ends with status 1 where the model or a figure of a round, its times aside, differs from that of executor=serial.
+The cluster has two one-core nodes on this machine. The second is killed while its actor trains, and replaced two rounds
+later. The exit status is 1 if the model, or a figure of a round except its times, differs from executor=serial.
 """
 
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+from fedpara.runs import CHECKPOINT
 from helpers.runs import rows, rows_without_times
 from nodes import two_nodes
 
@@ -57,7 +58,7 @@ def main(words):
         for row in rows(disturbed):
             times = (f"{key} {float(row[f'time/{key}_s']):.2f} s" for key in ("train", "busy", "idle"))
             print("round", row["round"], *times)
-        states = [(folder / "checkpoint.safetensors").read_bytes() for folder in (whole, disturbed)]
+        states = [(folder / CHECKPOINT).read_bytes() for folder in (whole, disturbed)]
         print(f"accuracy undisturbed {rows(whole)[-1]['test/acc']}, disturbed {rows(disturbed)[-1]['test/acc']}")
         same = len({*states}) == 1, rows_without_times(whole) == rows_without_times(disturbed)
         print(f"checkpoint {'the same' if same[0] else 'DIFFERS'}, rounds {'the same' if same[1] else 'DIFFER'}")

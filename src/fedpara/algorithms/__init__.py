@@ -1,4 +1,4 @@
-"""Federated algorithms: one paper, one file; configs name them by this package."""
+"""Federated algorithms, one file per paper; configs name them by this package."""
 
 from fedpara.algorithms.base import Correction, FedAvg, Upload
 from fedpara.algorithms.fedavgm import FedAvgM

@@ -1,1 +1,1 @@
-"""What a person types, from the command line to a run: composed, built, run, resumed, swept."""
+"""From the command line to a run: compose the configuration, build, run, resume, sweep."""

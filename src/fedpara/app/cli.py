@@ -1,4 +1,4 @@
-"""The program `src/train.py`: one run, or in a sweep every job, and one line for what the person can mend."""
+"""The program `src/train.py`: one run, or every job of a sweep; errors that the user can fix take one line."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which sho
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def hydra_main(cfg: DictConfig) -> float | None:
-    """Hydra's entry point, for a run and, in a sweep, once a job."""
+    """Hydra's entry point, called once for a run and once for each job of a sweep."""
     hydra_cfg = HydraConfig.get()
     make_absolute(cfg, Path(hydra_cfg.runtime.cwd))
     if hydra_cfg.mode == RunMode.MULTIRUN:
@@ -41,11 +41,14 @@ def hydra_main(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Exit status 2 and one line for what the person can mend, 1 for a run that failed, 130 for an interruption."""
+    """Run; exit with status 2 and one line for wrong input, 1 for a run that failed, 130 for an interruption."""
     try:
         sys.argv[1:] = [absolute(argument, Path.cwd()) for argument in with_saved_overrides(sys.argv[1:])]
         _require_no_reference([*sys.argv[1:], str(Path.cwd()), os.environ["PROJECT_ROOT"]])
-        for resolver in (sweep.sweep_name, sweep.job_name):  # bound here, for the processes of parallel launchers
+        for resolver in (
+            sweep.sweep_name,
+            sweep.job_name,
+        ):  # bound here, so that the processes of parallel launchers have them
             typed = partial(resolver, tuple(sys.argv[1:]))
             OmegaConf.register_new_resolver(resolver.__name__, typed, replace=True)
         with interruption.handled(), _resolved_before_shown():
@@ -70,9 +73,9 @@ def main() -> None:
 
 @contextmanager
 def _resolved_before_shown() -> Iterator[None]:
-    """For `--cfg ... --resolve`: Hydra cuts out the part to show first, whose references then lead nowhere.
+    """Make `--cfg ... --resolve` resolve first: Hydra cuts out the part to show, and its references would break.
 
-    No job has started yet: its folder is the one that a run would have.
+    No job has started yet, so its folder is the one that a run would get.
     """
     cut = Hydra.get_sanitized_cfg
 
@@ -92,7 +95,7 @@ def _resolved_before_shown() -> Iterator[None]:
 
 
 def _require_no_reference(texts: list[str]) -> None:
-    """A folder may have any name but one with `${`: Hydra writes it into its configuration, as a reference."""
+    """Refuse a folder with `${` in its name: Hydra writes it into its configuration, where it would be a reference."""
     for text in texts:
         names_folder = FOLDERS.fullmatch(text.partition("=")[0].lstrip("+")) is not None
         if (names_folder and r"\${" in text) or (text.startswith("/") and "${" in text):

@@ -1,4 +1,4 @@
-"""The configuration: composed from configs/ and what was typed, or read from a run folder."""
+"""The configuration: composed from configs/ and the command line, or read from a run folder."""
 
 import os
 import re
@@ -36,11 +36,11 @@ for name in (run_name, run_title, run_group):
 def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
     """The resolved configuration as `python src/train.py` composes it, in a process that Hydra did not start.
 
-    Hydra's own state is afterwards as it was before.
+    Hydra's own state is the same afterwards as before.
 
     Args:
-        overrides: as typed behind `python src/train.py`.
-        folder: the run folder, whose log is then opened; None: there is none.
+        overrides: the arguments of `python src/train.py`.
+        folder: the run folder, in which the log is opened; None: no run folder and no log.
 
     Raises:
         HydraException, OmegaConfBaseException: an override does not fit.
@@ -59,7 +59,7 @@ def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Hydra's two globals, new ones within and the old ones afterwards."""
+    """Replace Hydra's two globals by new ones, and put the old ones back afterwards."""
     running, known = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
@@ -76,17 +76,17 @@ def _literal(node: Any) -> DictConfig:
 
 
 def make_absolute(cfg: DictConfig, here: Path) -> None:
-    """Have every folder of the configuration where the program was started, whatever names it: a yaml, `DATA_DIR`."""
+    """Make every folder in the configuration absolute, relative to `here`, whether a yaml or `DATA_DIR` names it."""
     for key, value in leaves(OmegaConf.to_container(cfg, resolve=True)):
         if isinstance(value, str) and value and FOLDERS.fullmatch(key) and not value.startswith("/"):
             OmegaConf.update(cfg, key, absolute_folder(escaped(value), here))
 
 
 def read_yaml(path: Path, key: str) -> Any:
-    """A run folder's configuration, or its list of what was typed.
+    """A run folder's configuration, or its list of overrides.
 
     Args:
-        key: what was typed to get there, `resume=...`, for the error.
+        key: the argument that led there, `resume=...`, for the error.
 
     Raises:
         ConfigurationError: the file is not valid YAML.
@@ -98,10 +98,10 @@ def read_yaml(path: Path, key: str) -> Any:
 
 
 def read_resolved(path: Path, key: str) -> DictConfig:
-    """A run folder's config.yaml, whose texts are as they were saved: nothing in it is interpolated, so nothing is run.
+    """A run folder's config.yaml with its texts as they were saved: nothing is interpolated, so no resolver runs.
 
     Args:
-        key: what was typed to get there, for the error.
+        key: the argument that led there, for the error.
 
     Raises:
         ConfigurationError: the file is not such a configuration.
@@ -125,7 +125,7 @@ def composition_error(error: Exception, typed: Sequence[str]) -> str:
 
 
 def choice_line(typed: Sequence[str]) -> str | None:
-    """One line for a group of which what was typed is no choice; Hydra does not say which."""
+    """One line for the first group that does not have the choice typed for it; Hydra does not say which group it is."""
     for group, _, choice in (argument.partition("=") for argument in typed):
         choices = sorted(path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml"))
         if choices and choice not in choices:

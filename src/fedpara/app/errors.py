@@ -1,4 +1,4 @@
-"""What a person reads when the configuration is wrong: one line with the key, the value and what is allowed."""
+"""Error lines for a wrong configuration: one line with the key, the value and what is allowed."""
 
 import difflib
 import errno
@@ -12,21 +12,21 @@ from omegaconf import DictConfig, OmegaConf
 from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.files import UnusableFile
 
-FAILED = FloatingPointError | CrashesAgain | WorkerKilled  # of a run that could be started
+FAILED = FloatingPointError | CrashesAgain | WorkerKilled  # errors that end a run after it has started
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT,
 }  # fmt: skip
 
 
 class ConfigurationError(Exception):
-    """A wrong configuration or missing input; its text is the one line to show."""
+    """A wrong configuration or missing input; the message is the one line to show."""
 
 
 def require_nodes(cfg: DictConfig, names: Iterable[str]) -> None:
-    """Refuse a single value where a group of keys belongs.
+    """Refuse a single value in place of a group of keys.
 
     Raises:
-        ConfigurationError: the first such key.
+        ConfigurationError: names the first such key.
     """
     for name in names:
         node = OmegaConf.select(cfg, name)
@@ -40,10 +40,10 @@ def one_line(error: object, limit: int = 600) -> str:
 
 
 def composition_line(error: Exception, allowed: DictConfig | None) -> str:
-    """One line for an error of Hydra's composition; unknown keys with their nearest neighbours.
+    """One line for an error of Hydra's composition; for an unknown key, with the keys nearest to it.
 
     Args:
-        allowed: the configuration without the faulty override, where it could be composed.
+        allowed: the configuration without the faulty override; None if that cannot be composed either.
     """
     text = str(error)
     if kind := re.match(r"Error merging override (.*)", text):
@@ -52,7 +52,7 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
     if wrong is None:
         line = one_line(re.sub(r"^In '[^']*': |Config search path:.*", "", text, flags=re.DOTALL))
         return line.rstrip(".") + _missing_plugin(line)
-    inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # of `group={key: 1}` the key
+    inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # the key in `group={key: 1}`
     key = inner[1] if inner else wrong[1]
     parent, _, name = key.rpartition(".")
     node: Any = OmegaConf.select(allowed, parent) if allowed is not None and parent else allowed
@@ -64,21 +64,21 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
 
 
 def _missing_plugin(line: str) -> str:
-    """The package of a launcher or sweeper that Hydra does not find: `hydra-optuna-sweeper` has `optuna`."""
+    """A hint at the package of a launcher or sweeper that Hydra cannot find: `hydra-optuna-sweeper` for `optuna`."""
     found = re.search(r"'hydra/(launcher|sweeper)/(ax|joblib|nevergrad|optuna|ray|rq|submitit)(?![a-z])", line)
     return f" (is hydra-{found[2]}-{found[1]} installed?)" if found else ""
 
 
 def line_of(error: Exception) -> str | None:
-    """What to show for an error that the person can mend; None for a fault of ours, which wants its stack trace."""
+    """The line to show for an error that the user can fix; None for a bug of ours, which needs its stack trace."""
     if isinstance(error, ConfigurationError | UnusableFile | FAILED):
         return one_line(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return f"paths.output_dir: {one_line(error)}; must be a folder that can be written, on a disk with space"
+        return f"paths.output_dir: {one_line(error)}; must be a writable folder on a disk with space left"
     return None
 
 
 def stop(line: str, status: int = 2) -> NoReturn:
-    """End the process by one line on standard error."""
+    """Print one line on standard error and end the process."""
     print(f"error: {line}", file=sys.stderr)
     sys.exit(status)

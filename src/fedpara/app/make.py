@@ -99,14 +99,14 @@ def _describe(cfg: DictConfig, group: str, error: BaseException) -> str:
 
 
 def _given(cfg: DictConfig, group: str) -> str:
-    """A group's values, beside the error of someone else's constructor, which need not say which it is about."""
+    """A group's values, to add to an error of another library's constructor, which may not say which value it means."""
     node: Any = OmegaConf.select(cfg, group)
     names = [str(name) for name in node if str(name)[0] != "_"] if isinstance(node, DictConfig) else []
     return f"; given {', '.join(f'{name}={node[name]!r}' for name in names)}" if names else ""
 
 
 def _with_group(cfg: DictConfig, group: str, message: str) -> str:
-    """Put the full key in front of a message `name=value: ...`; of any other, the group."""
+    """Put the full key in front of a message `name=value: ...`, and the group in front of any other."""
     named = re.match(r"(\w+)=", message)
     if named and any(_has(cfg, owner, named[1]) for owner in _owners(group)):
         return _key(cfg, group, [named[1]]) + message[named.end(1) :]
@@ -114,7 +114,7 @@ def _with_group(cfg: DictConfig, group: str, message: str) -> str:
 
 
 def _owners(group: str) -> list[str]:
-    """Where a constructor's argument may have come from: its own group, the top (seed), groups that pass it on."""
+    """The groups that a constructor's argument may come from: its own, the top level (seed), those that pass it on."""
     return [group, "", "executor", "factorization", "federation", "data", "partition"]
 
 

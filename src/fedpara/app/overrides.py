@@ -1,4 +1,4 @@
-"""What is written in Hydra's grammar and in OmegaConf's: any text as a value, any folder as an absolute path."""
+"""Overrides in the grammars of Hydra and OmegaConf: how to write any text as a value and any folder as a full path."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ def assignment(key: str, text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text such that OmegaConf reads it back as it is: `${` opens no interpolation.
+    """Escape a text so that OmegaConf reads it back unchanged: `${` does not start an interpolation.
 
-    OmegaConf takes backslashes as they are, but for those before `${`.
+    OmegaConf keeps backslashes as they are, except those before `${`.
     """
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
 
 
 def literal(node: Any) -> Any:
-    """A saved, resolved configuration with each text as it was saved: nothing in it is interpolated again."""
+    """A saved, resolved configuration with every text escaped, so that nothing in it is interpolated again."""
     if isinstance(node, Mapping):
         return {name: literal(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -40,16 +40,16 @@ def parse(argument: str) -> Override:
     """One override.
 
     Raises:
-        HydraException: it is none in Hydra's grammar, a flag for instance.
+        HydraException: it is not an override in Hydra's grammar; a flag, for instance.
     """
     return OverridesParser.create().parse_override(argument)
 
 
 def folder_text(text: str) -> str:
-    """The folder that was typed behind `resume=` and the like: in Hydra's grammar, or as a shell has it.
+    """The folder typed as the value of `resume=` and similar keys, in Hydra's grammar or as a plain path.
 
     Returns:
-        A text in OmegaConf's grammar, whose interpolations are alive.
+        A text in OmegaConf's grammar, whose interpolations still work.
     """
     if Path(text).exists():
         return escaped(text)
@@ -61,7 +61,7 @@ def folder_text(text: str) -> str:
 
 
 def texts(overrides: Sequence[str]) -> list[str]:
-    """A list of Hydra's configuration as it was typed: `${...}` in an override is not for the list itself."""
+    """Overrides from Hydra's configuration as they were typed, with any `${...}` in them left alone."""
     if not isinstance(overrides, ListConfig):
         return list(overrides)
     return [str(override) for override in OmegaConf.to_container(overrides) or []]
@@ -73,9 +73,9 @@ def is_job(hydra_cfg: HydraConf) -> bool:
 
 
 def absolute(argument: str, here: Path) -> str:
-    """An argument of the command line; where it sets a key that names a folder, to its absolute path.
+    """An argument of the command line; if it sets a key that names a folder, with the folder's absolute path.
 
-    Alternatives of a sweep, null and what begins with an interpolation stay; so does what is absolute already.
+    A sweep's list of values, null, a value that starts with an interpolation and an absolute path are left alone.
     """
     key, _, text = argument.partition("=")
     if not FOLDERS.fullmatch(key.lstrip("+~")) or not text or _is_settled(argument, text):
@@ -84,7 +84,7 @@ def absolute(argument: str, here: Path) -> str:
 
 
 def absolute_folder(folder: str, here: Path) -> str:
-    """A folder in OmegaConf's grammar, `~` and what is relative to `here` made absolute."""
+    """A folder in OmegaConf's grammar as an absolute path: `~` is expanded, a relative path starts at `here`."""
     if folder.startswith("~"):
         return str(Path(folder).expanduser())
     return folder if folder.startswith(("/", "${")) else f"{escaped(str(here))}/{folder}"

@@ -38,6 +38,24 @@ def require_simulated(cfg: DictConfig) -> None:
         raise ConfigurationError(f"resume={cfg.resume}: its clients are real ones; `flwr run deploy` goes on with it")
 
 
+def is_finished(cfg: DictConfig) -> bool:
+    """Whether a sweep's job has been run to its last round before, or until a callback stopped it.
+
+    Raises:
+        ConfigurationError: its folder holds a run of another configuration.
+    """
+    run = Run(Path(cfg.paths.output_dir))
+    if run.has_config:
+        check_same(cfg, run.folder, "; give the sweep another folder, hydra.sweep.dir=...")
+    ended = run.summary.get("stopped") or run.summary.get("rounds", 0) >= cfg.federation.num_rounds
+    return bool(run.state == "finished" and ended)
+
+
+def resuming(folder: Path) -> list[str]:
+    """The override `resume=<folder>` if the folder holds a checkpoint, else none: the run starts anew."""
+    return [assignment("resume", str(folder))] if Run(folder).has_checkpoint else []
+
+
 def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to go on in `folder` under a configuration that would change the result."""
     saved = read_resolved(folder / CONFIG, f"resume={folder}")

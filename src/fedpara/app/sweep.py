@@ -22,7 +22,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.overrides import assignment, texts
-from fedpara.app.resume import check_same
+from fedpara.app.resume import is_finished, resuming
 from fedpara.errors import signal_name
 from fedpara.metric import Metric
 from fedpara.runs import Run, short_names
@@ -112,11 +112,7 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
         program: what a person would start, `src/train.py`.
     """
     folder = Path(cfg.paths.output_dir)
-    run = Run(folder)
-    if run.has_config:
-        check_same(cfg, folder, "; give the sweep another folder, hydra.sweep.dir=...")
-    ended = run.summary.get("stopped") or run.summary.get("rounds", 0) >= cfg.federation.num_rounds
-    if run.state == "finished" and ended:
+    if is_finished(cfg):
         log.info("%s: finished before, skipped", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
@@ -141,8 +137,8 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, 
     """
     arguments = [o for o in overrides if not o.startswith("resume=")]
     arguments += [assignment("hydra.run.dir", str(folder)), "hydra.mode=RUN", f"hydra.job.num={number}"]
-    if Run(folder).has_checkpoint:
-        arguments.append(assignment("resume", str(folder)))
+    if resume := resuming(folder):
+        arguments += resume
         log.info("%s: goes on after %d rounds", folder.name, len(Run(folder).rows))
     device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
     command = [sys.executable, str(program), *arguments]

@@ -17,25 +17,25 @@ from fedpara.runs import Run, axes, find_runs, judged
 
 log = logging.getLogger(__name__)
 
-unfinished: list[str] = []  # jobs of the sweep that this process ran, for its exit status
+unfinished: list[str] = []  # unfinished jobs of this process's sweep, for its exit status
 
 
 class SweepTable(Callback):
-    """Reads the run folders of a sweep and prints what varied and what came of it."""
+    """Reads the run folders of a sweep and prints the values that varied beside the results."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say so where a sweeper would look for the worst."""
+        """Warn if a sweeper would look for the worst value."""
         minimising = minimises(config.hydra.sweeper)
         if minimising is None or minimising != (headline := headline_of(config.model)).higher_is_better:
             return
-        kind, wanted = ("least", "maximi") if minimising else ("largest", "minimi")
+        kind, verb = ("lowest", "maximi") if minimising else ("highest", "minimi")
         log.warning(
-            "hydra.sweeper looks for the %s %s; it is to %sse, as hydra.sweeper.direction=%sze",
-            kind, headline.label, wanted, wanted,
+            "hydra.sweeper looks for the %s %s; it should %sse it: hydra.sweeper.direction=%sze",
+            kind, headline.label, verb, verb,
         )  # fmt: skip
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """One row a job, whichever process ran it; beneath the table, why jobs failed."""
+        """Print one row for each job, whichever process ran it, and below the table why jobs failed."""
         runs = find_runs(Path(config.hydra.sweep.dir))
         console = Console(width=None if Console().is_terminal else 120)
         console.print(table(runs, title=escape(str(config.hydra.sweep.dir))))
@@ -46,7 +46,7 @@ class SweepTable(Callback):
 
 
 def table(runs: list[Run], title: str) -> Table:
-    """What varies between runs, last and best value of what they are judged by, what was sent, wall time, state."""
+    """The values that vary between runs, last and best value of their metric, bytes sent, wall time and state."""
     varying, metric = axes(runs), judged(runs)
     columns = *map(escape, [*(varying or ["run"]), metric.label]), "best", "sent", "vs dense", "seconds", "state"
     made = Table(*columns, title=title)

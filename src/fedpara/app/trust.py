@@ -1,4 +1,7 @@
-"""What a run folder may name for `eval.py` and `resume=` to build; names are code, the folder may be a stranger's."""
+"""The names that `eval.py` and `resume=` agree to build from a run folder.
+
+A name in a configuration is code that will run, and the folder may come from a stranger.
+"""
 
 import fnmatch
 import inspect
@@ -23,22 +26,22 @@ PARTS = (
     "models",
     "nn",
     "sharing",
-)  # of what configs build
+)  # the packages whose classes the configs build
 TRUSTED = (
     *(f"fedpara.{part}.*" for part in PARTS), "torch.nn.*", "torch.optim.*", "pytorch_lightning.Trainer",
     "pytorch_lightning.callbacks.*", "pytorch_lightning.loggers.*",
 )  # fmt: skip
 PLAIN_KEY = re.compile(r"(\+\+?|~)?(?!hydra\b)\w[\w-]*([./@]\w[\w-]*)*")
-RESOLVER = re.compile(r"\$\{[^}]*[:$]")  # ${oc.env:HOME}, also escaped; a plain ${seed} may be
-ELSEWHERE = re.compile(r"^/|(^|/)\.\.(/|$)|://|\$")  # of a choice: no file of the configs
+RESOLVER = re.compile(r"\$\{[^}]*[:$]")  # ${oc.env:HOME}, also escaped; a plain ${seed} is allowed
+ELSEWHERE = re.compile(r"^/|(^|/)\.\.(/|$)|://|\$")  # a choice that is not a file of configs/
 NUMBER_IN_SWEEP = re.compile(r"\+?hydra\.job\.num=\d+")  # written by this program
 
 
 def trusted_names(arguments: Iterable[str]) -> list[str]:
-    """The patterns that were typed: `trusted=[mypackage.*]`.
+    """The patterns typed as `trusted=[mypackage.*]`.
 
     Raises:
-        ConfigurationError: they are not a list of names.
+        ConfigurationError: the value is not a list of names.
     """
     names: list[str] = []
     for argument in arguments:
@@ -48,18 +51,18 @@ def trusted_names(arguments: Iterable[str]) -> list[str]:
             except HydraException:
                 value = None
             if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-                raise ConfigurationError(f"{argument}: must be a list of names, as trusted=[mypackage.*]")
+                raise ConfigurationError(f"{argument}: must be a list of names, such as trusted=[mypackage.*]")
             names += value
     return names
 
 
 def require_trusted(source: str, node: Any, own: Iterable[str]) -> None:
-    """Refuse a configuration that has `_target_`s, at any depth, which are not to be trusted.
+    """Refuse a configuration that has an untrusted `_target_` at any depth.
 
     Args:
-        source: what was typed to get there, `run=...`, for the error.
+        source: the argument that led there, `run=...`, for the error.
         node: plain dictionaries and lists.
-        own: patterns of names that the person trusts, as `mypackage.*`.
+        own: patterns of names that the user trusts, such as `mypackage.*`.
 
     Raises:
         ConfigurationError: the first such name; one line that says how to allow it.
@@ -75,7 +78,7 @@ def require_trusted(source: str, node: Any, own: Iterable[str]) -> None:
 
 
 def require_resolved(source: str, node: Any) -> None:
-    """Refuse a resolved configuration that still has `${` in a text: Hydra resolves once more what it builds.
+    """Refuse a resolved configuration that still has `${` in a text: Hydra would resolve it when it builds.
 
     Raises:
         ConfigurationError: the first such text; one line.
@@ -86,10 +89,10 @@ def require_resolved(source: str, node: Any) -> None:
 
 
 def require_trusted_overrides(source: str, saved: Sequence[str], own: Iterable[str]) -> None:
-    """Refuse saved overrides that could build, or have Hydra do, what was not typed by the person who resumes.
+    """Refuse saved overrides that could build something, or make Hydra do something, that the user did not type.
 
-    What the program's own configs build is trusted: a choice is the name of one of their files. Not so flags, keys of
-    Hydra's own, files elsewhere, resolvers (they read the environment, and make keys of texts), names of classes.
+    The program's own configs are trusted, so an override may choose one of their files. It may not hold a flag, a key
+    of Hydra's own, a file elsewhere, a resolver (it could read the environment or build a key from text) or a class.
 
     Raises:
         ConfigurationError: the first such override; one line that says how to allow it.
@@ -137,7 +140,7 @@ def _texts(node: Any) -> Iterator[str]:
 
 
 def targets(node: Any) -> list[str]:
-    """Every name that a configuration would build."""
+    """The names of everything that a configuration would build."""
     return [name for _, name in _targets(node) if isinstance(name, str)]
 
 
@@ -151,9 +154,9 @@ def _targets(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_trusted(name: Any, patterns: Sequence[str]) -> bool:
-    """Whether a name matches, and what it leads to is a class or function defined where a pattern says.
+    """Whether a name matches a pattern, and its class or function is also defined where a pattern allows.
 
-    `torch.nn.functional.torch.load` matches `torch.nn.*`, but leads out of it by what a module has imported.
+    `torch.nn.functional.torch.load` matches `torch.nn.*`, but leads out of it through an import of that module.
     """
     if name in patterns:
         return True

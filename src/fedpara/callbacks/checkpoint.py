@@ -28,16 +28,17 @@ class Progress(BaseModel):
 
 
 class Checkpoint(FederationCallback):
-    """Writes what the server keeps, round and bytes at the start, after every `every` rounds and the last, atomically.
+    """Writes the server's state, the round and the bytes: at the start, after every `every` rounds, and after the last.
 
-    What clients keep is in files of its own, `clients/<kind>/<client>-<version>.safetensors`, written as it changes; a
-    checkpoint names the versions, and those before are deleted once it is on the disk: it costs what the round's
-    clients keep, not what all do. Cohorts and batch orders are functions of seed and round: nothing else is needed.
+    The states of clients are in files of their own, `clients/<kind>/<client>-<version>.safetensors`, which are written
+    as they change. A checkpoint names their versions, and older ones are deleted once it is on the disk. So it costs as
+    much as the states of one round's clients, not of all. Cohorts and batch orders follow from seed and round.
 
     Args:
         folder: the run folder; the file is `checkpoint.safetensors`.
         every: rounds between checkpoints.
-        memory_gb: 10^9 bytes of what clients keep that stay in memory as well, per kind; the rest is read when needed.
+        memory_gb: gigabytes (10^9 bytes) of clients' states that memory holds beside their files, per kind; the rest is
+            read when it is needed.
     """
 
     @validate_call
@@ -51,14 +52,14 @@ class Checkpoint(FederationCallback):
         self._written = 0
 
     def clients(self, executor: Executor) -> MakeClients:
-        """Clients who keep what is theirs where this checkpoint names it, for `Federation(clients=...)`."""
+        """Simulated clients whose states are in this checkpoint's files, for `Federation(clients=...)`."""
         return simulated(executor, self.folder / CLIENTS, self.memory_gb)
 
     def on_fit_start(self, federation: Federation) -> None:
         """Write a checkpoint, so that there is one whenever the run may be killed.
 
         Raises:
-            ValueError: clients keep something in memory, or in another folder, where no checkpoint can name it.
+            ValueError: clients keep their states in memory or in another folder, where no checkpoint can name them.
         """
         store = federation.clients.store
         if store and store.is_used and store.folder != self.folder / CLIENTS:
@@ -88,11 +89,11 @@ class Checkpoint(FederationCallback):
 
 
 def restore(federation: Federation, folder: Path) -> None:
-    """Put `federation` where the checkpoint in the run folder left it; what clients keep, too.
+    """Set `federation`, and its clients' states, to the checkpoint in a run folder.
 
     Raises:
-        FileNotFoundError: there is no checkpoint in `folder`.
-        UnusableFile: the checkpoint is damaged, or is of another model.
+        FileNotFoundError: `folder` holds no checkpoint.
+        UnusableFile: the checkpoint is damaged, or belongs to another model.
     """
     path = folder / CHECKPOINT
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A picture of who holds what, drawn before the first round."""
+"""A picture of the partition, drawn before the first round."""
 
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ class PartitionPicture(FederationCallback):
         self.path = folder / PARTITION
 
     def on_fit_start(self, federation: Federation) -> None:
-        """Draw, unless a run that is resumed has its picture."""
+        """Draw the picture, unless a resumed run has it already."""
         if self.path.is_file():
             return
         data = federation.executor.datamodule
@@ -41,12 +41,12 @@ def _counts(data: FederatedDataModule) -> np.ndarray:
 
 
 def draw_partition(counts: np.ndarray) -> "Figure":
-    """Examples of each class (colour) and in all (bars) of each client; of a single class the bars alone.
+    """A figure of each client's examples: in all (bars) and by class (colour); of a single class the bars alone.
 
     Args:
         counts: (clients, classes) numbers of examples.
     """
-    from matplotlib.figure import Figure  # half a second, and only runs that draw pay for it
+    from matplotlib.figure import Figure  # takes half a second to import; only runs that draw need it
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     several = counts.shape[1] > 1

@@ -12,6 +12,17 @@ class Link:
 
     `known` are some of the message's names, which both ends hold already: a codec of updates sends the difference.
     A layout is that of the message, whose tensors were encoded in its order.
+
+    Example:
+        >>> import torch
+        >>> from fedpara.communication import Cast
+        >>> link = Link(up_codec=Cast("float16"), down_codec=Cast("float32"))
+        >>> message = {"model": {"weight": torch.ones(10, 3)}}
+        >>> packet = link.encode_up(message, known={})
+        >>> packet.num_bytes, link.encode_down(message).num_bytes
+        (60, 120)
+        >>> link.decode_up(packet, layout=message, known={})["model"]["weight"].shape
+        torch.Size([10, 3])
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})

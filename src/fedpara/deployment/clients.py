@@ -19,16 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class Participants(FederationCallback):
-    """Which clients' rounds counted: `participants.jsonl` of the run folder, a line a round.
+    """Notes whose rounds counted: `participants.jsonl` in the run folder, one line a round.
 
-    It must be the first callback: a round is noted before any other hears of it.
+    It must come before the checkpoint, so that a checkpoint never knows of a round that is not noted.
 
     Args:
         folder: the run folder.
 
     Attributes:
-        last: of each client that took part, the last round of its that counted, from 1.
-        test_bytes: sent in the round at hand to have clients' models tested; no part of training, and not counted.
+        last: by client, its last round that counted, from 1.
+        test_bytes: bytes that were sent in this round to test clients' models; training does not need them, so that
+            they are not in the run's counted bytes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +38,7 @@ class Participants(FederationCallback):
         self.test_bytes = 0
 
     def on_fit_start(self, federation: Federation) -> None:
-        """Go on from what the checkpoint knows of: a round that was done but is not yet in it is done again."""
+        """Forget the rounds after the checkpoint, which are done again."""
         text = self.path.read_text() if self.path.is_file() else ""
         whole, _, _ = text.rpartition("\n")  # the last line may be half a one
         rows = [row for row in map(json.loads, whole.splitlines()) if row["round"] <= federation.round]
@@ -45,7 +46,7 @@ class Participants(FederationCallback):
         self.last = {client: row["round"] for row in rows for client in row["clients"]}
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        """Note the round, on the disk itself."""
+        """Note the round, and force the line onto the disk."""
         clients = sorted(client for client, last in self.last.items() if last == record.round)
         with self.path.open("a") as stream:
             stream.write(json.dumps({"round": record.round, "clients": clients, "test_bytes": self.test_bytes}) + "\n")
@@ -55,7 +56,7 @@ class Participants(FederationCallback):
 
 
 class DeployedClients:
-    """Clients behind a network, who have their data and keep what is theirs: the server knows after which round.
+    """Clients behind a network. They hold their data and their states; the server knows the round of those states.
 
     Args:
         nodes: the clients.
@@ -72,7 +73,7 @@ class DeployedClients:
     def train(
         self, cohort: Sequence[int], broadcast: Broadcast, attempt: int, test: bool
     ) -> Iterator[Reply | ClientFailure]:
-        """Those of the nodes, once all are there, in the order in which a simulated round has them."""
+        """Ask the nodes; once all have answered, yield their replies in the order of a simulated round."""
         replies, failures = list[Reply](), list[ClientFailure]()
         values = {"round": broadcast.round, "attempt": attempt, "test": test}
         for client, given in self._ask("train", cohort, broadcast, values):
@@ -87,11 +88,11 @@ class DeployedClients:
         yield from failures
 
     def keep(self, round_number: int, clients: Sequence[int]) -> None:
-        """They have kept it already; the server notes that their round counts."""
+        """Note that the round of these clients counts. They have written their states already."""
         self.participants.last.update(dict.fromkeys(clients, round_number))
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
-        """As the clients that answer measured it."""
+        """The accuracies that the clients measured."""
         asked = list(clients)
         self.participants.test_bytes = broadcast.packet.num_bytes * len(asked)
         answers = dict(self._ask("test", asked, broadcast, {"round": broadcast.round}))
@@ -101,8 +102,8 @@ class DeployedClients:
         return {c: float(given.values["score"]) for c, given in answers.items() if isinstance(given, Parcel)}
 
     def model(self, client: int, broadcast: Broadcast) -> State:
-        """Raise ValueError: it is on the client's own machine."""
-        raise ValueError(f"client={client}: keeps its model on its own machine")
+        """Raise ValueError: the model is on the client's own machine."""
+        raise ValueError(f"client={client}: its model is on its own machine")
 
     def close(self) -> None:
         """The nodes go on."""

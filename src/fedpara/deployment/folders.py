@@ -1,4 +1,4 @@
-"""What each end has on its own disk: a client its examples, the server a test set; and how an experiment reads it."""
+"""The folders of both ends: a client's examples, the server's test set, and how an experiment reads them."""
 
 import json
 from collections.abc import Iterable
@@ -21,10 +21,10 @@ FILE = "data.safetensors"
 
 
 def write_data(folder: Path, data: DataSet, client: int | None = None) -> None:
-    """Write a data set, which `read_data` gives again, without the owners of its examples.
+    """Write a data set for `read_data`, without the owners of its examples.
 
     Args:
-        client: whose it is; None: the server's, of which only the test set is written.
+        client: the number of the client who gets it; None: the server, for whom only the test set is written.
 
     Raises:
         ValueError: the data set's `prepare` has no `to_words`.
@@ -37,14 +37,14 @@ def write_data(folder: Path, data: DataSet, client: int | None = None) -> None:
 
 
 def read_data(folder: Path | str, trusted: Iterable[str] = ()) -> DataSet:
-    """The data set in a folder. The server's has its test set for training too, of which no client is given any.
+    """The data set in a folder. The server's has its test set in place of training examples, which no client gets.
 
     Args:
-        trusted: patterns of names outside of this package that a `prepare` may have: `["mypackage.*"]`.
+        trusted: patterns of class names outside this package that `prepare` may have, such as `["mypackage.*"]`.
 
     Raises:
-        UnusableFile: there is none, or it is damaged.
-        ConfigurationError: its `prepare` is of a class that is not trusted.
+        UnusableFile: the folder holds none, or a damaged one.
+        ConfigurationError: the class of its `prepare` is not trusted.
     """
     tensors, about = _read(Path(folder))
     parts = separate(tensors, ["test", "train"])
@@ -58,7 +58,7 @@ def owner(folder: Path) -> int:
     """The number of the client whose data are in a folder.
 
     Raises:
-        UnusableFile: there are none, or the server's.
+        UnusableFile: the folder holds no data, or the server's.
     """
     _, about = _read(folder)
     if about["client"] is None:
@@ -74,7 +74,7 @@ def _read(folder: Path) -> tuple[State, dict[str, Any]]:
 
 
 def _words(prepare: Prepare) -> Any:
-    """What JSON can hold; None for texts, which are only made whole numbers."""
+    """`prepare` as JSON; None stands for `Tensor.long`, which is how texts are prepared."""
     if prepare is Tensor.long:
         return None
     if not hasattr(prepare, "to_words"):
@@ -93,32 +93,32 @@ def _from_words(words: Any, source: str, trusted: Iterable[str]) -> Prepare:
 
 
 class Own(Partition):
-    """Of all clients this folder's holds everything, and is tested on everything; the others' data are elsewhere.
+    """Gives all examples to the client of this folder, and none to the others, whose data are elsewhere.
 
     Args:
-        client: whose the folder is; None: the server's, and no client's.
+        client: the owner of the folder; None: the server, who is no client.
     """
 
     def __init__(self, client: int | None) -> None:
         self.client = client
 
     def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
-        """All examples to the one, none to the others.
+        """All indices for the owner, none for the others.
 
         Raises:
-            ValueError: there is no such client.
+            ValueError: `client` is not below `num_clients`.
         """
         if self.client is not None and self.client >= num_clients:
             raise ValueError(f"client={self.client}: must be below num_clients ({num_clients})")
         return [torch.arange(len(train) if client == self.client else 0) for client in range(num_clients)]
 
     def test_part(self, own: Examples, test: Examples, seed: int) -> Tensor:
-        """All of them: they were chosen when the data were cut."""
+        """All test examples: they were chosen when the data were split."""
         return torch.arange(len(test))
 
 
 def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
-    """The same experiment on the data of one folder, which are cut and capped already."""
+    """The same experiment on the data of one folder. They are split and capped already."""
     cfg = cfg.copy()
     dataset = {"_target_": "fedpara.deployment.read_data", "folder": str(folder.resolve()), "trusted": cfg.trusted}
     with open_dict(cfg):

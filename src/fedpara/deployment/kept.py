@@ -1,8 +1,8 @@
-"""What a client keeps, on its own disk: a file for each round it took part in, until the server is past the one before.
+"""The states that a client keeps on its own disk: one file for each of its rounds, of which the last two stay.
 
-The server counts a client's round only when the round is done. It says in every question after which round of the
-client's that counted to go on, so that one whose reply was late, or whose server died and goes on from its checkpoint,
-never goes on from a training that nobody has counted.
+The server counts a client's round only when the whole round is done. Every question says which of the client's rounds
+counted last, and the client goes on from its state after that round. So a client whose reply was late, or whose server
+died and resumed from a checkpoint, never goes on from a training that was not counted.
 """
 
 import re
@@ -23,7 +23,7 @@ class KeptStates:
         layouts: of the federation.
 
     Raises:
-        ValueError: the name is none for a folder.
+        ValueError: the name cannot be a folder's.
     """
 
     def __init__(self, folder: Path, run: str, layouts: Layouts) -> None:
@@ -33,22 +33,22 @@ class KeptStates:
         self.layout = {"personal": layouts.personal, "memory": layouts.memory}
 
     def read(self, last: int) -> Kept:
-        """What the client kept after a round; before its first one, 0, nothing.
+        """The client's states after round `last`; empty for 0, before its first round.
 
         Raises:
-            UnusableFile: it is lost or damaged: to start anew in silence would be another result.
+            UnusableFile: the file is lost or damaged. To start anew in silence would give another result.
         """
         if not (last and join(self.layout)):
             return Kept()
         path = self._path(last)
         if not path.is_file():
-            raise UnusableFile(f"what this client kept after round {last} is lost; put it back from a backup: {path}")
+            raise UnusableFile(f"the state of this client after round {last} is lost; restore it from a backup: {path}")
         state, _ = read_tensors(path, join(self.layout))
         require_same_names(join(self.layout), state)
         return Kept(**separate(state, self.layout))
 
     def write(self, kept: Kept, round_number: int, last: int) -> None:
-        """Have what the client keeps after a round on the disk, beside that after `last`; older ones are deleted."""
+        """Write the client's states after a round, beside those after `last`; delete the older ones."""
         if not join(self.layout):
             return
         self.folder.mkdir(parents=True, exist_ok=True)

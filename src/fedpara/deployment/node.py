@@ -1,4 +1,4 @@
-"""One client on its own machine: its data, what it keeps, and its answers to the server."""
+"""One client on its own machine: its data, its states, and its answers to the server."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,12 @@ from fedpara.federation import Broadcast, Kept, score
 
 
 class Node:
-    """Answers questions with the client's half of a round, in the experiment that the server typed.
+    """Answers the server's questions with the client's half of a round.
 
     Args:
-        overrides: as of `python src/train.py`.
-        folder: of the client: its data, as `python deploy/split.py` writes them, and what it keeps. Nothing else is
-            read, and nothing is written elsewhere.
+        overrides: the experiment, as typed behind `python src/train.py`.
+        folder: the client's data, as `python deploy/split.py` writes them, and its states. The node reads nothing else,
+            and writes nowhere else.
 
     Raises:
         UnusableFile: the folder holds no client's data.
@@ -35,10 +35,10 @@ class Node:
         self.executor, self.side = experiment.executor, federation.client_side
 
     def train(self, question: Parcel) -> Parcel:
-        """Train from what was received and kept; the answer is on its way only when what is kept is on the disk.
+        """Train from the broadcast and the client's states. The new states are on the disk before the answer leaves.
 
         Raises:
-            Exception: whatever the training raised; the server hears of it.
+            Exception: any error of the training; the server hears of it.
         """
         broadcast, kept, states = self._start(question)
         task = self.side.task(self.client, broadcast, kept, int(question.values["attempt"]))

@@ -1,4 +1,4 @@
-"""What server and clients say to each other: a packet's bytes, and a few values beside them."""
+"""The messages of server and clients: a packet's bytes, and a few values beside them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,8 +19,8 @@ class Parcel:
     """A question to a client, or its answer.
 
     Attributes:
-        payload: of an encoded packet, as it travels; nothing else of a model is ever in a parcel.
-        values: of the round, or of the training; plain numbers and names.
+        payload: bytes of an encoded packet; a parcel holds nothing else of a model.
+        values: plain numbers and names of the round, or of the training.
     """
 
     payload: bytes
@@ -28,12 +28,12 @@ class Parcel:
 
     @property
     def packet(self) -> Packet:
-        """The payload, to be decoded."""
+        """The payload as a packet, ready to be decoded."""
         return Packet(torch.from_numpy(np.frombuffer(self.payload, np.uint8).copy()))
 
 
 def payload(packet: Packet) -> bytes:
-    """The bytes of a packet."""
+    """A packet's bytes."""
     return packet.payload.numpy().tobytes()
 
 
@@ -43,9 +43,10 @@ class Nodes(Protocol):
     def ask(
         self, questions: Mapping[int, Parcel], what: Literal["train", "test"]
     ) -> Iterator[tuple[int, Parcel | ClientFailure]]:
-        """Put one question to each of some clients, by their numbers; answers as they come, and who gave none.
+        """Ask some clients one question each; yield their answers as they come, and a failure for each that gave none.
 
         Args:
+            questions: by client.
             what: the method of `Node` that answers.
         """
         ...

@@ -9,13 +9,14 @@ from omegaconf import DictConfig
 from fedpara.app.build import Experiment, build_experiment, build_federation
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError
+from fedpara.app.overrides import assignment
+from fedpara.app.resume import resuming
 from fedpara.app.run import Launch
 from fedpara.app.run import run as run_locally
 from fedpara.deployment.clients import DeployedClients, Participants
 from fedpara.deployment.folders import localised
 from fedpara.deployment.parcel import Nodes
 from fedpara.federation import Federation, FederationCallback
-from fedpara.runs import Run
 
 
 def build(
@@ -49,8 +50,6 @@ def run(overrides: list[str], data: Path, folder: Path, nodes: Nodes) -> None:
     Raises:
         SystemExit: it failed, and has said why in one line.
     """
-    own = [f"paths.output_dir='{folder}'", "callbacks.partition_picture=null"]  # only the clients know their data
-    if Run(folder).has_checkpoint:
-        own.append(f"resume='{folder}'")
-    typed = [*overrides, *own]
+    own = [assignment("paths.output_dir", str(folder)), "callbacks.partition_picture=null"]  # data are with the clients
+    typed = [*overrides, *own, *resuming(folder)]
     run_locally(compose(typed, folder), partial(build, data=data, nodes=nodes), Launch(typed))

@@ -1,8 +1,8 @@
-"""Cut an experiment's data into a folder for each client and one for the server, by the experiment's own partition.
+"""Split an experiment's data into a folder for each client and one for the server, by the experiment's partition.
 
     python deploy/split.py experiment=quickstart federation.num_clients=4 out=data/clients
 
-For a demonstration, whose clients then see the batches of a simulated run; real clients have their own data, and write
+It serves demonstrations: their clients see the batches of a simulated run. Real clients have their own data and write
 them with `fedpara.deployment.write_data`.
 """
 
@@ -39,7 +39,7 @@ def _own(data: FederatedDataModule, client: int) -> DataSet:
 
 
 def main() -> None:
-    """Exit status 2 and one line for what the person can mend."""
+    """The command line; an error that the user can fix is one line and exit status 2."""
     typed = sys.argv[1:]
     out = next((argument.partition("=")[2] for argument in typed if argument.startswith("out=")), "")
     try:

@@ -28,6 +28,18 @@ class ProcessesExecutor(ParallelExecutor[Future[Place | bytes]]):
         training, inner, threads, chunk: see `ParallelExecutor`.
         workers: processes; None: one a GPU, or as many as the usable cores have room for. No more start than there
             are tasks in a round.
+
+    Example:
+        >>> from functools import partial
+        >>> from fedpara.data import IID, FederatedDataModule, mnist_small
+        >>> from fedpara.models import MLP, ClassificationModule
+        >>> module = ClassificationModule(MLP([784, 10]), partial(torch.optim.SGD, lr=0.1), num_classes=10)
+        >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
+        >>> data.setup()
+        >>> training = LocalTraining(module, data, max_epochs=1, accelerator="cpu")
+        >>> executor = ProcessesExecutor(training, workers=4)  # in the place of SerialExecutor(training)
+        >>> executor.workers
+        4
     """
 
     name = "processes"

@@ -51,6 +51,20 @@ class SerialExecutor:
     Raises:
         ValueError: `training` wants more than one device, a precision that the device has not, one whose scaled
             gradients a fused optimizer would step on, or what whole epochs leave out.
+
+    Example:
+        >>> from functools import partial
+        >>> from fedpara.data import IID, FederatedDataModule, mnist_small
+        >>> from fedpara.models import MLP, ClassificationModule
+        >>> module = ClassificationModule(MLP([784, 10]), partial(torch.optim.SGD, lr=0.1), num_classes=10)
+        >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
+        >>> data.setup()
+        >>> training = LocalTraining(module, data, max_epochs=1, accelerator="cpu")
+        >>> executor = SerialExecutor(training)
+        >>> task = ClientTask(client=0, state=executor.initial_state(), learning_rate_factor=1.0, seed=0)
+        >>> (result,) = executor.run([task])
+        >>> result.num_examples, result.num_steps
+        (400, 7)
     """
 
     workers = 1

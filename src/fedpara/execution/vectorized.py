@@ -135,6 +135,20 @@ class VectorizedExecutor(Around):
 
     Raises:
         ValueError: the module, the optimizer or the trainer does something that goes beyond one client's own numbers.
+
+    Example:
+        >>> from functools import partial
+        >>> from fedpara.data import IID, FederatedDataModule, mnist_small
+        >>> from fedpara.models import MLP, ClassificationModule
+        >>> module = ClassificationModule(MLP([784, 10]), partial(torch.optim.SGD, lr=0.1), num_classes=10)
+        >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
+        >>> data.setup()
+        >>> training = LocalTraining(module, data, max_epochs=1, accelerator="cpu")
+        >>> executor = VectorizedExecutor(training, chunk_size=2)
+        >>> executor.prepare()
+        >>> tasks = [ClientTask(client, executor.initial_state(), 1.0, seed=client) for client in range(2)]
+        >>> [(result.client, result.num_steps) for result in executor.run(tasks)]
+        [(0, 7), (1, 7)]
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})

@@ -1,4 +1,4 @@
-"""The federation: one round, its two halves, and the clients as the server's partner."""
+"""The federation: the round (round.py), a client's half of it (client.py), and the server's partner (clients.py)."""
 
 from fedpara.federation.callback import FederationCallback, Outcome
 from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply, Report

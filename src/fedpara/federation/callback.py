@@ -1,4 +1,4 @@
-"""What may be done beside a run."""
+"""Callbacks of a federation: they watch, log and store."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -12,19 +12,19 @@ Outcome = Literal["finished", "failed", "interrupted"]
 
 
 class FederationCallback:
-    """What may be done beside a run: watch, log, store. Every method does nothing by default.
+    """Base of objects that watch, log or store a run. Every method does nothing by default.
 
-    Any of them may call `federation.stop(reason)`: the run then ends in good order after the round at hand.
+    Each method may call `federation.stop(reason)`. The run then ends in good order after the current round.
     """
 
     def on_fit_start(self, federation: "Federation") -> None:
         """Before the first round; a resumed federation has `round` > 0."""
 
     def on_client_end(self, federation: "Federation", report: Report) -> None:
-        """After one client's training, where it succeeded."""
+        """After each client's training that succeeded."""
 
     def on_round_end(self, federation: "Federation", record: RoundRecord) -> None:
-        """After one round; `federation.round` and `federation.server` are those of the finished round."""
+        """After each round; `federation.round` and `federation.server` are those of the finished round."""
 
     def on_fit_end(self, federation: "Federation", outcome: Outcome) -> None:
         """After the last round, an error or an interruption."""

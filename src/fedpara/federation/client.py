@@ -1,4 +1,4 @@
-"""A client's half of a round: a function of what it received and what it keeps, wherever the client is."""
+"""A client's half of a round, which depends only on the broadcast and on the states that the client keeps."""
 
 from dataclasses import dataclass, field
 
@@ -7,16 +7,16 @@ from fedpara.communication import Link, Packet
 from fedpara.execution.base import ClientTask, LocalResult
 from fedpara.sampling import derive_seed
 from fedpara.sharing import Split
-from fedpara.state import Layout, Parts, PartsLayout, State, arranged, is_finite, layout_of, parts_layout_of
+from fedpara.state import Layout, Parts, PartsLayout, State, arranged, is_finite, layout_of, parts_layout_of, typed
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays with a client from round to round, and never travels.
+    """The states that a client keeps from round to round. They never travel.
 
     Attributes:
-        personal: its part of the model; empty before its first round, and where nothing is personal.
-        memory: what the algorithm lets it remember; likewise.
+        personal: its personal part of the model; empty before its first round, and where nothing is personal.
+        memory: the state that the algorithm has it remember, such as a control variate; empty in the same cases.
     """
 
     personal: State = field(default_factory=dict)
@@ -25,12 +25,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """What the server sends at the start of a round.
+    """The server's message at the start of a round.
 
     Attributes:
         round: rounds finished before it.
-        packet: what travels, once to each client of the round.
-        received: what every client reads from it.
+        packet: the encoded message; each client of the round is sent one.
+        received: the message as every client decodes it.
     """
 
     round: int
@@ -40,7 +40,7 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one client's local training, which the server may know.
+    """Figures of one client's local training. The server may know them.
 
     Attributes:
         client: index of the client.
@@ -49,8 +49,8 @@ class Report:
         learning_rate_sum: sum of their learning rates.
         train_loss: mean over all examples of all local epochs, in nats.
         seconds: wall time of the training.
-        finite: whether the trained model is; a personal part is not for the server to see.
-        score: headline metric of the trained model on the client's own test distribution; None: not tested.
+        finite: whether the trained model is finite. The client says so, since the server never sees a personal part.
+        score: headline metric of the trained model on the client's own test distribution; None: it was not tested.
     """
 
     client: int
@@ -65,7 +65,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client sends back; nothing else of it reaches the server.
+    """All that a client sends back to the server.
 
     Attributes:
         report: figures of the training.
@@ -78,7 +78,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Layouts:
-    """What both ends know of each other's messages, and of what clients keep, before any of it is there."""
+    """Names, shapes and types of both messages and of the states that clients keep. Both ends know them beforehand."""
 
     broadcast: PartsLayout
     upload: PartsLayout
@@ -87,12 +87,12 @@ class Layouts:
 
     @classmethod
     def of(cls, algorithm: FedAvg, split: Split, initial: State, server: Parts) -> "Layouts":
-        """Those of a federation.
+        """The layouts of a federation.
 
         Args:
-            algorithm: bound to it.
+            algorithm: bound to the federation.
             initial: the freshly built model.
-            server: what the server keeps, at any time.
+            server: the server's state, of any round.
         """
         message = algorithm.broadcast(server)
         upload = algorithm.upload(message, message["model"], 0.0, {})  # as of a client that applied no step
@@ -102,12 +102,12 @@ class Layouts:
 
 @dataclass(frozen=True)
 class ClientSide:
-    """What every client of a federation does between a broadcast and its upload, the training itself aside.
+    """The work of every client between a broadcast and its upload, without the training itself.
 
     Attributes:
         algorithm: bound to the federation.
-        initial: the freshly built model: the common start of what is personal.
-        layouts: of what is sent and kept.
+        initial: the freshly built model, from which every personal part starts.
+        layouts: of the messages and of the states that clients keep.
         seed, lr_decay: of the federation.
     """
 
@@ -120,30 +120,30 @@ class ClientSide:
     lr_decay: float
 
     def receive(self, packet: Packet, round_index: int) -> Broadcast:
-        """The broadcast of a round, read.
+        """Decode the broadcast of a round.
 
         Raises:
-            ValueError: it is of another model.
+            ValueError: the packet belongs to another model.
         """
         return Broadcast(round_index, packet, self.link.decode_down(packet, self.layouts.broadcast))
 
     def model(self, shared: State, kept: Kept) -> State:
-        """A whole model in the order of its own names."""
+        """The whole model of a client: the shared part and its own, in the order of the model's names."""
         personal = kept.personal or self.initial
         return {name: shared[name] if name in shared else personal[name] for name in self.initial}
 
     def task(self, client: int, broadcast: Broadcast, kept: Kept, attempt: int = 0) -> ClientTask:
-        """The training of a client that starts from what it received and what it kept."""
+        """The local training of a client. It starts from the broadcast and from the states that the client kept."""
         seed = derive_seed(self.seed, broadcast.round, client, "local training")
         correction = self.algorithm.correction(broadcast.received, kept.memory)
         state = self.model(broadcast.received["model"], kept)
         return ClientTask(client, state, self.lr_decay**broadcast.round, seed, correction, attempt)
 
     def reply(self, result: LocalResult, broadcast: Broadcast, kept: Kept) -> tuple[Reply, Kept]:
-        """Send up what is shared, keep what is personal, remember what the server reads.
+        """Encode the shared part for the server, and keep the personal part and the memory.
 
         Returns:
-            What travels, and what the client keeps if the round counts.
+            The reply, which travels; and the states that the client keeps if the round counts.
         """
         received, shared = broadcast.received, self.split.shared_part(result.state)
         upload = self.algorithm.upload(received, shared, result.learning_rate_sum, kept.memory)
@@ -153,7 +153,7 @@ class ClientSide:
         if self.layouts.memory:
             sent = self.link.decode_up(packet, self.layouts.upload, known)
             memory = self.algorithm.remember(received, sent, kept.memory)
-        return Reply(_report(result), packet), Kept(self.split.personal_part(result.state), memory)
+        return Reply(_report(result), packet), Kept(typed(result.state, self.layouts.personal), memory)
 
 
 def _report(result: LocalResult) -> Report:
@@ -164,5 +164,5 @@ def _report(result: LocalResult) -> Report:
 
 
 def known_to_both(received: Parts) -> Parts:
-    """What server and client hold when the upload is sent, under the names of the upload."""
+    """The part of an upload that server and client both hold before it is sent: the broadcast model."""
     return {"model": received["model"]}

@@ -1,4 +1,4 @@
-"""The clients as the server's partner: it asks, and they answer, wherever they are."""
+"""The clients as the server's partner: the server asks and they answer, in this process or on other machines."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,33 +17,33 @@ class Clients(Protocol):
 
     @property
     def workers(self) -> int:
-        """Clients, or chunks of clients, that this machine trains at once."""
+        """How many clients, or chunks of clients, this machine trains at once."""
         ...
 
     @property
     def store(self) -> ClientStore | None:
-        """What the clients keep; None where they keep it on machines of their own."""
+        """The states that the clients keep; None where they keep them on machines of their own."""
         ...
 
     def train(
         self, cohort: Sequence[int], broadcast: Broadcast, attempt: int, test: bool
     ) -> Iterator[Reply | ClientFailure]:
-        """Train a cohort from what was broadcast: replies `in_turn`, as they come, and failures anywhere between.
+        """Train a cohort from the broadcast; yield the replies in the order of `in_turn`, and the failures among them.
 
         Args:
             attempt: how often these clients have failed in this round.
-            test: whether each client tests what it trained on its own test distribution.
+            test: whether each client tests its trained model on its own test distribution.
         """
         ...
 
     def keep(self, round_number: int, clients: Sequence[int]) -> None:
-        """The round, from 1, counts: these clients keep what they made of it, the others what they had."""
+        """A round, from 1, counts: these clients keep their new states, and the others their old ones."""
         ...
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
         """The headline metric of the model from which each client would start, on its own test distribution.
 
-        Who does not answer is left out.
+        Clients that do not answer are left out.
         """
         ...
 
@@ -51,12 +51,12 @@ class Clients(Protocol):
         """The model from which a client would start.
 
         Raises:
-            ValueError: it is on the client's own machine.
+            ValueError: the client keeps its part of the model on its own machine.
         """
         ...
 
     def close(self) -> None:
-        """End what runs beside this process, if anything does."""
+        """End the processes that were started for the clients, if any."""
         ...
 
 
@@ -64,20 +64,20 @@ MakeClients = Callable[[ClientSide], Clients]
 
 
 def in_turn(num_examples: int, client: int) -> tuple[int, int]:
-    """The key by which clients are ordered, on which the bits of their mean depend.
+    """Sorting key: the order of the clients in a round, on which the bits of their mean depend.
 
-    The longest go first, so that workers end together.
+    Clients with more examples go first, so that workers end together.
     """
     return -num_examples, client
 
 
 class SimulatedClients:
-    """Clients in this process, or in processes of its own.
+    """Clients in this process, or in worker processes of it.
 
     Args:
-        side: the half of a round that is theirs.
-        executor: trains them and tests their models.
-        store: where they keep what is theirs.
+        side: the clients' half of a round.
+        executor: trains the clients and tests their models.
+        store: holds the states that they keep.
     """
 
     def __init__(self, side: ClientSide, executor: Executor, store: ClientStore) -> None:
@@ -91,13 +91,13 @@ class SimulatedClients:
 
     @property
     def store(self) -> ClientStore:
-        """Where the clients keep what is theirs."""
+        """The states that the clients keep."""
         return self._store
 
     def train(
         self, cohort: Sequence[int], broadcast: Broadcast, attempt: int, test: bool
     ) -> Iterator[Reply | ClientFailure]:
-        """What the executor makes of the cohort's tasks."""
+        """Run the cohort's tasks on the executor."""
         if not attempt:
             self._pending = {}
         size = self.executor.datamodule.num_examples
@@ -106,20 +106,20 @@ class SimulatedClients:
             yield self._reply(outcome, broadcast, test) if isinstance(outcome, LocalResult) else outcome
 
     def keep(self, round_number: int, clients: Sequence[int]) -> None:
-        """Into the store."""
+        """Write the states of these clients into the store."""
         self._store.write({client: self._pending[client] for client in clients})
         self._pending = {}
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
-        """Each on the executor."""
+        """Test the clients' models on the executor, one by one."""
         return {client: score(self.executor, self.model(client, broadcast), client) for client in clients}
 
     def model(self, client: int, broadcast: Broadcast) -> State:
-        """Of what was received and what is in the store."""
+        """Joined from the broadcast and the client's part in the store."""
         return self.side.model(broadcast.received["model"], self._store.read(client))
 
     def close(self) -> None:
-        """The executor's processes."""
+        """End the executor's processes."""
         self.executor.close()
 
     def _tasks(self, chosen: Iterable[int], broadcast: Broadcast, attempt: int = 0) -> Iterator[ClientTask]:
@@ -140,9 +140,9 @@ def score(executor: Executor, state: State, client: int) -> float:
 
 
 def simulated(executor: Executor, folder: Path | None = None, memory_gb: float = 1.0) -> MakeClients:
-    """Clients in this process, for `Federation(clients=...)`.
+    """Simulated clients, for `Federation(clients=...)`.
 
     Args:
-        folder, memory_gb: of their `ClientStore`; None: what they keep is in memory.
+        folder, memory_gb: of their `ClientStore`; folder None: all states stay in memory.
     """
     return lambda side: SimulatedClients(side, executor, ClientStore(side.layouts, folder, memory_gb))

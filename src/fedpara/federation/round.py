@@ -32,8 +32,8 @@ class Federation:
 
     Args:
         executor: tests the global model; and trains the clients where `clients` does not say otherwise.
-        algorithm: what is broadcast and how uploads become the next global model.
-        link: encodes, counts and decodes what travels.
+        algorithm: makes the broadcast, and the next global model from the uploads.
+        link: encodes, counts and decodes the messages.
         split: which tensors travel.
         callbacks: called in this order.
         num_clients: clients in total.
@@ -50,7 +50,7 @@ class Federation:
             configuration or data make it; injected faults do not count. None: it is left out, however often.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
         seed: of cohorts, batch orders, augmentation and dropout.
-        clients: makes the clients of their half of a round; None: `simulated(executor)`, who keep everything in memory.
+        clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
 
     Attributes:
         server: what the server keeps: the shared part of the global model, under "model", and the algorithm's own.
@@ -59,10 +59,29 @@ class Federation:
         round: rounds finished.
         total_bytes: bytes both ways in the finished rounds.
         crashes: of clients that crashed in their last rounds, in how many running.
-        stopped: why a callback had the run end; None: none had.
+        stopped: the reason of a callback that ended the run; None where none did.
 
     Raises:
         ValueError: more clients per round than clients, or more wanted than there are in a round.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from fedpara import IID, MLP, Cast, ClassificationModule, FederatedDataModule, FedPara, LocalTraining
+        >>> from fedpara import SerialExecutor, factorize
+        >>> from fedpara.data import mnist_small
+        >>> network = factorize(MLP([784, 32, 10]), FedPara(gamma=0.1))
+        >>> module = ClassificationModule(network, partial(torch.optim.SGD, lr=0.1), num_classes=10)
+        >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
+        >>> data.setup()
+        >>> executor = SerialExecutor(LocalTraining(module, data, max_epochs=1, accelerator="cpu"))
+        >>> link, split = Link(Cast(), Cast()), Split(executor.initial_state())
+        >>> federation = Federation(
+        ...     executor, FedAvg(), link, split, [], num_clients=10, clients_per_round=2, num_rounds=1
+        ... )
+        >>> record = federation.run_round()
+        >>> record.round, record.up_bytes == 2 * 4 * federation.num_shared, sorted(record.metrics)
+        (1, True, ['test/acc', 'test/loss'])
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
@@ -130,17 +149,17 @@ class Federation:
                 raise
 
     def stop(self, reason: str) -> None:
-        """Have `fit` end in good order after the round at hand: for callbacks. Another `fit` goes on.
+        """End `fit` in good order after the current round. Callbacks call it; another `fit` goes on.
 
-        The run is then finished, and its last round tested only if `eval_every` says so.
+        The run then counts as finished. Its last round is tested only if `eval_every` says so.
 
         Args:
-            reason: for the run's record; one line.
+            reason: one line, for the run's summary.
         """
         self.stopped = self.stopped or reason
 
     def run_round(self) -> RoundRecord:
-        """One round; on return `server`, `round`, `total_bytes` and what clients keep are those after it."""
+        """One round; on return `server`, `round`, `total_bytes` and the clients' states are those after it."""
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
         broadcast = self.broadcast(self.round)
@@ -178,7 +197,7 @@ class Federation:
         )
 
     def model(self, client: int | None = None) -> State:
-        """The global model, with the common start of what is personal; or that from which a client would start now."""
+        """The global model with the initial personal part, or the model from which a client would start now."""
         if client is None:
             return self.client_side.model(self.server["model"], Kept())
         return self.clients.model(client, self.broadcast(self.round))
@@ -195,16 +214,16 @@ class Federation:
 
     @property
     def personal(self) -> Mapping[int, State]:
-        """Each client's personal part of the model, where it is here; empty where nothing is personal."""
+        """The personal part of each simulated client; empty where nothing is personal."""
         return self.clients.store.personal if self.clients.store else {}
 
     @property
     def memories(self) -> Mapping[int, State]:
-        """What the algorithm lets each client remember, where it is here; empty where it needs none."""
+        """The memory of each simulated client; empty where the algorithm needs none."""
         return self.clients.store.memories if self.clients.store else {}
 
     def evaluate(self) -> dict[str, float]:
-        """What the module logs of the global model, with the common start of what is personal: `test/<name>`."""
+        """The metrics of the global model with the initial personal part, as the module logs them: `test/<name>`."""
         metrics = self.executor.evaluate(self.model())
         return {f"test/{name}": value for name, value in metrics.items()}
 
@@ -214,18 +233,18 @@ class Federation:
         return tuple(scores[client] for client in sorted(scores))
 
     def broadcast(self, round_index: int) -> Broadcast:
-        """What the server would send in a round, were it as it is now."""
+        """The message that the server would send in a round, from its present state."""
         message = arranged(self.algorithm.broadcast(self.server), self.client_side.layouts.broadcast)
         packet = self.link.encode_down(message, derive_seed(self.seed, round_index, 0, "broadcast"))
         return self.client_side.receive(packet, round_index)
 
     def close(self) -> None:
-        """End what runs beside this process: for clients, and for tests of the model."""
+        """End the processes that were started for the clients and for tests of the model."""
         self.clients.close()
         self.executor.close()
 
     def _uploads(self, chosen: list[int], broadcast: Broadcast, tally: Tally, test: bool) -> Iterator[Upload]:
-        """What arrives from the clients that succeed, as it comes; those that fail are tried again, then left out."""
+        """Yield the uploads of clients that succeed, as they come; try the others again, then leave them out."""
         start = time.perf_counter()
         for attempt in range(self.retries + 1):
             tally.failures = []
@@ -241,14 +260,14 @@ class Federation:
         self._judge(tally)
 
     def _receive(self, reply: Reply, broadcast: Broadcast, tally: Tally) -> Upload | ClientFailure:
-        """Read the upload, count its bytes and the loss; one of another model is its client's failure."""
+        """Decode an upload, and count its bytes and loss. An upload of another layout is a failure of its client."""
         report = reply.report
         try:
             parts = self.link.decode_up(
                 reply.packet, self.client_side.layouts.upload, known_to_both(broadcast.received)
             )
         except ValueError as error:
-            return ClientFailure(report.client, "crashed", error)
+            return ClientFailure(report.client, "crashed", error, outside=True)  # a simulated client knows the layout
         tally.up_bytes += reply.packet.num_bytes
         if not (report.finite and is_finite(*parts.values())):
             reason = (
@@ -262,7 +281,7 @@ class Federation:
         return Upload(parts, report.num_examples)
 
     def _finite(self, server: Parts) -> Parts:
-        """What the server will keep; a step of its own can overflow where every upload was finite."""
+        """The server's new state, checked: its own step can overflow even where every upload was finite."""
         if not is_finite(*server.values()):
             raise FloatingPointError(
                 f"the server's step gave NaN or infinite parameters in round {self.round + 1}, from finite uploads; "

@@ -1,4 +1,4 @@
-"""Where simulated clients keep what is theirs: in memory, or in files of which memory holds some."""
+"""The states that simulated clients keep: in memory, or in files, some of which memory holds too."""
 
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -19,12 +19,13 @@ class ClientStore:
 
     Args:
         layouts: of the federation.
-        folder: where the files are, `<kind>/<client>-<version>.safetensors`; None: all of it is in memory.
-        memory_gb: 10^9 bytes of what is in files that stay in memory as well, per kind; the rest is read when needed.
+        folder: of the files `<kind>/<client>-<version>.safetensors`; None: all states stay in memory.
+        memory_gb: gigabytes (10^9 bytes) of states that memory holds beside their files, per kind; the rest is read
+            when it is needed.
 
     Attributes:
         personal: each client's personal part of the model; empty where nothing is personal.
-        memories: what the algorithm lets each client remember; empty where it needs none.
+        memories: the memory of each client; empty where the algorithm needs none.
     """
 
     def __init__(self, layouts: Layouts, folder: Path | None = None, memory_gb: float = 1.0) -> None:
@@ -34,32 +35,32 @@ class ClientStore:
 
     @property
     def is_used(self) -> bool:
-        """Whether clients have anything to keep."""
+        """Whether clients keep any state."""
         return any(self._layouts.values())
 
     def read(self, client: int) -> Kept:
-        """What a client kept; nothing before its first round that counted."""
+        """The states of a client; empty before its first round that counted."""
         return Kept(self.personal.get(client, {}), self.memories.get(client, {}))
 
     def write(self, kept: Mapping[int, Kept]) -> None:
-        """What some clients keep from now on."""
+        """Replace the states of some clients."""
         self.personal.update({client: one.personal for client, one in kept.items() if one.personal})
         self.memories.update({client: one.memory for client, one in kept.items() if one.memory})
 
     def save(self) -> Versions:
-        """Have every file on the disk itself; the versions by which `load` finds them again."""
+        """Force every file onto the disk; return the versions by which `load` finds them again."""
         files = self._files()
         for states in files.values():
             states.flush()
         return {kind: dict(states.versions) for kind, states in files.items()}
 
     def prune(self) -> None:
-        """Delete the files of which no client is, once no checkpoint names them."""
+        """Delete old versions, once no checkpoint names them."""
         for states in self._files().values():
             states.prune()
 
     def load(self, folder: Path, versions: Versions) -> None:
-        """Hold what was saved in a folder: in place where it is this store's, as a copy where it is another one."""
+        """Take the states that `save` left in a folder: in place if it is this store's folder, else as copies."""
         for kind in KINDS:
             saved = ClientStates(folder / kind, self._layouts[kind], self._memory_bytes, versions[kind])
             setattr(self, kind, saved if folder == self.folder else self._states(kind, saved))

@@ -1,4 +1,4 @@
-"""The figures of a round, summed up while its clients answer."""
+"""The sums of a round, built up while its clients answer."""
 
 import time
 from collections import Counter
@@ -24,7 +24,7 @@ class Tally:
         self.busy_seconds = self.wait_seconds = self.train_seconds = 0.0
 
     def awaited(self, outcomes: Iterator[Awaited]) -> Iterator[Awaited]:
-        """The outcomes, counting the time for which the server waits for each."""
+        """Pass the outcomes on, and count the seconds for which the server waits for each."""
         while True:
             start = time.perf_counter()
             outcome = next(outcomes, None)
@@ -34,7 +34,7 @@ class Tally:
             yield outcome
 
     def add(self, report: Report) -> None:
-        """A client that succeeded."""
+        """Add a client that succeeded."""
         self.succeeded.append(report.client)
         if report.score is not None:
             self.trained_scores.append(report.score)
@@ -44,7 +44,7 @@ class Tally:
 
     @property
     def num_clients(self) -> int:
-        """Those that succeeded."""
+        """The number of clients that succeeded."""
         return len(self.succeeded)
 
     def outcomes(self) -> dict[str, int]:

@@ -16,13 +16,13 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class LSTMLayer(nn.Module):
-    """One LSTM layer whose two matrices, of all four gates, are the weights of two `nn.Linear`.
+    """One LSTM layer whose two matrices (for all four gates) are the weights of two `nn.Linear` layers.
 
-    So they are factorised, split and merged as any other layer's, and each is composed once a forward pass, where a
-    parametrized `nn.LSTM` composes its own ten times.
+    So they are factorised, split and merged as those of any other layer, and each is composed once in a forward pass. A
+    parametrized `nn.LSTM` composes its weights ten times.
 
     Args:
-        input_size, hidden_size: width of the inputs and of the state, H.
+        input_size, hidden_size: width of the inputs and of the state (H).
         weight_norm: whether each row w of both matrices is used as g w / |w|, with g learned.
     """
 
@@ -39,9 +39,10 @@ class LSTMLayer(nn.Module):
         self.recurrent_gain = nn.Parameter(norms[1]) if weight_norm else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(T, B, input_size) to the states (T, B, H), from a state of zeros; outside of autocast.
+        """(T, B, input_size) to the states (T, B, H), starting from zeros.
 
-        On a GPU that would be float16, whichever half precision was asked for, and no scaled loss (AutocastRNN.cpp).
+        Autocast is off here: on a GPU it takes float16 even if bfloat16 was asked for, without a scaled loss
+        (AutocastRNN.cpp).
         """
         weights = [
             _normalized(self.input.weight, self.input_gain),
@@ -52,12 +53,12 @@ class LSTMLayer(nn.Module):
         inputs = inputs.to(weights[0].dtype)
         zeros = inputs.new_zeros(1, inputs.shape[1], self.hidden_size)
         with torch.autocast(inputs.device.type, enabled=False):
-            # has biases, 1 layer, no dropout, training or not, one direction, time first
+            # has biases, 1 layer, no dropout, training or not, one direction, time is the first dimension
             states, _, _ = lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
         return states
 
     def plain(self) -> nn.LSTM:
-        """Torch's own layer of the same outputs, with the gains in its weights."""
+        """Torch's own layer with the same outputs; the gains are multiplied into its weights."""
         layer = nn.LSTM(self.input.in_features, self.hidden_size)
         weights = {
             "weight_ih_l0": _normalized(self.input.weight, self.input_gain),
@@ -77,10 +78,10 @@ class CharLSTM(nn.Module):
     """Embedding, LSTM layers, one fully connected layer on the last state.
 
     Args:
-        num_classes: characters, as inputs and as logits.
+        num_classes: number of characters, for inputs and logits.
         embedding: width of a character's embedding.
         hidden: width of each LSTM layer's state.
-        num_layers: LSTM layers.
+        num_layers: number of LSTM layers.
         weight_norm: see `LSTMLayer`.
     """
 

@@ -10,10 +10,10 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class MLP(nn.Module):
-    """ReLU layers of the given widths, no norm, no dropout; images are flattened.
+    """ReLU layers of the given widths, without norm or dropout; images are flattened.
 
     Args:
-        widths: input features, hidden widths, classes: `[784, 256, 62]`.
+        widths: input features, hidden widths and classes, such as `[784, 256, 62]`.
 
     Example:
         >>> import torch

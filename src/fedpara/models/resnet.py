@@ -1,8 +1,7 @@
 """ResNet18 for 32 x 32 images (He et al. 2016; first convolution 3 x 3 and no pooling after it): FedPara's Fig. 8.
 
 With BatchNorm, as in the paper, the running means and variances are part of the state: they travel, are counted, and
-are averaged like weights, by numbers of examples. `sharing=fedbn` keeps them, and the affine parameters, with the
-client.
+are averaged like weights, by numbers of examples. `sharing=fedbn` keeps them and the affine parameters with the client.
 """
 
 from typing import Annotated, Literal
@@ -17,12 +16,12 @@ def _norm(kind: str, channels: int, groups: int) -> nn.Module:
     if kind == "group":
         return nn.GroupNorm(groups, channels)
     norm = nn.BatchNorm2d(channels)
-    norm.num_batches_tracked = None  # a counter that only momentum=None reads: nothing to send
+    norm.num_batches_tracked = None  # only momentum=None reads this counter, so it need not be sent
     return norm
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str, groups: int) -> None:
         super().__init__()
@@ -43,13 +42,13 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of basic blocks; each but the first halves height and width.
+    """Stages of basic blocks; each except the first halves height and width.
 
     Args:
-        widths, blocks: channels and number of blocks of each stage; ResNet18 has (64, 128, 256, 512) and 2 each.
+        widths, blocks: channels and blocks of each stage; ResNet18 has (64, 128, 256, 512) and 2 blocks each.
         num_classes: number of logits.
         in_channels: 3 for colour images, 1 for grey.
-        norm: `batch` as in the paper, or `group`, which needs no statistics.
+        norm: `batch`, as in the paper, or `group`, which needs no statistics.
         groups: groups of each GroupNorm; must divide every width.
     """
 
@@ -67,7 +66,7 @@ class ResNet(nn.Module):
         if len(widths) != len(blocks):
             raise ValueError(f"blocks={blocks}: must be as many as widths ({len(widths)})")
         if norm == "group" and (wrong := [width for width in widths if width % groups]):
-            raise ValueError(f"groups={groups}: must divide every width of widths, not so for {wrong[0]}")
+            raise ValueError(f"groups={groups}: must divide every width in widths, but does not divide {wrong[0]}")
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.norm1 = _norm(norm, widths[0], groups)
         self.relu = nn.ReLU(inplace=True)

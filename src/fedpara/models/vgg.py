@@ -1,7 +1,7 @@
 """VGG with GroupNorm (Simonyan and Zisserman 2015; Wu and He 2018) as FedPara uses it (ICLR 2022, section 3.1).
 
-torchvision's VGG16-BN with BatchNorm replaced by GroupNorm and the last layers 512-512-classes. The paper gives no
-number of groups; 2 is what its third-party reproduction (Flower) and Hsieh et al. 2020 use.
+It is torchvision's VGG16-BN with GroupNorm in place of BatchNorm and the last layers 512-512-classes. The paper does
+not give the number of groups; its third-party reproduction (Flower) and Hsieh et al. 2020 use 2.
 """
 
 from typing import Annotated
@@ -13,12 +13,12 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions, GroupNorm and ReLU, each stage closed by max pooling; then a classifier.
+    """Stages of 3x3 convolutions, GroupNorm and ReLU, each with max pooling at its end; then a classifier.
 
-    Layers go by the names of Simonyan and Zisserman: `features.conv3_2` is the second convolution of the third stage.
+    Layers have the names of Simonyan and Zisserman: `features.conv3_2` is the second convolution of the third stage.
 
-    Convolutions start at He's scale, hidden fully connected layers at PyTorch's own: no norm follows them, and at He's
-    scale the first steps at learning rate 0.1 throw VGG16 to chance, for good.
+    Convolutions start at He's scale. Hidden fully connected layers start at PyTorch's own, because no norm follows
+    them: at He's scale and learning rate 0.1 the first steps throw VGG16 to chance accuracy, and it stays there.
 
     Args:
         stages: output channels of the convolutions, stage by stage; each stage halves height and width.
@@ -26,7 +26,7 @@ class VGG(nn.Module):
         num_classes: number of logits.
         in_channels: 3 for colour images, 1 for grey.
         groups: groups of each GroupNorm; must divide every width of `stages`.
-        dropout: probability in the classifier; the paper is silent, torchvision's VGG has 0.5.
+        dropout: probability in the classifier; the paper does not give it, torchvision's VGG has 0.5.
 
     Example:
         >>> import torch
@@ -47,7 +47,7 @@ class VGG(nn.Module):
         super().__init__()
         wrong = [width for stage in stages for width in stage if width % groups]
         if wrong:
-            raise ValueError(f"groups={groups}: must divide every width of stages, not so for {wrong[0]}")
+            raise ValueError(f"groups={groups}: must divide every width in stages, but does not divide {wrong[0]}")
         self.features = nn.Sequential()
         channels = in_channels
         for stage, widths in enumerate(stages, 1):

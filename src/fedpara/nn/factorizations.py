@@ -3,8 +3,8 @@
 FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning (Hyeon-Woo, Ye-Bin, Oh, ICLR 2022).
 Each class composes the weight W of one layer; the layer (`nn.Linear`, `nn.Conv2d`, ...) keeps its class and its bias.
 
-Any factor may have dimensions in front of those that are named: the two branches of a Hadamard product are one stack,
-composed by the same two batched products, and so are many clients' weights (`fedpara.execution.folding`).
+Any factor may have extra leading dimensions. The two branches of a Hadamard product are one stack, composed by the
+same two batched products; so are the weights of many clients (`fedpara.execution.folding`).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,19 +19,19 @@ from fedpara.private.torch import own_parameters, transforming
 Nonlinearity = Callable[[Tensor], Tensor]
 Factors = dict[str, Tensor]
 ONE = torch.tensor(1.0)
-TINY = 1e-20  # for 0 in a tanh, so that one can divide by it
+TINY = 1e-20  # added to a tanh before dividing by it
 
 
 def product(x: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
     """X Y^T, or T x1 X x2 Y as two matrix products (Propositions 1 and 3).
 
-    The core comes as its unfolding, T[r, k R + s] = T[r, s, k], and W leaves as one too, W[o K + k, i] = W[o, i, k]:
-    that is how both lie in channels_last memory, as convolutions prefer, and nothing is copied on the way.
+    The core is given as its unfolding, T[r, k R + s] = T[r, s, k], and so is W returned, W[o K + k, i] = W[o, i, k].
+    Both lie like that in channels_last memory, which convolutions prefer, so nothing needs to be copied.
 
     Args:
         x: (..., O, R).
         y: (..., I, R).
-        t: (..., R, K R), K the number of kernel positions; None: no core.
+        t: (..., R, K R) with K kernel positions; None: no core.
 
     Returns:
         (..., O, I), or (..., O K, I) with a core.
@@ -40,47 +40,47 @@ def product(x: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
 
 
 def _rows(x: Tensor, t: Tensor | None) -> Tensor:
-    """X, or with a core X T, as the rows (..., O K, R) whose products with Y's rows are the weight."""
+    """X, or X T with a core: the rows (..., O K, R) whose products with the rows of Y are the weight."""
     return x if t is None else _times(x, t).view(*x.shape[:-2], -1, x.shape[-1])
 
 
 def _times(first: Tensor, second: Tensor) -> Tensor:
-    """Their matrix product; stacks go to `bmm` outright, without the views of `matmul`."""
+    """The matrix product; a stack goes straight to `bmm`, without the views that `matmul` makes."""
     return torch.bmm(first, second) if first.dim() == 3 else first @ second
 
 
 class Transformable(torch.autograd.Function):
-    """A function that `torch.func` can transform, without what that costs where nothing is transformed.
+    """A function that `torch.func` can transform, without the cost of that when nothing is transformed.
 
-    torch binds the signature of a forward pass that has a `setup_context` in every call: a sixth of a tiny step.
+    If a function has a `setup_context`, torch binds its signature in every call: a sixth of a tiny training step.
     """
 
     @classmethod
     def apply(cls, *tensors: Tensor) -> Any:
-        """As torch's own."""
+        """The same as torch's own `apply`."""
         if transforming():
             return super().apply(*tensors)
         return super(torch.autograd.Function, cls).apply(*tensors)  # type: ignore[misc]  # C has it
 
 
 class TanhProduct(Transformable):
-    """tanh(X1 Y1^T) * tanh(X2 Y2^T), in as few operators, passes over W and copies of it as there can be.
+    """tanh(X1 Y1^T) * tanh(X2 Y2^T), with as few operators, passes over W and copies of it as possible.
 
-    On a CPU tanh z is taken as 1 - 2 sigmoid(-2z), a third of the time of PyTorch's tanh, with an error of the same
-    size: 3e-7 against 1e-7 of W's root mean square in float32.
+    On a CPU tanh z is computed as 1 - 2 sigmoid(-2z), in a third of the time of PyTorch's tanh and with an error of the
+    same size: 3e-7 against 1e-7 of W's root mean square in float32.
 
-    Of a large W, which a step's peak memory is made of, the second tanh is not kept for the backward pass: it is W over
-    the first, which is never 0. That costs three operators.
+    A large W determines a step's peak memory, so its second tanh is not kept for the backward pass. It is recomputed as
+    W divided by the first tanh, which is never 0. That costs three operators.
 
     Attributes:
-        large: values of a W from which on it is so.
+        large: number of values from which on W counts as large.
     """
 
     large = 2**19
 
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """From (..., 2, m, R) and (..., 2, n, R) to (..., m, n), and after it what the backward pass takes."""
+        """From (..., 2, m, R) and (..., 2, n, R) to (..., m, n), followed by the tensors for the backward pass."""
         if x.is_cpu:
             tanh = _times(x, -2 * y.mT).sigmoid_()
             torch.sub(ONE, tanh, alpha=2, out=tanh)
@@ -93,7 +93,7 @@ class TanhProduct(Transformable):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
-        """Keep the factors and the tanh, which nobody differentiates."""
+        """Keep the factors and the tanh; the latter is not differentiated."""
         _, *kept = output
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
@@ -101,7 +101,7 @@ class TanhProduct(Transformable):
 
     @staticmethod
     def backward(ctx: Any, product: Tensor, *_: None) -> tuple[Tensor, Tensor]:
-        """To X and Y, once."""
+        """The gradients of X and Y; they can be taken once."""
         differentiated = torch.is_grad_enabled() or transforming()
         gradient = TanhProductGradient.apply if differentiated else TanhProductGradient.forward
         return gradient(product, *ctx.saved_tensors)
@@ -110,17 +110,17 @@ class TanhProduct(Transformable):
     def vmap(
         info: Any, dimensions: tuple[int | None, ...], *factors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """A batch of factors is one dimension more in front."""
+        """A batch of factors has one more leading dimension."""
         outputs = TanhProduct.apply(*_in_front(info.batch_size, dimensions, factors))
         return outputs, (0,) * len(outputs)
 
 
 class TanhProductGradient(Transformable):
-    """The backward pass of `TanhProduct`, a function of its own, since it works in place on what it makes."""
+    """The backward pass of `TanhProduct`; a function of its own because it works in place on its results."""
 
     @staticmethod
     def forward(product: Tensor, x: Tensor, y: Tensor, tanh: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor]:
-        """To each branch's product (1 - tanh^2) times the other's tanh, and on to X and Y."""
+        """The gradient of each branch's product is (1 - tanh^2) times the other's tanh; from it those of X and Y."""
         times_derivative = torch.ops.aten.tanh_backward.grad_input
         gradient = tanh.flip(-3)
         product = product if product.dim() == 2 else product.unsqueeze(-3)  # for both branches
@@ -138,40 +138,42 @@ class TanhProductGradient(Transformable):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Nothing is kept."""
+        """Keep nothing."""
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        """Refuses: an operation in place cannot be differentiated twice."""
-        raise RuntimeError("a tanh product is differentiated once only; for more take the formula, Hadamard.compose")
+        """Refuse: an in-place operation cannot be differentiated twice."""
+        raise RuntimeError(
+            "a tanh product can be differentiated only once; for higher derivatives use Hadamard.compose"
+        )
 
     @staticmethod
     def vmap(
         info: Any, dimensions: tuple[int | None, ...], *tensors: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        """A batch is one dimension more in front."""
+        """A batch has one more leading dimension."""
         return TanhProductGradient.apply(*_in_front(info.batch_size, dimensions, tensors)), (0, 0)
 
 
 def _in_front(size: int, dimensions: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each with its dimension of the batch first; one that has none is the same for all."""
+    """Each tensor with its batch dimension first; a tensor without one is expanded."""
     pairs = zip(dimensions, tensors, strict=True)
     return [t.expand(size, *t.shape) if d is None else t.movedim(d, 0) for d, t in pairs]
 
 
 class Factorization(nn.Module):
-    """Base: the factors of one weight, each branch an X Y^T (or T x1 X x2 Y).
+    """Base class: the factors of one weight; each branch is an X Y^T (or T x1 X x2 Y).
 
-    Used with `parametrize.register_parametrization(layer, "weight", factorization)`: the layer's own weight is
-    dropped (`right_inverse` is empty), and the factors become its parameters, under names such as
+    Use it as `parametrize.register_parametrization(layer, "weight", factorization)`. The layer's own weight is dropped
+    (`right_inverse` is empty), and the factors become its parameters, under names such as
     `conv1.parametrizations.weight.0.x`: (O, R), (I, R) and the core's unfolding (R, K R).
 
     Args:
-        shape: of the weight W, (O, I, *kernel).
+        shape: shape (O, I, *kernel) of the weight W.
         rank: R.
         tucker: whether convolutions keep their kernel in a core (Proposition 3); otherwise W is O x (I K).
-        stack: how many branches are one stack of factors: (stack, O, R) and so on; 0: no such dimension.
-        names: endings of the factors' names, one for each branch or stack that has factors of its own.
+        stack: number of branches that share one stack of factors, of shape (stack, O, R) and so on; 0: no stack.
+        names: endings of the factors' names, one for each branch or stack with factors of its own.
     """
 
     def __init__(self, shape: Shape, rank: int, tucker: bool, stack: int = 0, names: tuple[str, ...] = ("",)) -> None:
@@ -188,25 +190,25 @@ class Factorization(nn.Module):
 
     @property
     def factors(self) -> Factors:
-        """The parameters by name, without the walk over submodules that `named_parameters` takes."""
+        """The parameters by name, without `named_parameters`' walk over submodules."""
         return dict(own_parameters(self))  # type: ignore[arg-type]
 
     def compose(self, factors: Factors) -> Tensor:
-        """W's unfolding from the factors by name: the formula."""
+        """The formula: W's unfolding from the factors by name."""
         raise NotImplementedError
 
     def composed(self) -> Tensor:
-        """W's unfolding from the module's own factors, in the quickest way there is."""
+        """W's unfolding from the module's own factors, computed in the fastest way."""
         return self.compose(self.factors)
 
     def forward(self) -> Tensor:
-        """W in the factors' precision, also under autocast: bf16 would cost 0.4 % of each weight."""
+        """W in the precision of the factors, also under autocast: bf16 would change each weight by 0.4 %."""
         device = next(iter(own_parameters(self).values())).device  # type: ignore[union-attr]
         with torch.autocast(device.type, enabled=False):
             return self.refold(self.composed())
 
     def refold(self, unfolding: Tensor) -> Tensor:
-        """W's own shape from its unfolding."""
+        """W in its own shape, from its unfolding."""
         leading = unfolding.shape[:-2]
         if not self.tucker:
             return unfolding.view(*leading, *self.shape)
@@ -214,39 +216,39 @@ class Factorization(nn.Module):
         return unfolding.view(*leading, outputs, *kernel, inputs).movedim(-1, -1 - len(kernel))
 
     def branches(self) -> list[Factors]:
-        """The factors of each branch by kind, x, y and, with a core, t: views of the parameters."""
+        """The factors of each branch as views of the parameters, by kind: x, y and, with a core, t."""
         raise NotImplementedError
 
     def branch_stds(self, target: float) -> list[float]:
-        """Standard deviations of independent branches that give W about the standard deviation `target`."""
+        """Standard deviations of independent branches with which W has a standard deviation of about `target`."""
         branches = len(self.branches())
         return [target ** (1 / branches)] * branches
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """No tensor of the dense weight is kept; assigning to a factorised weight is an error of `parametrize`."""
+        """Keep nothing of the dense weight; `parametrize` refuses to assign to a factorised weight."""
         return ()
 
     def extra_repr(self) -> str:
-        """What `print(network)` shows of the composition."""
+        """The part of `print(network)` that describes the factorisation."""
         return f"shape={self.shape}, rank={self.rank}, {'tucker' if self.tucker else 'matrix'}"
 
 
 class LowRank(Factorization):
-    """W = X Y^T, rank <= R; for a convolution T x1 X x2 Y (Tucker-2, Phan et al. 2020) or the reshaped matrix."""
+    """W = X Y^T, rank <= R; a convolution is T x1 X x2 Y (Tucker-2, Phan et al. 2020) or the reshaped matrix."""
 
     def compose(self, factors: Factors) -> Tensor:
         """W = X Y^T or T x1 X x2 Y."""
         return product(**factors)
 
     def branches(self) -> list[Factors]:
-        """The only one."""
+        """The only branch."""
         return [self.factors]
 
 
 class Hadamard(Factorization):
     """W = s(W1) * s(W2), W_i = X_i Y_i^T (Proposition 1) or T_i x1 X_i x2 Y_i (Proposition 3): rank <= R^2.
 
-    X_1 and X_2 are one parameter x of shape (2, O, R), and so are the others: both branches in two batched products.
+    X_1 and X_2 are one parameter x of shape (2, O, R), likewise the others: two batched products compose both branches.
 
     Args:
         nonlinearity: s, applied to both branches before the product (appendix B: tanh; `None` is the identity).
@@ -263,13 +265,15 @@ class Hadamard(Factorization):
         return first * second
 
     def composed(self) -> Tensor:
-        """As `compose`, the gradient not to be differentiated once more; a compiler fuses the formula itself."""
+        """As `compose`, but its gradient cannot be differentiated again; a compiler fuses the formula by itself."""
         if self.nonlinearity is not torch.tanh or torch.compiler.is_compiling():
             return super().composed()
         factors = self.factors
         unfolding: Tensor
         unfolding, *_ = TanhProduct.apply(_rows(factors["x"], factors.get("t")), factors["y"])
-        return unfolding if torch.is_grad_enabled() else unfolding.clone()  # to be kept without what lies beside it
+        return (
+            unfolding if torch.is_grad_enabled() else unfolding.clone()
+        )  # a kept W must not keep the tanh beside it in memory
 
     def branches(self) -> list[Factors]:
         """X1, Y1, T1 and X2, Y2, T2."""
@@ -277,10 +281,10 @@ class Hadamard(Factorization):
 
 
 class PersonalHadamard(Factorization):
-    """W = W1 * (W2 + 1) = W1 * W2 + W1 (pFedPara, section 2.3): W1 is everyone's, W2 is the client's own.
+    """W = W1 * (W2 + 1) = W1 * W2 + W1 (pFedPara, section 2.3): W1 is shared, W2 is the client's own.
 
-    No non-linearity, as in the paper; with W2 = 0 the weight is the global one. The factors x1, y1, t1 travel, and that
-    x2, y2 and t2 stay with the client is said by the split, `configs/sharing/pfedpara.yaml`.
+    There is no non-linearity, as in the paper; with W2 = 0 the weight is the global one. The factors x1, y1, t1 travel;
+    the split in `configs/sharing/pfedpara.yaml` keeps x2, y2 and t2 with the client.
     """
 
     def __init__(self, shape: Shape, rank: int, tucker: bool) -> None:
@@ -292,14 +296,14 @@ class PersonalHadamard(Factorization):
         return first * (second + 1)
 
     def branches(self) -> list[Factors]:
-        """What is everyone's, and the client's own."""
+        """The shared branch and the client's own."""
         return [_of_branch(self.factors, number) for number in "12"]
 
     def branch_stds(self, target: float) -> list[float]:
-        """W2 of unit size: its gradient is W1 times W's, so that a smaller one would hardly learn beside W1."""
+        """W2 has unit size: its gradient is W1 times that of W, so a smaller W2 would learn much slower than W1."""
         return [target / 2**0.5, 1.0]
 
 
 def _of_branch(factors: Factors, number: str) -> Factors:
-    """Those of x1, x2, y1, ... whose number it is, by kind."""
+    """The factors among x1, x2, y1, ... with this number, by kind."""
     return {name[0]: factor for name, factor in factors.items() if name[1:] == number}

@@ -1,7 +1,7 @@
 """Turn the layers of any torch network into factorised ones, and back into dense ones.
 
-`factorize(network, FedPara(gamma=0.1), exclude=["classifier.*"])`, train, `merge(network)`: an ordinary dense network
-again, with the same outputs.
+Call `factorize(network, FedPara(gamma=0.1), exclude=["classifier.*"])`, train, and call `merge(network)`: it is an
+ordinary dense network again, with the same outputs.
 """
 
 import logging
@@ -46,9 +46,9 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, config=STRICT)
 class LayerRule:
-    """What differs for the layers of one pattern: another gamma, or a rank given outright.
+    """A rule for the layers of one pattern: another gamma, or a fixed rank.
 
-    A rank that is given is taken, also where its factors outnumber the weight.
+    A fixed rank is used even if the factors have more values than the weight.
     """
 
     gamma: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -57,7 +57,7 @@ class LayerRule:
 
 @dataclass(frozen=True, config=STRICT)
 class _RankByGamma:
-    """The rank of each layer by gamma, FedPara's size; a subclass says which factorisation has it.
+    """Chooses the rank of each layer by gamma; a subclass makes the factorisation.
 
     Args:
         gamma: 0 to 1, the share of the way from the least rank that leaves W full rank (Corollary 1) to the dense size.
@@ -90,7 +90,7 @@ class _RankByGamma:
         return hadamard_rank(*self._sides(shape), prod(shape), partial(self._size, shape), gamma)
 
     def __call__(self, name: str, weight: Tensor) -> Factorization | None:
-        """The factorisation of one layer, initialised; None, and a line in the log, where it has more values than W."""
+        """The initialised factorisation of one layer; None, with a line in the log, if it has more values than W."""
         shape = tuple(weight.shape)
         if not weight.numel():
             log.info("%s stays dense: its weight %s is empty", name, shape)
@@ -98,7 +98,7 @@ class _RankByGamma:
         made = self._make(shape, self.rank(name, shape), self._tucker(shape))
         values = sum(factor.numel() for factor in made.parameters())
         if values > weight.numel() and self._rule(name).rank is None:
-            text = "%s stays dense: its factors of rank %d would have %d values, its weight %s has %d"
+            text = "%s stays dense: its factors of rank %d would have %d values, but its weight %s has %d"
             log.info(text, name, made.rank, values, shape, weight.numel())
             return None
         INITIALIZATIONS[self.initialization](made, weight)
@@ -145,7 +145,7 @@ class FedPara(_RankByGamma):
 class EqualSizeLowRank(_RankByGamma):
     """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at that gamma.
 
-    Takes the arguments of `FedPara` but `nonlinearity`: it has one branch, and a nonlinearity acts on a product.
+    It takes the arguments of `FedPara` except `nonlinearity`, which acts on a product of two branches.
 
     Example:
         >>> FedPara(gamma=0.1).rank("layer", (256, 784)), EqualSizeLowRank(gamma=0.1).rank("layer", (256, 784))
@@ -153,7 +153,7 @@ class EqualSizeLowRank(_RankByGamma):
     """
 
     def _rank(self, shape: Shape, gamma: float) -> int:
-        """The rank of equal size: exactly 2R for matrices, the nearest from either side for Tucker-2."""
+        """The rank of equal size: exactly 2R for matrices, the nearest size for Tucker-2."""
         budget = self._size(shape, super()._rank(shape, gamma))
         size = partial(tucker_size if self._tucker(shape) else matrix_size, shape)
         below = largest_rank(size, budget)
@@ -168,7 +168,7 @@ class EqualSizeLowRank(_RankByGamma):
 class PFedPara(_RankByGamma):
     """W = W1 * (W2 + 1) for every layer (pFedPara, section 2.3), to be used with `sharing=pfedpara`.
 
-    Takes the arguments of `FedPara` but `nonlinearity`: the paper's pFedPara has none.
+    It takes the arguments of `FedPara` except `nonlinearity`: the paper's pFedPara has none.
 
     Example:
         >>> from torch import nn
@@ -193,7 +193,7 @@ class Dense:
 
     @property
     def patterns(self) -> Sequence[str]:
-        """None: it has no rules by layer."""
+        """No patterns: there are no rules by layer."""
         return []
 
     def __call__(self, name: str, weight: Tensor) -> None:
@@ -203,12 +203,12 @@ class Dense:
 
 @dataclass(config={"arbitrary_types_allowed": True})
 class Weight:
-    """A weight that can be factorised, once for all layers that hold it.
+    """A weight that can be factorised, together with all layers that share it.
 
     Attributes:
-        names: of its layers, or its own where a layer has several; it goes by the first.
-        holders: each layer once, with the weight's name there.
-        elsewhere: names in modules of other kinds that hold it too.
+        names: names of its layers, or its own name in a layer with several weights; the first identifies it.
+        holders: each layer once, with the weight's name in it.
+        elsewhere: its names in modules of other kinds.
     """
 
     names: list[str] = field(default_factory=list)
@@ -217,41 +217,43 @@ class Weight:
 
     @property
     def parameter(self) -> nn.Parameter | None:
-        """The weight itself; None where something composes it anew for every use."""
+        """The weight itself; None if it is computed anew for every use."""
         layer, tensor = self.holders[0]
         return own_parameters(layer).get(tensor)
 
     @property
     def frozen(self) -> bool:
-        """Whether it is not to be trained."""
+        """Whether it is excluded from training."""
         parameters = self.holders[0][0].parameters() if self.parameter is None else [self.parameter]
         return not any(parameter.requires_grad for parameter in parameters)
 
     def matches(self, patterns: Sequence[str]) -> bool:
-        """Whether one of its names is of one of the patterns."""
+        """Whether one of its names matches one of the patterns."""
         return any(fnmatchcase(name, pattern) for name in self.names for pattern in patterns)
 
     def __str__(self) -> str:
-        """Its names, for a message."""
+        """Its names, for an error message."""
         first, *others = self.names
         return f"{first} (tied to {', '.join(others)})" if others else first or "the layer"
 
     def require_plain(self) -> nn.Parameter:
-        """The weight itself, one that factors can stand for.
+        """The weight itself, if factors can replace it.
 
         Raises:
-            ValueError: it is not; the message names it.
+            ValueError: they cannot; the message names the weight and the reason.
         """
         weight, way_out = self.parameter, "name it in exclude (model.keep_dense)"
         if weight is None:
-            by = "a parametrisation or a hook (weight norm, spectral norm, pruning, factors) composes its weight"
-            raise ValueError(f"{self}: {by} already; remove that first, or {way_out}")
+            by = "a parametrisation or a hook (weight norm, spectral norm, pruning, factors)"
+            raise ValueError(f"{self}: {by} already computes its weight; remove that first, or {way_out}")
         if isinstance(weight, UninitializedParameter):
             raise ValueError(f"{self}: its weight has no shape yet; run the network on a batch first")
         if self.elsewhere:
-            raise ValueError(f"{self}: its weight is also {self.elsewhere[0]}, of no layer with factors; {way_out}")
+            raise ValueError(
+                f"{self}: its weight is shared with {self.elsewhere[0]}, which cannot have factors; {way_out}"
+            )
         if not weight.is_floating_point():
-            raise ValueError(f"{self}: its weight is {weight.dtype}, factors are real numbers; {way_out}")
+            raise ValueError(f"{self}: its weight is {weight.dtype}, but factors are real numbers; {way_out}")
         return weight
 
 
@@ -259,19 +261,19 @@ class Weight:
 def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None, num_dense: int = 0) -> nn.Module:
     """Replace the weights of every `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` by factorisations, in place.
 
-    Biases and norms stay, and so do frozen weights. A weight goes by its layer's name, or by its own where a layer has
-    several: recurrent layers' (`lstm.weight_hh_l0`), which torch composes ten times a forward pass;
-    `models/char_lstm.py` does it once. Layers that share a weight share its factors; it goes by the first one's name.
+    Biases, norms and frozen weights stay. A weight has its layer's name; those of a recurrent layer have names of their
+    own (`lstm.weight_hh_l0`). torch composes them ten times in a forward pass; `models/char_lstm.py` does it once.
+    Layers that share a weight share its factors; the weight then has the name of the first of these layers.
 
     Args:
-        recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or anything of the protocol `Recipe`.
-        exclude: fnmatch patterns of names that stay dense; of a shared weight any name will do.
-        num_dense: the first so many of the others stay dense too: a hybrid network, as Pufferfish (Wang et al. 2021).
+        recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or any object with the protocol `Recipe`.
+        exclude: fnmatch patterns of names that stay dense; a shared weight can be given by any of its names.
+        num_dense: so many of the first layers stay dense too: a hybrid network, as in Pufferfish (Wang et al. 2021).
 
     Raises:
-        ValueError: a pattern matches no name, so that a misspelt one cannot go unnoticed; nothing but dense is left; or
-            a weight cannot be factorised: composed by something else already, held by another kind of module too, not
-            of real numbers, without a shape yet. The network is then as it was.
+        ValueError: a pattern matches no name, for instance a misspelt one; no layer is left to factorise; or a weight
+            cannot be factorised, because something else already computes it, another kind of module shares it, it is
+            not of real numbers, or it has no shape yet. The network is then unchanged.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -286,7 +288,7 @@ def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None,
     _require_matches(weights, exclude, recipe.patterns)
     chosen = [weight for weight in weights if not weight.matches(exclude) and not weight.frozen]
     if num_dense and not 0 < num_dense < len(chosen):
-        raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than there are layers")
+        raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
     if isinstance(recipe, Dense):
         return network
     made = _factors(recipe, chosen[num_dense:])
@@ -301,7 +303,7 @@ def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None,
 
 
 def _factors(recipe: Recipe, weights: Sequence[Weight]) -> list[tuple[Weight, Factorization]]:
-    """What the recipe makes of the weights, which stay as they are: all that can fail does so here."""
+    """The factors of each weight. The network is not changed yet, so an error here leaves it as it was."""
     plain, made = [weight.require_plain() for weight in weights], []
     for weight, dense in zip(weights, plain, strict=True):
         if (factors := recipe(weight.names[0], dense.detach())) is not None:
@@ -309,13 +311,13 @@ def _factors(recipe: Recipe, weights: Sequence[Weight]) -> list[tuple[Weight, Fa
             with torch.no_grad():
                 shape = factors().shape
             if shape != dense.shape:
-                raise ValueError(f"{weight}: the recipe's weight is {tuple(shape)}, it must be {tuple(dense.shape)}")
+                raise ValueError(f"{weight}: the recipe's weight is {tuple(shape)}, but must be {tuple(dense.shape)}")
             made.append((weight, factors))
     return made
 
 
 def _require_matches(weights: Sequence[Weight], exclude: Sequence[str], rules: Sequence[str]) -> None:
-    """Each pattern is of a layer; those of rules of the name that the weight goes by."""
+    """Refuse a pattern that matches no layer; a rule must match the name that identifies the weight."""
     layers = ", ".join(map(str, weights)) or "none"
     for pattern in exclude:
         if not any(weight.matches([pattern]) for weight in weights):
@@ -326,7 +328,7 @@ def _require_matches(weights: Sequence[Weight], exclude: Sequence[str], rules: S
 
 
 def _weights(network: nn.Module) -> list[Weight]:
-    """What can be factorised, each once."""
+    """Every weight that can be factorised, once."""
     found: dict[Hashable, Weight] = {}
     for name, layer in network.named_modules(remove_duplicate=False):
         for tensor in _factorizable(layer):
@@ -342,7 +344,7 @@ def _weights(network: nn.Module) -> list[Weight]:
 
 
 def _factorizable(layer: nn.Module) -> list[str]:
-    """The names of a layer's weights, the layer's own: `weight`, or those of a recurrent layer."""
+    """The names of the layer's own weights: `weight`, or several in a recurrent layer."""
     if isinstance(layer, FACTORIZABLE):
         return ["weight"]
     names = flat_weights_names(layer) if isinstance(layer, nn.RNNBase) else []
@@ -350,14 +352,14 @@ def _factorizable(layer: nn.Module) -> list[str]:
 
 
 def _own_class(layer: nn.Module) -> None:
-    """A layer with parametrizations shares its class with its deep copies; this layer's is its own."""
+    """Give a parametrized layer a class of its own; it shares one with its deep copies."""
     if parametrize.is_parametrized(layer):
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
-    """The factorised weights of a network, by the names that `factorize` knows them by.
+    """The factorised weights of a network, by the names that `factorize` uses.
 
     Example:
         >>> dict(factorizations(factorize(nn.Sequential(nn.Linear(32, 16)), FedPara(gamma=0.1))))
@@ -373,7 +375,7 @@ def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
 def merge(network: nn.Module) -> nn.Module:
     """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit.
 
-    A deep copy of the network is another one, and stays factorised. Layers that shared factors share a weight.
+    A deep copy of the network stays factorised. Layers that shared factors share a weight afterwards.
 
     Example:
         >>> network = factorize(nn.Sequential(nn.Linear(32, 16)), FedPara(gamma=0.1))

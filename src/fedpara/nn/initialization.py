@@ -1,7 +1,7 @@
-"""Starts for the factors, by name. Each fills a factorisation in place, given the dense weight it replaces.
+"""Initialisations of the factors, by name. Each fills a factorisation in place, given the dense weight it replaces.
 
-The paper asks for He initialisation (He et al. 2015) of the factors and leaves open what it means for three factors of
-which two see no spatial extent; published code reads it in three ways. README, "Initialisation", compares by training.
+The paper asks for He initialisation (He et al. 2015) of the factors. It does not say what that means for three factors,
+two of which have no spatial extent, and published code reads it in three ways. README, "Initialisation", compares them.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Initialization = Callable[[Factorization, Tensor], None]
 
 
 def _fill(factorization: Factorization, variances: dict[str, float]) -> None:
-    """Draw each kind of factor ("x", "y", "t") from N(0, variance), branch by branch."""
+    """Draw each kind of factor ("x", "y", "t") from N(0, variance), one branch after the other."""
     with torch.no_grad():
         for branch in factorization.branches():
             for kind, factor in branch.items():
@@ -24,7 +24,7 @@ def _fill(factorization: Factorization, variances: dict[str, float]) -> None:
 
 
 def _fans(factorization: Factorization) -> tuple[int, int, int, int]:
-    """Rows of X, rows of Y, rank, and kernel positions of the core."""
+    """Rows of X, rows of Y, rank, and the core's number of kernel positions."""
     branch, kernel = factorization.branches()[0], 1
     (rows, rank), columns = branch["x"].shape, len(branch["y"])
     if "t" in branch:
@@ -33,7 +33,7 @@ def _fans(factorization: Factorization) -> tuple[int, int, int, int]:
 
 
 def he(factorization: Factorization, weight: Tensor) -> None:
-    """Plain He: each factor N(0, 2 / number of its inputs): Y maps I -> R, T maps R K^2 -> R, X maps R -> O."""
+    """Plain He: each factor is N(0, 2 / number of its inputs), as Y maps I -> R, T R K^2 -> R and X R -> O."""
     _, columns, rank, kernel = _fans(factorization)
     _fill(factorization, {"x": 2 / rank, "y": 2 / columns, "t": 2 / (rank * kernel)})
 
@@ -51,26 +51,25 @@ def he_fan_out(factorization: Factorization, weight: Tensor) -> None:
 
 
 def variance(factorization: Factorization, weight: Tensor) -> None:
-    """He's variance for the composed weight: all factors N(0, s^2), s such that std(W) is the dense weight's."""
+    """He's variance for the composed weight: all factors are N(0, s^2) with the s that gives W the dense std."""
     _fill(factorization, {"x": 1.0, "y": 1.0, "t": 1.0})
     _match_std(factorization, weight, scaled="xyt")
 
 
 def variance_core(factorization: Factorization, weight: Tensor) -> None:
-    """As `variance`, with the core at its own He scale, 2 / (R K^2); X and Y share the rest."""
+    """As `variance`, but the core has its own He variance, 2 / (R K^2); X and Y share the rest."""
     _, _, rank, kernel = _fans(factorization)
     _fill(factorization, {"x": 1.0, "y": 1.0, "t": 2 / (rank * kernel)})
     _match_std(factorization, weight, scaled="xy")
 
 
 def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> None:
-    """Scale the factors of the kinds `scaled` alike until the composed weight has the std of `weight`.
+    """Scale all factors of the kinds `scaled` by one number until the composed weight has the std of `weight`.
 
-    W is a product of powers of the scale where no non-linearity bends it: one step from there is exact; with tanh a few
-    more steps settle it.
+    Without a non-linearity W is proportional to a power of that number, so one step is exact; with tanh it takes a few.
 
     Raises:
-        ValueError: the dense weight is constant, so that it has no scale to keep.
+        ValueError: the dense weight is constant, so it has no scale to keep.
     """
     target = float(weight.std())
     if not target > 0:
@@ -88,7 +87,7 @@ def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> Non
 
 
 def _scale(factors: Sequence[Tensor], ratio: float) -> None:
-    """Multiply the product of `factors` by `ratio`, each by the same number."""
+    """Multiply the product of `factors` by `ratio`, and each factor by the same number."""
     for factor in factors:
         factor.mul_(ratio ** (1 / len(factors)))
 

@@ -1,14 +1,14 @@
-"""What is used of Hydra beyond its public interface.
+"""The private names of Hydra that this package uses.
 
 Note [Configuration as shown]
 ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
-`--cfg job --package X --resolve` cuts out X first, whose references then lead nowhere. `Hydra.get_sanitized_cfg` is
-where Hydra takes what it will show; resolving there, before the cut, is the one place that all forms of `--cfg` pass.
+`--cfg job --package X --resolve` cuts out X first, and then the references in it lead nowhere. All forms of `--cfg`
+call `Hydra.get_sanitized_cfg` for the configuration to show, so that is where we resolve it, before the cut.
 
 Note [The same name]
 ~~~~~~~~~~~~~~~~~~~~
-A run folder's `_target_` is judged before it is built. Were the name looked up in another way than `instantiate` does
-it, another object could be judged than the one that is called. `_locate` is Hydra's own way.
+A run folder's `_target_` is checked before it is built. If we looked the name up in another way than `instantiate`
+does, we might check one object and call another. `_locate` is Hydra's own look-up.
 """
 
 from hydra._internal.hydra import Hydra

@@ -1,20 +1,20 @@
-"""What is used of Lightning beyond its public interface.
+"""The private names of Lightning that this package uses.
 
 Note [Kept trainer]
 ~~~~~~~~~~~~~~~~~~~
-A client's local training is one `Trainer.fit` with a fresh optimizer. A fresh Trainer for each would be the simplest,
-but takes about 20 ms, more than the training of a small network. Hence one Trainer is kept and made as new for each
-client. Lightning has no public way for three parts of that:
+A client's local training is one `Trainer.fit` with a fresh optimizer. A fresh Trainer for each client would be the
+simplest, but takes about 20 ms, more than training a small network. So one Trainer is kept and reset for each client.
+Three parts of that have no public interface in Lightning:
 
 - Its loops remember epochs, steps and loaders, so each client is given new ones: `_FitLoop`, `_TrainingEpochLoop`.
-- Each client has callbacks of its own. `Trainer.callbacks` is an attribute without an annotation in Lightning's types,
-  hence it is read through `vars`.
+- Each client has callbacks of its own. Lightning's types have no annotation for the attribute `Trainer.callbacks`, so
+  it is read through `vars`.
 - After every fit Lightning moves model and optimizer to the CPU, and before every fit it frees the cached memory of a
-  GPU. Both are undone a moment later by the next client. `teardown` of the strategy and `setup` of the accelerator do
-  nothing instead.
+  GPU. The next client undoes both a moment later. So `teardown` of the strategy and `setup` of the accelerator are
+  replaced by functions that do nothing.
 
-After an error, with a scaler (fp16) or with objects that a user gave, a Trainer is not kept: what the loops do not hold
-could go from one client to the next.
+A Trainer is not kept after an error, with a scaler (fp16) or with objects that a user gave: they hold state outside of
+the loops, which could pass from one client to the next.
 """
 
 from pytorch_lightning import Callback, Trainer

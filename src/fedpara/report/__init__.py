@@ -1,4 +1,4 @@
-"""What runs add up to: settings over seeds, the paper's figures and tables beside them, one page."""
+"""Reports: runs grouped over seeds, compared with the paper's figures and tables, on one page."""
 
 from fedpara.report.figures import draw
 from fedpara.report.page import write_report

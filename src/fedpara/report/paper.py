@@ -1,8 +1,8 @@
-"""Runs beside the numbers that the paper prints (paper.yaml), where a run's configuration is that of a table's row.
+"""Compares runs with the numbers that the paper prints (paper.yaml), if a run's configuration is that of a table's row.
 
-A set-up is everything of the configuration that changes the result. The paper's is composed from configs/. A run that
-is recognised as a row's but differs in such a key is shown with the key named; one whose data, clients or local
-training are of another size is not beside the paper at all.
+A set-up is the part of the configuration that changes the result. The paper's is composed from configs/. A run that is
+recognised as a row but differs in such a key is shown with a note that names the key. A run whose data, clients or
+local training have another size is not compared.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ from fedpara.runs import Run, leaves
 
 GIBIBYTE = 2**30
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-NO_MATTER = (  # keys and groups that change no result, or none up to the round that the paper prints
+NO_MATTER = (  # keys and groups that do not change the result up to the round that the paper prints
     "callbacks", "logger", "paths", "resume", "seed", "paper", "factors", "trusted", "model.head", "data.num_workers",
     "data.eval_batch_size", "data.dataset.data_dir", "executor", "trainer.accelerator", "trainer.devices",
     "trainer.deterministic", "federation.num_rounds", "federation.eval_every", "federation.evaluate_personal",
@@ -32,21 +32,21 @@ SIZE = (  # keys that a run has in common with its column of the paper
     "data.max_test", "partition._target_", "partition.alpha", "federation.num_clients", "federation.clients_per_round",
     "trainer.max_epochs",
 )  # fmt: skip
-MATTER = ("executor.matmul_precision", "factorization._target_")  # but these in such groups do
+MATTER = ("executor.matmul_precision", "factorization._target_")  # keys of those groups that do change it
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A printed number and what runs of the same set-up gave.
+    """A printed number beside the result of runs of the same set-up.
 
     Attributes:
         source: the table or figure.
         row: the set-up and the kind of network that was trained.
-        setting: the runs beside it.
-        quantity: what the number is, with its unit.
-        printed: by the paper.
-        measured: over seeds; None where no run got there.
-        note: what of their set-up differs; how far the runs are, where they are not at the paper's round.
+        setting: name of the runs that are compared.
+        quantity: the quantity with its unit.
+        printed: the paper's number.
+        measured: ours, over seeds; None if no run reached it.
+        note: differences from the paper's set-up, and the runs' rounds if they are not at the paper's round.
     """
 
     source: str
@@ -59,18 +59,18 @@ class Comparison:
 
     @property
     def difference(self) -> float | None:
-        """Measured less printed."""
+        """Measured minus printed."""
         return None if self.measured is None else self.measured.mean - self.printed
 
 
 def compare(found: Iterable[Setting]) -> list[Comparison]:
-    """A comparison for each printed number and each setting of its row; empty for runs that are not of any row."""
+    """A comparison for each printed number and each setting of its row; empty if no run matches a row."""
     found = list(found)
     return [*_accuracies(found), *_costs(found)]
 
 
 def differing(run: Run, setup: str, row: str) -> list[str]:
-    """What of a run's configuration differs from a row's set-up and changes the result: `key value (value there)`."""
+    """The keys in which a run differs from a row's set-up, if they change the result: `key value (value there)`."""
     wanted, own = _effective(composed(setup, row)), _effective(run.config)
     keys = sorted(key for key in wanted.keys() | own.keys() if wanted.get(key) != own.get(key))
     return [f"{key} {own.get(key)} ({wanted.get(key)} there)" for key in keys]
@@ -88,12 +88,12 @@ def _within(key: str, groups: Iterable[str]) -> bool:
 
 @cache
 def composed(setup: str, row: str | None = None) -> dict[str, Any]:
-    """The whole set-up of a row, resolved, by dotted key; of FedPara where no row is given."""
+    """The resolved set-up of a row by dotted key; without a row, FedPara's."""
     typed = _paper()["setups"][setup]["typed"] | (_paper()["typed"][row] if row else {})
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = hydra.compose("train", [f"{key}={value}" for key, value in typed.items()])
-    needless = {"callbacks", "logger", "paths"}  # these look up where a run is
+    needless = {"callbacks", "logger", "paths"}  # their values depend on the folder of a run
     known = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in needless])
     known.data.dataset.data_dir = None
     return dict(leaves(OmegaConf.to_container(known, resolve=True)))
@@ -124,7 +124,7 @@ def _costs(found: list[Setting]) -> Iterator[Comparison]:
 
 
 def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str, float, Setting, str]]:
-    """Printed numbers of a kind, their row's name, the settings recognised as that row, and what differs in those."""
+    """Yields table, row name, printed number, a setting recognised as that row, and a note on how it differs."""
     paper = _paper()
     for table in paper[kind]:
         for row, printed in table["values"].items():
@@ -137,7 +137,7 @@ def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str
 
 
 def is_row(run: Run, wanted: dict[str, Any]) -> bool:
-    """Whether a run has a row's values; of a group, its class."""
+    """Whether a run has a row's values; a group is compared by its class."""
     classes = {
         name: str(run.config.get(f"{name}._target_")).rpartition(".")[2] for name in ("factorization", "algorithm")
     }
@@ -145,7 +145,7 @@ def is_row(run: Run, wanted: dict[str, Any]) -> bool:
 
 
 def is_of(run: Run, setup: str) -> bool:
-    """Whether a run is of a set-up: by its tag, where it has one or could have one, and by its size."""
+    """Whether a run belongs to a set-up: by its tag, unless it is older than tags, and by its size."""
     tagged = "factors.gamma" in run.config
     if tagged and run.config.get("paper.column") != _paper()["setups"][setup]["column"]:
         return False
@@ -162,6 +162,6 @@ def _accuracy_at(run: Run, rounds: int) -> float | None:
 
 
 def _gibibytes(run: Run, target: float) -> float | None:
-    rows = [{"cost/round_s_10mbps": 0.0} | row for row in run.rows]  # only bytes are asked for
+    rows = [{"cost/round_s_10mbps": 0.0} | row for row in run.rows]  # only bytes are read
     cost = cost_to_target(rows, target, speed_mbps=10)
     return cost.num_bytes / GIBIBYTE if cost else None

@@ -1,0 +1,168 @@
+"""The program `src/eval.py`: it tests the model of a run folder, finished or interrupted, and exports it.
+
+`client=3` takes that client's personal model; `export=dense` or `export=onnx` writes the model for use elsewhere.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedpara.app.build import Experiment, build_experiment, build_federation, groups
+from fedpara.app.composition import read_resolved
+from fedpara.app.errors import ConfigurationError, one_line, require_nodes, stop
+from fedpara.app.make import Make
+from fedpara.app.overrides import FOLDERS, escaped
+from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
+from fedpara.runs import CLIENTS, CONFIG, Run
+
+if TYPE_CHECKING:
+    from fedpara.federation import Federation
+    from fedpara.state import State
+
+NOT_BUILT = "callbacks", "logger", "faults"
+FORMATS = {"dense": "safetensors", "onnx": "onnx"}
+
+
+def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tuple[Experiment, "Federation"]:
+    """The experiment of a run folder with its data, and its federation where the checkpoint left it.
+
+    Args:
+        overrides: dotted keys over the run's saved configuration, such as `trainer.accelerator=cpu`.
+        trusted: patterns of names, such as `mypackage.*`, that the folder may build besides this package's and torch's.
+
+    Raises:
+        ConfigurationError: there is no such run, its checkpoint is damaged, data are missing, or a name is not trusted.
+    """
+    from fedpara.callbacks import restore
+    from fedpara.federation import simulated
+
+    if not Run(folder).has_config:
+        raise ConfigurationError(f"run={folder}: not a run folder, it holds no {CONFIG}")
+    saved = read_resolved(folder / CONFIG, f"run={folder}")
+    try:
+        typed = _typed(overrides)
+        cfg: Any = OmegaConf.merge(saved, typed)
+        require_nodes(cfg, groups(cfg))
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"run={folder}: its {CONFIG} cannot be used ({one_line(error)})") from error
+    built = {key: value for key, value in resolved.items() if key not in NOT_BUILT}
+    require_resolved(f"run={folder}", built)
+    require_trusted(f"run={folder}", built, [*trusted, *targets(OmegaConf.to_container(typed))])
+    _find_data(cfg, OmegaConf.select(typed, "paths.data_dir"), folder)
+    experiment = build_experiment(cfg)
+    make = Make(cfg)
+    clients = simulated(experiment.executor, folder / CLIENTS, memory_gb=0)
+    federation = build_federation(cfg, experiment, clients)
+    make.call("run", restore, federation, folder)
+    make.call("data", experiment.datamodule.setup)
+    make.call("data", experiment.datamodule.to, experiment.executor.device)
+    return experiment, federation
+
+
+def evaluate(federation: "Federation", client: int | None = None) -> dict[str, float]:
+    """`round` and the metrics that the run logged when it last tested its model, under their names in metrics.csv.
+
+    Args:
+        client: test only this client's model, on its own test distribution. None: test the global model and, if the
+            run tests clients' models, each of them (`personal/acc/<client>`, or the module's own headline metric),
+            with their mean and tenth percentile.
+    """
+    from fedpara.federation import score
+    from fedpara.record import spread
+
+    own = f"personal/{federation.headline.name}"
+    if client is not None:
+        value = score(federation.executor, federation.model(client), client)
+        return {"round": federation.round, f"{own}/{client}": value}
+    metrics = {"round": federation.round, **federation.evaluate()}
+    if federation.tests_personal and not _kept_elsewhere(federation):
+        values = federation.evaluate_personal(federation.round)
+        metrics |= {f"{own}/{number}": value for number, value in enumerate(values)}
+        metrics |= spread(own, values, federation.headline.worst_percentile)
+    return metrics
+
+
+def export(form: str, experiment: Experiment, state: "State", metrics: dict[str, float], path: Path) -> None:
+    """Write a model as merged weights ("dense") or as a graph ("onnx"), with metadata for its user as JSON."""
+    from fedpara.data import Normalize
+    from fedpara.export import export_dense, export_onnx
+    from fedpara.state import load_state
+
+    network, data = experiment.executor.module.network, experiment.datamodule
+    load_state(network, state)
+    inputs, _ = next(iter(data.test_dataloader()))
+    known: dict[str, Any] = {"data": data.name, "num_classes": data.num_classes, "input_shape": list(inputs.shape[1:])}
+    if isinstance(data.prepare, Normalize):
+        known |= {"mean": data.prepare.mean, "std": data.prepare.std}
+    metadata = {name: json.dumps(value) for name, value in {**known, "metrics": metrics}.items()}
+    if form == "onnx":
+        export_onnx(network, inputs[:2], path, metadata)
+    else:
+        export_dense(network, path, metadata)
+
+
+def _typed(overrides: list[str]) -> DictConfig:
+    """The overrides as a configuration: values are YAML, folders are taken literally and made absolute."""
+    typed = OmegaConf.create()
+    for key, _, value in (override.partition("=") for override in overrides):
+        if FOLDERS.fullmatch(key):
+            OmegaConf.update(typed, key, escaped(str(Path(value).expanduser().absolute())))
+        else:
+            typed.merge_with_dotlist([f"{key}={value}"])
+    return typed
+
+
+def _find_data(cfg: Any, typed: str | None, run: Path) -> None:
+    """Set the data folder to today's: `paths.data_dir=` if typed, else `DATA_DIR`, else the run's own."""
+    if "data_dir" in cfg.data.dataset:
+        folder = Path(typed or os.environ.get("DATA_DIR") or Run(run).started_in / cfg.data.dataset.data_dir)
+        cfg.data.dataset.data_dir = escaped(str(folder.expanduser().absolute()))
+
+
+def _kept_elsewhere(federation: "Federation") -> bool:
+    """Whether the clients were real devices, which keep their part of the model themselves."""
+    return bool(federation.split.personal and federation.round and not federation.personal)
+
+
+def _client(text: str | None, federation: "Federation") -> int | None:
+    if text is None:
+        return None
+    if not text.isdigit() or int(text) >= federation.num_clients:
+        raise ConfigurationError(f"client={text}: must be 0 to {federation.num_clients - 1}")
+    if _kept_elsewhere(federation):
+        raise ConfigurationError(f"client={text}: must be absent, the clients of this run kept their models themselves")
+    return int(text)
+
+
+def main() -> None:
+    """Print the metrics, one a line, and the file of an export; exit status 2 and one line for wrong arguments."""
+    try:
+        _evaluate_and_export(dict(argument.partition("=")[::2] for argument in sys.argv[1:]))
+    except (ConfigurationError, ValueError) as error:
+        stop(one_line(error))
+
+
+def _evaluate_and_export(arguments: dict[str, str]) -> None:
+    if "run" not in arguments:
+        raise ConfigurationError("run: missing; give a run folder, python src/eval.py run=logs/train/runs/<run>")
+    folder, form = Path(arguments.pop("run")).expanduser(), arguments.pop("export", None)
+    trusted = trusted_names([f"trusted={arguments.pop('trusted')}"] if "trusted" in arguments else [])
+    if form not in (None, *FORMATS):
+        raise ConfigurationError(f"export={form}: must be {' or '.join(FORMATS)}")
+    chosen = arguments.pop("client", None)
+    experiment, federation = load(folder, [f"{key}={value}" for key, value in arguments.items()], trusted)
+    client = _client(chosen, federation)
+    metrics = evaluate(federation, client)
+    for name, value in metrics.items():
+        print(f"{name}: {value}")
+    if form:
+        path = folder / f"model{'' if client is None else f'-client{client}'}.{FORMATS[form]}"
+        export(form, experiment, federation.model(client), metrics, path)
+        print(f"wrote {path}")
