@@ -23,7 +23,7 @@ Colours = dict[str, Any]
 
 
 def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
-    """Figures by name: `accuracy`, and where there is more than one setting `size` and `cost`.
+    """Figures by name: `accuracy`, or another metric's name; and where there is more than one setting `size` and `cost`.
 
     Args:
         found: in the order of their colours.
@@ -36,7 +36,7 @@ def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
     scale = 1 if len(shown) <= 10 else 1 / (len(shown) - 1)
     colours = {s.label: palette(number if scale == 1 else number * scale) for number, s in enumerate(shown)}
     with mpl.rc_context(STYLE):
-        figures = {"accuracy": _accuracy(shown, colours)}
+        figures = {shown[0].metric.label.rpartition(" ")[2]: _accuracy(shown, colours)}
         if len({setting.ratio for setting in shown} - {None}) > 1:
             figures["size"] = _size(shown, colours)
         if target is not None and 1 < len(shown) <= LEGEND_ENTRIES and any(s.cost(target, 10) for s in shown):
