@@ -1,4 +1,4 @@
-"""Where runs stand: `python src/status.py logs/`."""
+"""Show the progress of runs: `python src/status.py logs/`."""
 
 import sys
 import time
@@ -16,10 +16,10 @@ COLOURS = {"running": "blue", "finished": "green", "failed": "red", "interrupted
 
 
 def status(roots: list[Path]) -> Table:
-    """One row a run, the one that wrote last at the end; a run whose process died reads "interrupted".
+    """One row per run, the most recent at the end; a run whose process died is shown as "interrupted".
 
     Raises:
-        ValueError: no run is in a root.
+        ValueError: a root holds no run.
     """
     table = Table(Column("run", overflow="fold"), "state", "rounds", "accuracy", "sent", "last round", "time left")
     for run in sorted(find_runs(*roots), key=lambda run: run.written):
@@ -33,7 +33,7 @@ def _name(run: Run, roots: list[Path]) -> str:
 
 
 def _progress(run: Run) -> list[str]:
-    """Rounds done and asked for, accuracy, what was sent, how long ago the last round ended, time left at its pace."""
+    """Rounds done and planned, accuracy, bytes sent, time since the last round, and time left at this pace."""
     asked = run.config.get("federation.num_rounds")
     rounds = f"{len(run.rows)}/{asked}" if asked else str(len(run.rows))
     if not run.rows:
