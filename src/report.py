@@ -1,4 +1,4 @@
-"""A page, pictures and a CSV from run folders: `python src/report.py logs/train/multiruns/<sweep>`."""
+"""Make a page, pictures and a CSV from run folders: `python src/report.py logs/train/multiruns/<sweep>`."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ def report(arguments: list[str]) -> list[Path]:
     """Write the report of all runs in the given folders; returns the files.
 
     Raises:
-        ValueError: a wrong argument, or folders without runs; one line.
+        ValueError: an argument is wrong, or a folder has no runs; the message is one line.
     """
     options = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in KEYS)
     roots = [Path(argument) for argument in arguments if argument.partition("=")[0] not in KEYS]

@@ -1,4 +1,4 @@
-"""Where runs stand: `python src/status.py logs/`."""
+"""Show the progress of runs: `python src/status.py logs/`."""
 
 import sys
 import time
@@ -16,10 +16,10 @@ COLOURS = {"running": "blue", "finished": "green", "failed": "red", "interrupted
 
 
 def status(roots: list[Path]) -> Table:
-    """One row a run, the one that wrote last at the end; a run whose process died reads "interrupted".
+    """One row per run, the most recent at the end; a run whose process died is shown as "interrupted".
 
     Raises:
-        ValueError: no run is in a root.
+        ValueError: a root holds no run.
     """
     runs = sorted(find_runs(*roots), key=lambda run: run.written)
     judged = "accuracy" if all(run.headline.is_share for run in runs) else "metric"
@@ -35,7 +35,7 @@ def _name(run: Run, roots: list[Path]) -> str:
 
 
 def _progress(run: Run) -> list[str]:
-    """Rounds done and asked for, the metric, what was sent, how long ago a round ended last, time left at its pace."""
+    """Rounds done and planned, the metric, bytes sent, time since the last round, and time left at this pace."""
     asked = run.config.get("federation.num_rounds")
     rounds = f"{len(run.rows)}/{asked}" if asked else str(len(run.rows))
     if not run.rows:

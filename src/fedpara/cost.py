@@ -1,7 +1,7 @@
-"""What a federation would cost over a network: seconds and joules, from logged bytes (FedPara, Fig. 3, Tables 7 and 8).
+"""The cost of a federation over a network: seconds and joules, from logged bytes (FedPara, Fig. 3, Tables 7 and 8).
 
-The paper's model: t = t_comp + 2 size / speed a round, clients in parallel over links of one speed; energy by the
-user-to-data-centre figure of Yan et al. 2019, which Fig. 3 puts at 5.1 MJ for 205.3 GiB.
+In the paper's model a round takes t = t_comp + 2 size / speed, with clients in parallel over links of one speed. The
+energy is the user-to-data-centre figure of Yan et al. 2019, which is 5.1 MJ for 205.3 GiB in Fig. 3.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,15 +18,15 @@ def round_seconds(client_seconds: float, client_bytes: float, speed_mbps: float)
     """Seconds of one round.
 
     Args:
-        client_seconds: t_comp, local training of one client.
-        client_bytes: what one client receives and sends in the round.
-        speed_mbps: of the client's link, in 10^6 bits a second.
+        client_seconds: t_comp, the local training of one client.
+        client_bytes: bytes that one client receives and sends in the round.
+        speed_mbps: speed of the client's link, in 10^6 bits per second.
     """
     return client_seconds + 8 * client_bytes / (speed_mbps * 1e6)
 
 
 def megajoules(num_bytes: float) -> float:
-    """Energy of moving `num_bytes`, in MJ."""
+    """Energy to move `num_bytes`, in MJ."""
     return num_bytes * MEGAJOULES_PER_BYTE
 
 
@@ -35,10 +35,10 @@ class CostToTarget:
     """What it took until a metric first reached a target.
 
     Attributes:
-        rounds: rounds finished by then.
+        rounds: rounds until then.
         seconds: simulated wall time over the network.
-        num_bytes: both ways, all clients.
-        megajoules: of moving them.
+        num_bytes: bytes of all clients, both ways.
+        megajoules: energy to move them.
     """
 
     rounds: int

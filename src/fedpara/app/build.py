@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.make import Make
 
-if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains needs it
     from torch import nn
 
     from fedpara.data import FederatedDataModule
@@ -39,7 +39,7 @@ Build = Callable[[DictConfig, "Sequence[FederationCallback]"], "tuple[Experiment
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
-    """Network, data and executor of a configuration.
+    """Make network, data and executor of a configuration.
 
     Raises:
         ConfigurationError: a value is wrong or data are missing; one line.
@@ -62,13 +62,13 @@ def build_experiment(cfg: DictConfig) -> Experiment:
 
 
 def _classifier(cfg: DictConfig, network: "nn.Module") -> "FederatedModule":
-    """The usual module, of the network and of `model.optimizer`."""
+    """The module for classification, with `model.optimizer`."""
     from fedpara.models import ClassificationModule
 
     make = Make(cfg)
     make.call("model.optimizer", _require_learning_rate, cfg.model.optimizer)
     optimizer = make("model.optimizer")
-    make.call("model.optimizer", optimizer, network.parameters())  # its own checks, before anything costs time
+    make.call("model.optimizer", optimizer, network.parameters())  # the optimizer checks its values before slow steps
     make.call("data", _require_classes, cfg.data.num_classes)
     return ClassificationModule(network, optimizer, cfg.data.num_classes)
 
@@ -84,14 +84,12 @@ def groups(cfg: DictConfig) -> list[str]:
 
 
 def _own_module(model: DictConfig, network: "nn.Module") -> "FederatedModule":
-    """A module of the user's, called with `network` and all keys of `model` that are not read elsewhere."""
+    """The user's module, called with `network` and with all keys of `model` that are not read elsewhere."""
     from fedpara.models.contract import require_module
 
     options: Any = OmegaConf.to_container(model, resolve=True)
     own = {key: value for key, value in options.items() if key not in READ_ELSEWHERE}
-    if "_target_" not in (
-        own.get("optimizer") or {}
-    ):  # a rate that a preset sets belongs to an optimizer that is there
+    if "_target_" not in (own.get("optimizer") or {}):  # an experiment sets its rate, though the model has none
         own.pop("optimizer", None)
     return require_module(instantiate(own, _partial_=True)(network=network))
 
@@ -110,7 +108,7 @@ def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
 
 
 def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "FederatedDataModule") -> "Executor":
-    """The executor of a configuration, which takes how one client is trained from three groups."""
+    """The executor of a configuration; the settings of one client's training come from three groups."""
     from fedpara.execution import LocalTraining
 
     trainer = dict(instantiate(cfg.trainer, _convert_="all", _target_="builtins.dict", _partial_=False))
@@ -124,7 +122,7 @@ def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "Fede
         options=trainer,
         trainer_class=_trainer_class(cfg.trainer),
     )
-    # `training` is not an argument of instantiate: Hydra would take it apart
+    # `training` is not an argument of `instantiate`, because Hydra would convert its contents
     executor: Executor = instantiate(_without_training(cfg.executor), _partial_=True)(training)
     return executor
 
@@ -137,13 +135,13 @@ def _trainer_class(trainer: DictConfig) -> Any:
 
 
 def _matmul_precision(executor: DictConfig) -> Any:
-    """Who types says it of the executor, or of the one that each worker holds."""
+    """The value of the executor, or of the one in each worker, whichever has the key."""
     found = [OmegaConf.select(executor, key) for key in ("matmul_precision", "inner.matmul_precision")]
     return next((value for value in found if value is not None), "highest")
 
 
 def _without_training(executor: DictConfig) -> DictConfig:
-    """The executor's own keys, and those of its inner ones, without what is said of the training of a client."""
+    """The keys of the executor and its inner ones, without those that belong to `LocalTraining`."""
     own = executor.copy()
     OmegaConf.set_struct(own, False)
     node: Any = own
@@ -183,7 +181,7 @@ def build_federation(
 
 
 def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
-    """Half of FedPara's W1 * W2 is no weight that a client can keep: it takes pFedPara's W1 * (W2 + 1)."""
+    """Refuse a split within FedPara's W1 * W2: a client can keep a half only in pFedPara's W1 * (W2 + 1)."""
     from fedpara.nn import Hadamard
 
     for layer, weight in network.named_modules():
@@ -194,7 +192,7 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
 
 
 def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "tuple[Experiment, Federation]":
-    """Everything of a configuration but its callbacks and loggers.
+    """Make everything in a configuration except its callbacks and loggers.
 
     Args:
         callbacks: of the federation; where one is a `Checkpoint`, clients keep their states in its files.
@@ -214,27 +212,27 @@ def _require_patterns(model: DictConfig) -> None:
     for name in ("keep_dense", "head"):
         value = given.get(name)
         if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-            raise ValueError(f"{name}={value!r}: must be a list of patterns of names")
+            raise ValueError(f"{name}={value!r}: must be a list of name patterns")
 
 
 def _require_real(network: "nn.Module") -> None:
-    """What travels is real: a complex tensor has no place in a codec, nor in a factorisation."""
+    """Refuse complex tensors: neither codecs nor factorisations can handle them."""
     wrong = [name for name, tensor in network.state_dict().items() if tensor.is_complex()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{', '.join(wrong[:3])}{more}: must be real, complex parameters cannot be sent; keep two halves"
+            f"{', '.join(wrong[:3])}{more}: must be real, complex parameters cannot be sent; use two real tensors"
         )
 
 
 def _require_learning_rate(optimizer: DictConfig) -> None:
-    """The one value that everybody sets: torch takes NaN for it, and of a word it only says that it is no number."""
+    """Check the value that everybody sets: torch accepts NaN, and its error for a word does not name the key."""
     if "lr" in optimizer and not (isinstance(optimizer.lr, int | float) and 0 <= optimizer.lr < math.inf):
         raise ValueError(f"lr={optimizer.lr!r}: must be a number, 0 or more")
 
 
 def _seed(cfg: DictConfig) -> int:
-    """Torch takes 64 bits, W&B and what is in files signed ones."""
+    """The checked seed: torch takes 64 bits, but W&B and files hold signed numbers."""
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or not 0 <= cfg.seed < 2**63:
         raise ValueError(f"seed={cfg.seed}: must be a whole number, 0 to 2^63 - 1")
     return cfg.seed

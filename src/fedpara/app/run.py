@@ -1,4 +1,4 @@
-"""One run: loggers, callbacks, the point to go on from, rounds, and the last words."""
+"""One run: loggers, callbacks, the checkpoint to resume from, rounds, and the closing lines."""
 
 import logging
 import shlex
@@ -18,7 +18,7 @@ from fedpara.files import reserve, write_atomically
 from fedpara.record import size
 from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY
 
-if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains needs it
     from fedpara.callbacks import LoggerForwarding
     from fedpara.federation import Federation
 
@@ -27,27 +27,27 @@ log = logging.getLogger("train")
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run was started, as far as its folder and its last words tell.
+    """How a run was started, for its folder and its closing lines.
 
     Attributes:
         typed: the overrides that `resume=` repeats.
-        here: where the person is; folders beneath it are shown relative to it.
+        here: the user's current folder; folders below it are shown relative to it.
     """
 
     typed: Sequence[str] = ()
     here: Path = field(default_factory=Path.cwd)
 
     def shown(self, path: Path) -> Path:
-        """Relative to where the person is, where that is shorter."""
+        """The path, relative to the user's folder if it is below it."""
         return path.relative_to(self.here) if path.is_relative_to(self.here) else path
 
 
 def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> float | None:
-    """One run in its folder, which no other process uses meanwhile, and which keeps the error of one that fails.
+    """One run in its folder, which is locked meanwhile; the folder keeps the error of a run that fails.
 
     Args:
-        build: the run's objects; what is in deploy/ has its clients elsewhere.
-        launch: how it was started; None: by a program, from the current folder.
+        build: makes the run's objects; `fedpara.deployment` has its own, whose clients are elsewhere.
+        launch: how the run was started; None: by a program, from the current folder.
     """
     folder = Path(cfg.paths.output_dir)
     try:
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
 
 
 def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
-    """One run; returns the last value of the metric it is judged by (accuracy: 0 to 1), for a sweeper.
+    """One run; returns the last value of the metric that judges it (accuracy: 0 to 1), for a sweeper.
 
     Loggers come first: what fails before the first round is a failed run there too.
     """
@@ -99,13 +99,13 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     make.call("paths.output_dir", _keep_configuration, cfg, folder, launch)
-    # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
+    # the run folder first, so that a round that is logged or checkpointed has its row on disk
     federation.callbacks = [record, *federation.callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
         way_on = shlex.quote(f"resume={launch.shown(folder)}")
-        log.info("interrupted after %d rounds; go on: python src/train.py %s", federation.round, way_on)
+        log.info("interrupted after %d rounds; to resume: python src/train.py %s", federation.round, way_on)
         raise
     finally:
         federation.close()
@@ -129,9 +129,9 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
 
 
 def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
-    """What was reached, what it cost, what the dense model would have cost, where to look."""
+    """Log the accuracy, the bytes, those of the dense model, and the run folder."""
     if not record.rows:
-        log.info("nothing to do: the run has its %d rounds", federation.num_rounds)
+        log.info("nothing to do: the run already has its %d rounds", federation.num_rounds)
         return
     sizes, last = record.parameters, record.rows[-1]
     saved = ""
@@ -148,7 +148,7 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
 
 
 def _record_failure(folder: Path, error: Exception, line: str) -> None:
-    """In the run's own log, with its stack trace, and in its summary; the console has it from `main`."""
+    """Write the error into the run's log, with its stack trace, and into its summary; `main` prints it."""
     from fedpara.callbacks.run_folder import summarise_failure
 
     record = log.makeRecord(log.name, logging.ERROR, "", 0, line, (), (type(error), error, error.__traceback__))

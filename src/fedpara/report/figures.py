@@ -23,7 +23,7 @@ Colours = dict[str, Any]
 
 
 def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
-    """Figures by name: `accuracy`, or another metric's name; and where there is more than one setting `size` and `cost`.
+    """Figures by name: `accuracy`, or another metric's name; with several settings also `size` and `cost`.
 
     Args:
         found: in the order of their colours.
