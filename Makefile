@@ -24,7 +24,7 @@ define environment
 	@touch $@
 endef
 
-install: $(INSTALLED)  ## virtual environment with everything in it; torch for the CPU where there is no NVIDIA GPU
+install: $(INSTALLED)  ## virtual environment with all dependencies; torch for the CPU if there is no NVIDIA GPU
 $(INSTALLED): pyproject.toml constraints-cpu.txt
 	$(call environment,.venv,dev)
 
@@ -37,7 +37,7 @@ quickstart: install  ## the main job on 5,000 real digits: dense and FedPara, mi
 test: lint  ## lint, types, tests
 	$(BIN)/pytest -n auto --maxprocesses 4
 
-stress: install  ## what the suite draws a little of, for hours: killed runs, damaged files, wrong values, a lost node; KILLS=50 FILES=400
+stress: install  ## the long form (hours) of some tests: killed runs, damaged files, wrong values, a lost node; KILLS=50 FILES=400
 	$(BIN)/python tools/stress/kills.py $(or $(KILLS),50)
 	$(BIN)/python tools/stress/corrupt_files.py $(or $(FILES),400)
 	$(BIN)/python tools/stress/lost_node.py
@@ -48,15 +48,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: install  ## let ruff put the code in order
+format: install  ## let ruff format and fix the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmark: install  ## seconds a round beside a bare loop and other simulators; PART=scale, ARGS="net=tiny rounds=5"
+benchmark: install  ## seconds per round, compared with a bare loop and other simulators; PART=scale, ARGS="net=tiny rounds=5"
 	$(BIN)/python benchmarks/$(or $(PART),rounds).py $(ARGS)
 
-deploy-demo: $(FLOWER)/.installed  ## five real processes with TLS on this machine, beside their simulation; ARGS="method=pfedpara"
+deploy-demo: $(FLOWER)/.installed  ## five real processes with TLS on this machine, compared with a simulation; ARGS="method=pfedpara"
 	$(FLOWER)/bin/python deploy/demo.py $(ARGS)
 
-clean:           ## forget the virtual environments and the caches
+clean:           ## delete the virtual environments and the caches
 	rm -rf .venv $(FLOWER) benchmarks/.environments .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

@@ -1,6 +1,6 @@
-"""Seconds a checkpoint takes: `python benchmarks/checkpoint.py experiment=fedpara_cifar100 algorithm=scaffold`.
+"""Time to write a checkpoint: `python benchmarks/checkpoint.py experiment=fedpara_cifar100 algorithm=scaffold`.
 
-Builds the federation of the arguments, gives a round's clients something to keep, as training would, and writes.
+It builds the federation of the arguments, gives a round's clients random states to keep, and writes a checkpoint.
 """
 
 import sys
@@ -16,7 +16,7 @@ from fedpara.state import Layout, State
 
 
 def main(arguments: list[str], repeats: int = 10) -> None:
-    """Median and largest time over `repeats` rounds' checkpoints, and their bytes."""
+    """Print the median and the largest time over the checkpoints of `repeats` rounds, and their bytes."""
     from fedpara.app.build import build
     from fedpara.app.composition import compose
     from fedpara.callbacks import Checkpoint

@@ -1,4 +1,4 @@
-"""Virtual environments of the other simulators, made once: their requirements exclude each other's and ours."""
+"""Virtual environments of the other simulators, made once: their requirements conflict with each other's and ours."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ REQUIREMENTS = {"flower": "flwr[simulation]==1.41.*", "pfl": "pfl==0.6.*", "fedl
 
 
 def python_of(peer: str) -> str:
-    """The interpreter of a peer's environment, with our version of torch; made where it is missing, in minutes."""
+    """The interpreter of a peer's environment with our version of torch; a missing one is made, which takes minutes."""
     folder = FOLDER / peer
     python, done = folder / "bin" / "python", folder / ".installed"
     if not done.is_file():

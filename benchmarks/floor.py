@@ -1,6 +1,6 @@
-"""The floor: FedAvg as a hand-written loop in plain torch, nothing encoded, logged or abstracted.
+"""The floor: FedAvg as a hand-written loop in plain torch, without encoding, logging or abstraction.
 
-`python benchmarks/floor.py <workload> [threads]`, started by benchmarks/rounds.py.
+benchmarks/rounds.py starts it as `python benchmarks/floor.py <workload> [threads]`.
 """
 
 import sys
@@ -28,7 +28,7 @@ def train_client(network: nn.Module, workload: Workload, client: int, round_inde
 def run_round(
     network: nn.Module, model: dict[str, Tensor], workload: Workload, round_index: int
 ) -> tuple[dict[str, Tensor], int]:
-    """The global model after a round, the mean of its clients' (all of one size), and the number of steps."""
+    """The global model after a round (the mean over clients of equal size) and the number of steps."""
     mean = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
     num_steps = 0
     for client in workload.cohort(round_index):
@@ -40,7 +40,7 @@ def run_round(
 
 
 def main(name: str, threads: str | None = None) -> None:
-    """Rounds, one at each word of the driver."""
+    """Train one round at each word of the driver."""
     if threads:
         torch.set_num_threads(int(threads))
     workload, round_index = WORKLOADS[name], 0

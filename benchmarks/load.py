@@ -1,4 +1,4 @@
-"""Who uses the processors, read off /proc: a round beside which others computed is no measurement."""
+"""Processor use from /proc, because a round does not count if other processes were computing at the same time."""
 
 import os
 import time
@@ -8,10 +8,10 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class ForeignLoad:
-    """Cores that other processes than `own` and this one used, on average, since this object was made.
+    """Average number of cores used by processes other than `own` and this one, since this object was made.
 
     Args:
-        own: a process; its descendants count as it does.
+        own: id of a process; its descendants count as part of it.
     """
 
     def __init__(self, own: int) -> None:
@@ -19,33 +19,33 @@ class ForeignLoad:
         self._start = self._foreign_seconds(), time.perf_counter()
 
     def cores(self) -> float:
-        """Cores from then to now."""
+        """The number of cores."""
         seconds, start = self._start
         return max(0.0, self._foreign_seconds() - seconds) / (time.perf_counter() - start)
 
     def _foreign_seconds(self) -> float:
         processes = _processes()
-        # of this process its own time alone: the variants that wait are its children, and foreign to the one at work
+        # of this process count only its own time: its children are the waiting variants, which count as foreign
         own = [p for p in processes if p == os.getpid() or descends(p, self.own, processes)]
         return _busy_seconds() - sum(processes[process][1] for process in own)
 
 
 def descends(process: int, ancestor: int, processes: dict[int, tuple[int, float]]) -> bool:
-    """Whether the one process was started by the other, or by one that it started; of each its parent is given."""
+    """Whether a process is the ancestor or one of its descendants; `processes` gives the parent of each."""
     while process in processes and process != ancestor:
         process = processes[process][0]
     return process == ancestor
 
 
 def _busy_seconds() -> float:
-    """All processors, all processes, since the machine started; what the host of a virtual machine took included."""
+    """Seconds of all processors and processes since the start of the machine, with those taken by a virtual host."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     user, nice, system, _idle, _iowait, interrupts, soft, stolen = fields
     return (user + nice + system + interrupts + soft + stolen) / TICKS
 
 
 def _processes() -> dict[int, tuple[int, float]]:
-    """Of every process its parent and its seconds, those of its ended children included."""
+    """The parent and the seconds of every process, including its ended children."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

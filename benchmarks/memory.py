@@ -1,7 +1,8 @@
-"""Memory of a run over its rounds: `python benchmarks/memory.py federation.num_clients=10000 algorithm=scaffold ...`.
+"""Memory of a run during its rounds: `python benchmarks/memory.py federation.num_clients=10000 algorithm=scaffold ...`.
 
-Starts src/train.py with the arguments given and reads the process's resident memory while it goes on. With
-`executor._target_=untrained.Untrained` clients do not train (untrained.py): a thousand VGG16s in minutes on a CPU.
+It starts src/train.py with the given arguments and reads the process's resident memory while it runs. With
+`executor._target_=untrained.Untrained` clients do not train (untrained.py), so that a thousand VGG16s take minutes on a
+CPU.
 """
 
 import os
@@ -18,13 +19,13 @@ from fedpara.runs import CLIENTS, Run
 
 
 def resident_mb(process_id: int) -> float:
-    """Anonymous resident memory in 10^6 bytes: the process's own, without mapped files; 0 for one that has ended."""
+    """Anonymous resident memory in 10^6 bytes, without mapped files; 0 if the process has ended."""
     status = Path(f"/proc/{process_id}/status").read_text()
     return next((int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("RssAnon")), 0.0)
 
 
 def main(arguments: list[str]) -> None:
-    """One line for each tenth of the rounds, as they end; the most in between."""
+    """Print the memory at each tenth of the rounds, and the largest at any time."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         command = [sys.executable, str(ROOT / "src/train.py"), *arguments, "logger=none", f"hydra.run.dir={folder}"]

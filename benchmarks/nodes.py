@@ -1,4 +1,4 @@
-"""`src/train.py` on a Ray cluster of two nodes of a core each, on this machine: `benchmarks/nodes.py executor=ray`."""
+"""`src/train.py` on a Ray cluster of two one-core nodes on this machine: `benchmarks/nodes.py executor=ray`."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 @contextmanager
 def two_nodes() -> Iterator[Any]:
-    """The cluster, which whatever starts Ray within this joins."""
+    """The cluster; code inside this block that starts Ray joins it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 

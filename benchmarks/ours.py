@@ -1,4 +1,4 @@
-"""What `src/train.py` needs to run a benchmark's workload: its data, and a callback that holds it between rounds."""
+"""Objects with which `src/train.py` runs a benchmark's workload: the data, and a callback that waits between rounds."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from workload import NUM_CLASSES, WORKLOADS
 
 
 def data_set(workload: str) -> DataSet:
-    """A workload's examples, stored as the network takes them; clients are owners, for `partition=natural`."""
+    """A workload's examples, stored as the network takes them; the owners are the clients (`partition=natural`)."""
     inputs, labels = WORKLOADS[workload].data
     owners = torch.arange(len(labels)) // WORKLOADS[workload].num_examples
     train = Examples(inputs, labels, owners)
@@ -27,7 +27,7 @@ def _as_stored(inputs: Tensor) -> Tensor:
 
 
 class DoubleVGG(VGG):
-    """In float64, from the same first weights."""
+    """The network in float64 with the same initial weights."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -35,14 +35,14 @@ class DoubleVGG(VGG):
 
 
 class Exact(Cast):
-    """Float64 on the wire, so that what arrives is what was sent."""
+    """Sends float64, so that values arrive exactly as they were sent."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = torch.float64
 
 
 class PaceCallback(FederationCallback):
-    """Lets a federation run a round at each word of benchmarks/rounds.py, and ends it at the last."""
+    """Runs a round at each word of benchmarks/rounds.py, and stops the federation after the last."""
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -57,7 +57,7 @@ class PaceCallback(FederationCallback):
         self.num_steps += report.num_steps
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        """The round is in metrics.csv by now."""
+        """Report the round, which is in metrics.csv by now, and wait for the next."""
         self.pace.round_done(self.num_steps)
         self.num_steps = 0
         self._wait(federation)

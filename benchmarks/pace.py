@@ -1,4 +1,4 @@
-"""How a variant, in a process of its own, is held between rounds: it trains only at the driver's word."""
+"""The connection by which a variant, in its own process, waits for the driver before each round."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-DESCRIPTOR = "BENCHMARK_DESCRIPTOR"  # environment variable: the number of the connection's inherited descriptor
+DESCRIPTOR = "BENCHMARK_DESCRIPTOR"  # environment variable with the connection's inherited file descriptor
 PACKAGES = ("torch", "pytorch-lightning", "flwr", "ray", "pfl", "fedlab")
 
 
@@ -20,13 +20,13 @@ class Pace:
         self.connection.send({"threads": torch.get_num_threads(), "versions": dict(_versions())})
 
     def next_round(self, model: Callable[[], Mapping[str, torch.Tensor]]) -> bool:
-        """Wait for the word to train a round; False: there is none to come. Hands out the global model on demand."""
+        """Wait for the driver; False if there are no more rounds. Sends the global model if the driver asks for it."""
         while (word := self.connection.recv()) == "model":
             self.connection.send({name: tensor.detach().cpu().numpy() for name, tensor in model().items()})
         return word == "train"
 
     def round_done(self, num_steps: int, **about: Any) -> None:
-        """Tell that the round is over, with the number of optimizer steps in it and what else was learned."""
+        """Report the end of the round with its number of optimizer steps and any other facts."""
         self.connection.send({"num_steps": num_steps, **about})
 
 

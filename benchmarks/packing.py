@@ -1,7 +1,8 @@
-"""How near a round of unequal clients ends to the best packing: `python benchmarks/packing.py executor=processes`.
+"""How close a round of unequal clients comes to the best packing: `python benchmarks/packing.py executor=processes`.
 
-Words are those of `src/train.py`, over a small convolutional network and Dirichlet clients. A round is held against
-max(its longest client, all of its clients / workers): no packing ends sooner, the best one may end later.
+It takes the arguments of `src/train.py` and trains a small convolutional network on Dirichlet clients. A round is
+compared with max(its longest client, all of its clients / workers): no packing can be faster than that, and the best
+one may be slower.
 """
 
 import json
@@ -21,13 +22,13 @@ from fedpara.record import RoundRecord
 WORK = [
     "model=vgg_small", "partition=dirichlet", "partition.alpha=0.3", "federation.num_clients=40",
     "federation.clients_per_round=16", "federation.num_rounds=11", "federation.eval_every=1000", "trainer=cpu",
-    "trainer.max_epochs=2", "logger=none", "callbacks.partition_picture=null", 
+    "trainer.max_epochs=2", "logger=none", "callbacks.partition_picture=null",
     "+callbacks.packing._target_=packing.Packing",
 ]  # fmt: skip
 
 
 class Packing(FederationCallback):
-    """Prints a line of JSON a round: examples and seconds of its clients, the workers, and how long they took."""
+    """Prints a line of JSON per round: its clients' examples, the number of workers, the bound and the time taken."""
 
     def __init__(self) -> None:
         self.clients: list[tuple[int, float]] = []
@@ -47,7 +48,7 @@ class Packing(FederationCallback):
 
 
 def main(arguments: list[str]) -> None:
-    """Train, and print the rounds but for the first, in which workers start."""
+    """Train and print the rounds, except the first, in which the workers start."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "src/train.py"), *WORK, *arguments, f"hydra.run.dir={folder}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}

@@ -1,10 +1,10 @@
-"""Seconds a round: this project's executors, a bare loop and other simulators on the same work, interleaved.
+"""Seconds per round of this project's executors, a bare loop and other simulators on the same work, interleaved.
 
 `python benchmarks/rounds.py net=tiny,cnn variants=floor,serial,flower rounds=15 out=results/benchmark/rounds.json`
 
-Every variant is a process of its own that trains only at this one's word, so that one computes at a time; before each
-round of a variant comes one of the floor, and a ratio is that of the two. One round at the start is not counted. That
-all compute the same is proven before, in float64: after two rounds their global models must be the floor's.
+Every variant is a process of its own that trains only when this one tells it to, so that one computes at a time. A
+round of the floor precedes each round of a variant, and a ratio compares these two. The first round is not counted.
+Before that, a proof in float64 shows that all compute the same: after two rounds the global models must be equal.
 """
 
 import json
@@ -35,11 +35,11 @@ from workload import WORKLOADS
 
 FLOOR = "floor"
 PROOF = 2  # rounds; the second starts from what the first aggregated
-QUIET = 0.1  # cores used by others beside which a round still counts
-ENOUGH = 5  # quiet rounds; with fewer all of them count
-SAME = 1e-4  # of the distance that the floor's parameters moved; two epochs swapped give 2e-3 or more
+QUIET = 0.1  # a round counts if other processes use fewer cores than this
+ENOUGH = 5  # quiet rounds; if there are fewer, all rounds count
+SAME = 1e-4  # relative to the distance that the floor's parameters moved; swapping two epochs gives 2e-3 or more
 
-OURS: dict[str, list[str]] = {  # more words of src/train.py's command line
+OURS: dict[str, list[str]] = {  # further arguments of src/train.py
     "serial": [],
     "whole_epochs": ["executor.whole_epochs=true"],
     "whole_epochs_medium": ["executor.whole_epochs=true", "executor.matmul_precision=medium"],
@@ -50,13 +50,13 @@ OURS: dict[str, list[str]] = {  # more words of src/train.py's command line
     "auto": ["executor=auto"],
     "ray": ["executor=ray"],
     "ray_two_nodes": ["executor=ray"],
-    "serial_checkpoint": [  # with what every other variant leaves out
+    "serial_checkpoint": [  # with checkpoints, which every other variant leaves out
         "callbacks.checkpoint={_target_: fedpara.callbacks.Checkpoint, folder: '${paths.output_dir}'}"
     ],
 }
-PROGRAMS = {"ray_two_nodes": "benchmarks/nodes.py"}  # that are not src/train.py itself
+PROGRAMS = {"ray_two_nodes": "benchmarks/nodes.py"}  # instead of src/train.py
 PEERS: dict[str, list[str]] = {  # environment, script in benchmarks/peers, its arguments
-    "flower": ["flower", "flower_simulation.py", "1"],  # an actor a processor
+    "flower": ["flower", "flower_simulation.py", "1"],  # one actor per processor
     "flower_default": ["flower", "flower_simulation.py", "2"],  # actors of two processors each, Flower's default
     "pfl": ["pfl", "pfl_simulation.py"],
     "fedlab": ["fedlab", "fedlab_simulation.py"],
@@ -65,10 +65,10 @@ FLOORS = {FLOOR: [], "floor_1_thread": ["1"]}
 
 
 class Variant:
-    """One way of computing the workload, in a process that waits for its turn.
+    """One way to compute the workload, in a process that waits for its turn.
 
     Raises:
-        RuntimeError: it does not start; with the last line that it printed.
+        RuntimeError: the process does not start; the message is the last line that it printed.
     """
 
     def __init__(self, name: str, net: str, folder: Path, threads: str) -> None:
@@ -83,7 +83,7 @@ class Variant:
         }  # fmt: skip
         if name in PEERS:
             environment["RAY_ADDRESS"] = "local"  # not the Ray of another variant
-        environment.pop("OMP_NUM_THREADS", None)  # each takes the threads that it would take by itself
+        environment.pop("OMP_NUM_THREADS", None)  # each uses its own default number of threads
         if threads:
             environment["OMP_NUM_THREADS"] = threads
         with self.log.open("w") as log:
@@ -105,7 +105,7 @@ class Variant:
             raise RuntimeError(lines[-1]) from error
 
     def round(self) -> tuple[float, float]:
-        """Train one round: its seconds, and the cores that others used meanwhile."""
+        """Train one round; returns its seconds and the cores that other processes used meanwhile."""
         load = ForeignLoad(self.process.pid)
         start = time.perf_counter()
         self.connection.send("train")
@@ -118,7 +118,7 @@ class Variant:
         return self._receive()
 
     def end(self) -> None:
-        """Let it finish by itself; kill it where it does not."""
+        """Let the process finish by itself; kill it if it does not."""
         try:
             self.connection.send("end")
             self.process.wait(60)
@@ -138,13 +138,13 @@ def _command(name: str, net: str, folder: Path) -> list[str]:
 
 
 def prove(net: str, names: list[str], folder: Path, threads: str = "") -> dict[str, float]:
-    """Of each variant that starts its `difference` from the floor after `PROOF` rounds in float64."""
+    """The `difference` from the floor after `PROOF` rounds in float64, for each variant that starts."""
     differences: dict[str, float] = {}
     reference: dict[str, np.ndarray] = {}
     for name in _floor_first(names):
         try:
             variant = Variant(name, f"{net}_float64", folder, threads)
-        except RuntimeError:  # it will not start in float32 either, and be listed with its error
+        except RuntimeError:  # it will not start in float32 either, where its error is listed
             continue
         try:
             for _ in range(PROOF):
@@ -162,7 +162,7 @@ def prove(net: str, names: list[str], folder: Path, threads: str = "") -> dict[s
 
 
 def measure(net: str, names: list[str], num_rounds: int, folder: Path, threads: str = "") -> dict[str, Any]:
-    """Every variant's rounds, each after one of the floor; a variant that does not start has its error instead."""
+    """Every variant's rounds, each preceded by one of the floor; for a variant that does not start, its error."""
     results: dict[str, Any] = {}
     variants: dict[str, Variant] = {}
     try:
@@ -201,7 +201,7 @@ def _floor_first(names: list[str]) -> list[str]:
 
 
 def difference(model: dict[str, np.ndarray], reference: dict[str, np.ndarray], net: str) -> float:
-    """Largest difference of a parameter, in units of the largest distance that the floor's moved from the start."""
+    """Largest difference of a parameter, relative to the largest distance that the floor's parameters moved."""
     start = WORKLOADS[net].build().state_dict()
     moved = max(np.abs(reference[name] - start[name].numpy()).max() for name in reference)
     own = {name.removeprefix("network."): array for name, array in model.items()}  # pfl's module holds the network
@@ -209,7 +209,7 @@ def difference(model: dict[str, np.ndarray], reference: dict[str, np.ndarray], n
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:
-    """Medians and quartiles over the quiet rounds; over all of them where too few are quiet."""
+    """Medians and quartiles over the quiet rounds, or over all rounds if too few are quiet."""
     rounds = result["rounds"]
     quiet = [pair for pair in rounds if all(load < QUIET for _, load in pair)]
     counted = quiet if len(quiet) >= ENOUGH else rounds
@@ -224,7 +224,7 @@ def _quartiles(values: list[float]) -> list[float]:
 
 
 def table(net: str, results: dict[str, Any]) -> str:
-    """GitHub's markdown."""
+    """The table in GitHub's markdown."""
     workload = WORKLOADS[net]
     parameters = sum(parameter.numel() for parameter in workload.build().parameters())
     lines = [
@@ -256,7 +256,7 @@ def _verdict(measured: float | None) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine, the command and the commit of the figures."""
     from fedpara.callbacks.run_folder import git_commit
 
     names = [
@@ -292,7 +292,7 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
         options[key] = options[key].split(",")
         for value in options[key]:
             if value not in known:
-                raise ValueError(f"{key}={value}: must be of {', '.join(known)}")
+                raise ValueError(f"{key}={value}: must be one of {', '.join(known)}")
     for key in ("rounds", "threads"):
         if not (options[key].isdigit() and int(options[key])) and (key, options[key]) != ("threads", ""):
             raise ValueError(f"{key}={options[key]}: must be a whole number, 1 or more")
@@ -300,7 +300,7 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     try:
         options = read_options(arguments)
     except ValueError as error:

@@ -1,7 +1,8 @@
-"""What clients cost that are only registered: `python benchmarks/scale.py [overrides of src/train.py]`.
+"""The cost of idle clients: `python benchmarks/scale.py [overrides of src/train.py]`.
 
-Start-up, peak memory and seconds a round of `src/train.py` at 100 to 100,000 clients with one cohort, and at growing
-cohorts, on a network and examples so small that the rest shows; then the seconds of what needs no training at all.
+It measures start-up, peak memory and seconds a round of `src/train.py` with 100 to 100,000 clients and one cohort, then
+with growing cohorts. Network and examples are tiny, so that the overhead shows. Then it times commands that do not
+train.
 """
 
 import os
@@ -21,7 +22,7 @@ from fedpara.runs import METRICS, Run
 if TYPE_CHECKING:
     from fedpara.data import DataSet
 
-SIZES = [(100, 8), (10_000, 8), (100_000, 8), (10_000, 80), (10_000, 400)]  # clients, and those of a round
+SIZES = [(100, 8), (10_000, 8), (100_000, 8), (10_000, 80), (10_000, 400)]  # clients in all, clients of a round
 NUM_ROUNDS, EXAMPLES_PER_CLIENT = 8, 4
 WORKLOAD = [
     "model=mlp", "model.network.widths=[16,8,2]", "factorization=dense", "trainer=cpu", "trainer.max_epochs=1",
@@ -62,13 +63,13 @@ def measure(num_clients: int, cohort: int, overrides: list[str], folder: Path) -
     started = time.perf_counter() - start
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(1)  # it has said why
+        raise SystemExit(1)  # the program has printed the reason
     rounds = [row["time/round_s"] for row in Run(folder).rows]
-    return started, usage.ru_maxrss * 1024 / 1e6, statistics.median(rounds[1:-1])  # the last is tested
+    return started, usage.ru_maxrss * 1024 / 1e6, statistics.median(rounds[1:-1])  # the last one includes a test
 
 
 def seconds(arguments: list[str], repeats: int = 5) -> tuple[float, float]:
-    """Median wall and processor seconds of `src/train.py`."""
+    """Median wall time and processor time of `src/train.py`, in seconds."""
     wall, processor = [], []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -83,7 +84,7 @@ def seconds(arguments: list[str], repeats: int = 5) -> tuple[float, float]:
 
 
 def main(overrides: list[str]) -> None:
-    """Two tables, GitHub's markdown."""
+    """Print two tables in GitHub's markdown."""
     print("| clients | a round | start-up, s | peak memory, MB | s a round |\n|---|---|---|---|---|")
     for num_clients, cohort in SIZES:
         with tempfile.TemporaryDirectory() as folder:

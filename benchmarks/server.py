@@ -1,8 +1,8 @@
-"""What a round of very many clients costs their server: `python benchmarks/server.py [key=value ...]`.
+"""The cost of a round with very many clients for their server: `python benchmarks/server.py [key=value ...]`.
 
-Times on states of ResNet50's size what the server does for a round, a client's upload or a client that is registered,
-and computes the rest: a round of `cohort` of `clients` over the link, memory and disk that are assumed (OPTIONS).
-Which of time, memory and disk is used up first is the first wall. With ray: what a second aggregator brings.
+It times the server's work for a round, for an upload and for an idle client, on states of ResNet50's size. From that it
+computes a round of `cohort` of `clients` for an assumed link, memory and disk (OPTIONS). The first wall is the one of
+time, memory and disk that is exhausted first. With ray it also measures the gain of a second aggregator.
 """
 
 import json
@@ -32,10 +32,10 @@ from fedpara.storage import ClientStates, write_tensors
 
 OPTIONS = {
     "clients": 1_000_000, "cohort": 10_000, "gamma": 0.1, "width": 64, "repeats": 5, "threads": 1,
-    "federation": 1, "uploads": 64, "out": "",  # 0: no small run, no ray (uploads of its actors); where the JSON goes
-    # assumed: the server's network card and the site's link, its memory and disk, and how long a round may take
+    "federation": 1, "uploads": 64, "out": "",  # federation=0: no small run; uploads=0: no ray; out: file for the JSON
+    # assumed: the server's network card, the site's link, memory, disk, and the longest time of a round
     "nic_gbit": 10.0, "site_gbit": 100.0, "memory_gb": 256.0, "disk_tb": 10.0, "round_s": 600.0,
-    # assumed: a client's work, and the pace of one GPU at it
+    # assumed: a client's work, and the speed of one GPU
     "images": 500, "epochs": 5, "images_per_s": 2500.0,
 }  # fmt: skip
 RECIPES = {"dense": Dense, "FedPara": FedPara}
@@ -48,13 +48,13 @@ ROWS = [("dense", "fp32"), ("FedPara", "fp32"), ("FedPara", "fedpaq")]
 
 
 def resnet50(width: int = 64) -> nn.Module:
-    """The layers of torchvision's ResNet50 (He et al. 2016) by name, to be counted and not to be run."""
+    """The layers of torchvision's ResNet50 (He et al. 2016) by name, for counting only; they cannot be run."""
     layers = nn.ModuleDict()
 
     def convolution(name: str, inputs: int, outputs: int, kernel: int) -> None:
         layers[f"{name}_conv"] = nn.Conv2d(inputs, outputs, kernel, bias=False)
         layers[f"{name}_norm"] = nn.BatchNorm2d(outputs)
-        del layers[f"{name}_norm"].num_batches_tracked  # a counter, which models of this package have not
+        del layers[f"{name}_norm"].num_batches_tracked  # a counter that the models of this package do not have
 
     convolution("stem", 3, width, 7)
     channels = width
@@ -73,7 +73,7 @@ def resnet50(width: int = 64) -> nn.Module:
 
 
 def seconds(function: Callable[[], Any], repeats: int, clock: Callable[[], float] = time.process_time) -> float:
-    """Median: of the processor where nothing else is waited for, which others on the machine change least."""
+    """Median time; processor time, the default, depends least on other processes on the machine."""
     taken = []
     for _ in range(repeats):
         start = clock()
@@ -83,12 +83,12 @@ def seconds(function: Callable[[], Any], repeats: int, clock: Callable[[], float
 
 
 def elapsed(function: Callable[[], Any], repeats: int) -> float:
-    """Median of the clock."""
+    """Median wall time."""
     return seconds(function, repeats, time.perf_counter)
 
 
 def wire(state: State, link: Link, repeats: int) -> dict[str, float]:
-    """Bytes each way and seconds: to encode the broadcast, and of each upload to decode and check it."""
+    """Bytes each way, and the seconds to encode the broadcast and to decode and check an upload."""
     trained = {name: tensor + 1e-3 * torch.randn_like(tensor) for name, tensor in state.items()}
     up = link.up_codec
     packet = up.encode(combine(trained, -1, state) if up.of_updates else trained)
@@ -106,13 +106,13 @@ def wire(state: State, link: Link, repeats: int) -> dict[str, float]:
 
 
 def accumulation(state: State, repeats: int) -> float:
-    """Seconds in which the running mean takes one more upload."""
+    """Seconds to add one more upload to the running mean."""
     one, many = (seconds(lambda n=n: weighted_mean((state, 1.0) for _ in range(n)), repeats) for n in (1, 5))  # type: ignore[misc]
     return (many - one) / 4
 
 
 def storage(state: State, repeats: int) -> dict[str, float]:
-    """Seconds to write and to read what one client keeps, to write a checkpoint, and a file's to be looked at."""
+    """Seconds to write and to read a client's state, to write a checkpoint, and to look at a file when pruning."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         kept = ClientStates(folder / "kept", layout_of(state), 0)
@@ -131,7 +131,7 @@ def storage(state: State, repeats: int) -> dict[str, float]:
 
 
 def registry(options: dict[str, Any], repeats: int) -> dict[str, float]:
-    """What the clients cost that are registered: a cohort, its seeds, a checkpoint's versions; a whole small run."""
+    """The cost of idle clients: a cohort, its seeds, a checkpoint's versions, and a whole small run."""
     clients, chosen = options["clients"], options["cohort"]
     progress = Progress(round=1, total_bytes=1, memories=dict.fromkeys(range(clients), 1))
     result = {
@@ -148,7 +148,7 @@ def registry(options: dict[str, Any], repeats: int) -> dict[str, float]:
 
 
 class Aggregator:
-    """An actor that decodes uploads and adds them up; one that it holds, as if it had come over the network."""
+    """An actor that decodes and averages uploads; it decodes the same packet again and again."""
 
     def __init__(self, state: State) -> None:
         torch.set_num_threads(1)
@@ -156,7 +156,7 @@ class Aggregator:
         self.packet = self.codec.encode(state)
 
     def mean(self, number: int) -> tuple[dict[str, Any], float]:
-        """Of so many uploads, as arrays; and the processor's seconds."""
+        """The mean of `number` uploads as arrays, and the processor time in seconds."""
         start = time.process_time()
         uploads = ((self.codec.decode(self.packet, layout_of(self.state)), 1.0) for _ in range(number))
         arrays = {name: tensor.numpy() for name, tensor in weighted_mean(uploads).items()}
@@ -164,13 +164,13 @@ class Aggregator:
 
 
 def aggregators(state: State, uploads: int, repeats: int) -> dict[str, float]:
-    """Ray: seconds for 100 MB into its store and out; one actor for all uploads, against two and their sum.
+    """Ray: seconds to put 100 MB into its store and to get them; one actor for all uploads, compared with two.
 
-    By the clock, and by the processor: the slowest actor's seconds and the driver's, as if each had a core for itself.
+    Times are wall time, and processor time: that of the slowest actor plus the driver's, as if each had its own core.
     """
     import ray
 
-    warnings.filterwarnings("ignore", message=".*not writable.*")  # they are only read
+    warnings.filterwarnings("ignore", message=".*not writable.*")  # the arrays are only read
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     make: Any = ray.remote(num_cpus=1)(Aggregator)
@@ -199,7 +199,7 @@ def aggregators(state: State, uploads: int, repeats: int) -> dict[str, float]:
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:
-    """All units: of each network and link, of the registry, and of ray."""
+    """Measure everything: each network and link, idle clients, and ray."""
     repeats = options["repeats"]
     models: dict[str, Any] = {}
     for name, recipe in RECIPES.items():
@@ -218,7 +218,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def round_of(units: dict[str, Any], model: str, link: str, options: dict[str, Any], share: int = 1) -> dict[str, float]:
-    """What the server needs for a round's uploads, or a `share`-th of them; decoding and adding on one core."""
+    """The server's cost of a round's uploads, or of 1 / `share` of them; it decodes and adds on one core."""
     made, number = units["models"][model], options["cohort"] / share
     cost = made["links"][link]
     state_bytes = 4 * made["values"]
@@ -231,20 +231,20 @@ def round_of(units: dict[str, Any], model: str, link: str, options: dict[str, An
 
 
 def kept(units: dict[str, Any], options: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Algorithms under which clients keep something, and the bytes of one client."""
+    """Algorithms whose clients keep a state, and its bytes per client."""
     yield "pFedPara, W2", 4 * units["personal_values"]
     for model in units["models"]:
         yield f"SCAFFOLD, {model}", 4 * units["models"][model]["parameters"]
 
 
 def wall(shares: dict[str, float]) -> str:
-    """What is used up first, and how many times what there is of it."""
+    """The resource that is exhausted first, and its use relative to what is available."""
     name = max(shares, key=shares.__getitem__)
     return f"{name}, {shares[name]:.2g} x"
 
 
 def tables(units: dict[str, Any], options: dict[str, Any]) -> Iterator[str]:
-    """Everything in GitHub's markdown; units first."""
+    """All tables in GitHub's markdown, starting with the measured units."""
     yield "| | values | link | encode | decode, check | add to the mean | down, up |\n|---|---|---|---|---|---|---|"
     for model, made in units["models"].items():
         rate = 4 * made["values"] / 1e9
@@ -286,7 +286,7 @@ def tables(units: dict[str, Any], options: dict[str, Any]) -> Iterator[str]:
 
 
 def tree(units: dict[str, Any], model: str, link: str, options: dict[str, Any], share: int) -> str:
-    """Seconds with the uploads shared out, the server adding as many means, in float32."""
+    """Seconds if `share` aggregators divide the uploads and the server adds their means in float32."""
     each, made = round_of(units, model, link, options, share), units["models"][model]
     network = 8 * share * 8 * made["values"] / (1e9 * options["nic_gbit"])
     compute = share * (made["links"]["fp32"]["decode_s"] + made["accumulate_s"])
@@ -296,7 +296,7 @@ def tree(units: dict[str, Any], model: str, link: str, options: dict[str, Any], 
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print, keep."""
+    """Measure, print and write the results."""
     options: dict[str, Any] = dict(OPTIONS)
     for argument in arguments:
         key, _, value = argument.partition("=")

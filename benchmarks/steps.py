@@ -1,11 +1,11 @@
-"""What FedPara costs a training step, against the dense network: time, operators, memory.
+"""The cost of FedPara in a training step, compared with the dense network: time, operators, memory.
 
 `python benchmarks/steps.py models=vgg16,resnet18,char_lstm,layers repeats=9 threads=1 precision=medium out=steps.json`
 
-Steps of all variants are interleaved; a ratio is the median of the ratios within a turn. `einsum` composes as the
-authors' notebook does. Time is of the process's CPU at one thread, else of the clock. Memory is the largest resident
-size during two steps in a process of its own, above what was resident before its network was built, each tensor in
-pages of its own: in a heap it is by luck of where things lie up to a fifth more.
+Steps of all variants are interleaved; a ratio is the median of the ratios within a turn. `einsum` composes the weight
+as the authors' notebook does. Time is CPU time with one thread, else wall time. Memory is the largest resident size
+during two steps in a fresh process, minus the size before its network was built. Each tensor gets its own pages there,
+because the layout of a heap can add up to a fifth by chance.
 """
 
 import json
@@ -53,7 +53,7 @@ def notebook(factorization: Hadamard) -> Tensor:
 
 
 def network_of(name: str) -> tuple[nn.Module, list[str], Tensor, Tensor]:
-    """A dense network, what stays dense in it, a batch of 64 for it and its labels."""
+    """A dense network, the patterns of its layers that stay dense, and a batch of 64 with labels."""
     torch.manual_seed(0)
     labels = torch.randint(10, (64,))
     images = torch.randn(64, 3, 32, 32)
@@ -70,18 +70,18 @@ def network_of(name: str) -> tuple[nn.Module, list[str], Tensor, Tensor]:
 
 
 class Operators(TorchDispatchMode):
-    """Counts what is dispatched."""
+    """Counts the operators that torch dispatches."""
 
     count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """One more."""
+        """Count one operator and run it."""
         self.count += 1
         return function(*args, **kwargs or {})
 
 
 def step_of(name: str, variant: str) -> Callable[[], None]:
-    """Forward, backward and a step of fused SGD."""
+    """A function that does forward, backward and a step of fused SGD."""
     network, exclude, inputs, labels = network_of(name)
     recipe, by_einsum = VARIANTS[variant]
     factorize(network, recipe, exclude)
@@ -102,7 +102,7 @@ def step_of(name: str, variant: str) -> Callable[[], None]:
 
 
 def measure(name: str, repeats: int, threads: int) -> dict[str, dict[str, float]]:
-    """Of each variant the median seconds and ratio to dense, quartiles of the ratio, and operators."""
+    """For each variant: median seconds, ratio to dense with its quartiles, and operators."""
     clock = time.process_time if threads == 1 else time.perf_counter
     steps = {variant: step_of(name, variant) for variant in VARIANTS}
     operators = {}
@@ -128,14 +128,14 @@ def measure(name: str, repeats: int, threads: int) -> dict[str, dict[str, float]
 
 
 def peak_mb(name: str, variant: str) -> float:
-    """Largest resident size during two steps, in 10^6 bytes above that before the network; in a fresh process."""
+    """Largest resident size during two steps in a fresh process, minus that before the network, in 10^6 bytes."""
     code = f"import steps; print(steps.peak_here({name!r}, {variant!r}))"
     environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     return float(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
 
 
 def peak_here(name: str, variant: str) -> float:
-    """What `peak_mb` has a fresh process do."""
+    """The measurement that `peak_mb` starts in a fresh process."""
 
     def status(key: str) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -144,14 +144,14 @@ def peak_here(name: str, variant: str) -> float:
     nn.Linear(8, 8)(torch.randn(2, 8)).sum().backward()
     before = status("VmRSS")
     step = step_of(name, variant)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     step()
     step()
     return status("VmHWM") - before
 
 
 def main(arguments: list[str]) -> None:
-    """A table for each model."""
+    """Print a table for each model."""
     options = {"models": "vgg16,resnet18,char_lstm,layers", "repeats": "9", "threads": "1", "precision": "medium"}
     options |= dict(argument.split("=", 1) for argument in arguments)
     torch.set_num_threads(int(options["threads"]))

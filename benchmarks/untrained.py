@@ -1,4 +1,4 @@
-"""An executor without training, for benchmarks of what is around it: `executor._target_=untrained.Untrained`."""
+"""An executor that does not train, to measure everything around it: `executor._target_=untrained.Untrained`."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,10 +8,10 @@ from fedpara.execution import ClientTask, LocalResult, SerialExecutor
 
 
 class Untrained(SerialExecutor):
-    """Every client returns what it was given, each value a random little off: of a VGG16 in a tenth of a second."""
+    """Every client returns its state with a little noise on each value, which takes 0.1 s for a VGG16."""
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult]:
-        """One result after the other; everything but the training is as ever."""
+        """Yield one result after the other; everything except the training is as usual."""
         for task in tasks:
             generator = torch.Generator().manual_seed(task.seed)
             state = {name: t + 1e-3 * torch.randn(t.shape, generator=generator) for name, t in task.state.items()}

@@ -1,7 +1,7 @@
-"""What every variant of a benchmark computes: data, network, cohorts and batches, in plain torch.
+"""The workload that every variant of a benchmark computes: data, network, cohorts and batches, in plain torch.
 
-Read by the bare loop, by this project's executors and, in environments of their own, by other simulators. Of the
-package only what needs no Lightning is used, so that no variant pays for another one's imports.
+The bare loop, this project's executors and, in their own environments, other simulators read it. It uses only parts of
+the package that do not need Lightning, so that no variant pays for another one's imports.
 """
 
 import importlib.util
@@ -36,9 +36,9 @@ class Workload:
 
     Attributes:
         network: `stages` and `hidden` of a VGG.
-        batch_size: divides `num_examples`, those of a client.
-        dtype: of inputs and weights; in float64 two ways of computing the same agree to 1e-12 or so, in float32
-            rounding is soon a hundredth of what training moved.
+        batch_size: must divide `num_examples`, the number of examples of a client.
+        dtype: of inputs and weights. In float64 two ways of computing the same agree to about 1e-12; in float32
+            rounding errors soon reach a hundredth of the change by training.
     """
 
     network: dict[str, Any]
@@ -58,14 +58,14 @@ class Workload:
 
     @cached_property
     def data(self) -> tuple[Tensor, Tensor]:
-        """Random inputs (N, 3, 32, 32) and labels (N,) that a linear function of them decides; client by client."""
+        """Random inputs (N, 3, 32, 32) and labels (N,), a linear function of the inputs; sorted by client."""
         generator = torch.Generator().manual_seed(self.seed)
         inputs = torch.randn(self.num_clients * self.num_examples, *SHAPE, generator=generator)
         teacher = torch.randn(inputs[0].numel(), NUM_CLASSES, generator=generator)
         return inputs.to(self.dtype), (inputs.flatten(1) @ teacher).argmax(1)
 
     def build(self) -> nn.Module:
-        """The network with its first weights."""
+        """The network with its initial weights."""
         torch.manual_seed(self.seed)
         return _vgg()(**self.network, num_classes=NUM_CLASSES, dropout=0.0).to(self.dtype)
 
@@ -84,9 +84,9 @@ class Workload:
 
 
 WORKLOADS = {
-    "tiny": Workload({"stages": [[8], [16]], "hidden": [67]}),  # 3,259 parameters: what is not arithmetic
+    "tiny": Workload({"stages": [[8], [16]], "hidden": [67]}),  # 3,259 parameters: mostly overhead
     "cnn": Workload({"stages": [[32, 32], [64, 64], [128, 128]], "hidden": [664, 654]}),  # 815,016 parameters
-    "vgg16": Workload(  # the paper's, at its batch size
+    "vgg16": Workload(  # the paper's network and batch size
         {"stages": [[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3], "hidden": [512, 512]},
         num_clients=8, clients_per_round=2, num_examples=128, batch_size=64,
     ),

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Start a run in a folder, or go on with the one that lies there: docs/go_on.sh <folder> [what src/train.py takes]
+# Start a run in a folder, or resume the one that is there: docs/go_on.sh <folder> [arguments of src/train.py]
 set -euo pipefail
 folder=$1
 shift

@@ -20,7 +20,7 @@ from fedpara.sharing import Split
 from fedpara.state import join, layout_of
 from fedpara.storage import ClientStates, read_tensors, write_tensors
 from helpers.clients import ByHand
-from helpers.federations import make_federation, same
+from helpers.federations import Watch, make_federation, same
 from helpers.runs import rows_without_times
 
 STATE = {
@@ -269,3 +269,14 @@ def test_a_run_killed_before_any_of_its_writes_goes_on_to_the_same_end(tmp_path,
             path.is_file() for path in (tmp_path / "whole").rglob("*")
         )
     assert last_call > 60
+
+
+def test_what_is_trained_in_float64_is_kept_in_the_models_types(tmp_path):
+    """Read from disk, too: a file of other types than the layout's is refused."""
+    watch = Watch()
+    federation = make_federation(
+        personal=["*2"], training={"precision": "64-true"}, callbacks=[Checkpoint(tmp_path, memory_gb=0), watch]
+    )
+    federation.fit()
+    assert {tensor.dtype for state in federation.personal.values() for tensor in state.values()} == {torch.float32}
+    assert len(watch.records) == 3

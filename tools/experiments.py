@@ -1,6 +1,6 @@
-"""Every job of every experiment: composed and built, its parameters counted, one round's messages encoded.
+"""Compose and build every job of every experiment, count its parameters, and encode the messages of one round.
 
-python tools/experiments.py > results/experiments.md      # tests/system/test_experiments.py holds the list
+python tools/experiments.py > results/experiments.md      # tests/system/test_experiments.py checks the list
 """
 
 import itertools
@@ -35,7 +35,7 @@ counted on the encoded messages of all clients of a round; MB are 10^6 bytes. Se
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The configuration of a run, its Hydra part as when it runs."""
+    """The configuration of a run, with Hydra's part as in a real run."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
@@ -45,19 +45,19 @@ def composed(*overrides: str) -> DictConfig:
 
 @cache
 def jobs(experiment: str) -> list[dict[str, str]]:
-    """Overrides of each job of an experiment's sweep, seeds aside."""
+    """The overrides of each job of an experiment's sweep, without seeds."""
     params = composed(f"experiment={experiment}").hydra.sweeper.params or {}
     axes = {key: str(values).split(",") for key, values in params.items() if key != "seed"}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def rows(experiment: str, chosen: list[dict[str, str]] | None = None) -> Iterator[Row]:
-    """Of each job its overrides, numbers of parameters, and the bytes of a round, up and down."""
+    """For each job its overrides, numbers of parameters, and bytes of a round, up and down."""
     for job in chosen or jobs(experiment):
         cfg = composed(f"experiment={experiment}", *(f"{key}={value}" for key, value in job.items()))
         formula = patch.object(Factorization, "forward", lambda self: self.refold(self.compose(self.factors)))
         unread = patch("fedpara.execution.serial.read_state", lambda network: network.state_dict())
-        with torch.device("meta"), formula, unread:  # what is meta has nothing to bring to the CPU
+        with torch.device("meta"), formula, unread:  # meta tensors have no values to copy to the CPU
             if "initialization" in cfg.factorization:
                 cfg.factorization.initialization = "he"  # the others look at values
             cfg.trainer.accelerator = "cpu"

@@ -1,9 +1,9 @@
-"""Whether a refactor gives the same bits: `write before.json`, refactor, `compare before.json`.
+"""Check that a refactor gives the same bits: `write before.json`, refactor, `compare before.json`.
 
-Trains every algorithm x factorisation x split x link x executor for two rounds at a fixed seed, and keeps a checksum of
-the server's state, the clients' own states and the metrics. One thread, so that it does not depend on the machine's
-cores; another processor or another torch gives other bits, so both runs belong on one machine. `every=N` takes each
-N-th case; `executor=serial` narrows to one executor.
+It trains every algorithm x factorisation x split x link x executor for two rounds at a fixed seed, and keeps a checksum
+of the server's state, the clients' own states and the metrics. It uses one thread, so that the bits do not depend on
+the number of cores. They do depend on the processor and on torch, so run both on one machine. `every=N` takes each N-th
+case; `executor=serial` takes one executor.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ SMALL = (
 
 
 def cases() -> Iterator[tuple[str, ...]]:
-    """A choice of each group; splits of pFedPara's halves with pFedPara alone."""
+    """Every combination of one choice per group; sharing=pfedpara only with factorization=pfedpara."""
     choices = [sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml")) for group in GROUPS]
     for case in itertools.product(*choices):
         if case[-1] not in LEFT_OUT and (case[2] != "pfedpara" or case[1] == "pfedpara"):
@@ -47,7 +47,7 @@ def cases() -> Iterator[tuple[str, ...]]:
 
 
 def digest(case: tuple[str, ...]) -> str:
-    """Of what the run leaves; where it is refused, of the refusal."""
+    """The checksum of a run's result; for a refused run, the refusal."""
     overrides = [f"{group}={choice}" for group, choice in zip(GROUPS, case, strict=True)]
     cfg = compose([*SMALL, *overrides])
     try:
@@ -66,7 +66,7 @@ def digest(case: tuple[str, ...]) -> str:
 
 
 def checksum(federation: Federation, records: list[RoundRecord]) -> str:
-    """Of states and metrics; times are left out."""
+    """A checksum of states and metrics, without times."""
     found = hashlib.sha256()
     kept = [*federation.personal.items(), *federation.memories.items()]
     for state in [join(federation.server), *(state for _, state in sorted(kept, key=lambda one: one[0]))]:
@@ -84,7 +84,7 @@ def _bytes(state: State) -> bytes:
 
 
 def main(action: str, file: str, *options: str) -> int:
-    """Exit status 1 where a case differs, each in a line."""
+    """Print each case that differs; the exit status is 1 if there is one."""
     given = dict(option.split("=") for option in options)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)

@@ -32,18 +32,18 @@ class Batches:
 
 
 class Clients:
-    """Data of the clients in the round that the server is in."""
+    """The clients' data in the server's current round."""
 
     def __init__(self, workload: Workload, server: "Server") -> None:
         self.workload, self.server = workload, server
 
     def get_dataloader(self, client: int, batch_size: int) -> Batches:
-        """In memory; FedLab's own data sets go through a DataLoader, which takes longer."""
+        """A client's batches from memory; FedLab's own data sets use a DataLoader, which is slower."""
         return Batches(self.workload, client, self.server.round)
 
 
 class Server(SyncServerHandler):
-    """FedLab's synchronous server on the workload's cohorts, until there is no further round."""
+    """FedLab's synchronous server on the workload's cohorts, until the last round."""
 
     finished = False
 
@@ -54,7 +54,7 @@ class Server(SyncServerHandler):
 
     @property
     def if_stop(self) -> bool:
-        """Whether the driver had its last round."""
+        """Whether the driver's last round is over."""
         return self.finished
 
     def sample_clients(self) -> list[int]:
@@ -63,7 +63,7 @@ class Server(SyncServerHandler):
 
 
 class PacedPipeline(StandalonePipeline):
-    """FedLab's loop, held where it would evaluate."""
+    """FedLab's loop, which waits where it would evaluate."""
 
     def __init__(self, server: Server, trainer: SGDSerialClientTrainer) -> None:
         super().__init__(server, trainer)
@@ -78,14 +78,14 @@ class PacedPipeline(StandalonePipeline):
         self.handler.finished = not self.pace.next_round(self.handler.model.state_dict)
 
     def evaluate(self) -> None:
-        """After every round: say that it is over, wait for the next."""
+        """Report the end of a round and wait for the next."""
         self.pace.round_done(self.num_steps)
         self.num_steps = 0
         self._wait()
 
 
 def main(name: str) -> None:
-    """Rounds, one at each word of the driver."""
+    """Train one round at each word of the driver."""
     workload = WORKLOADS[name]
     server = Server(workload)
     trainer = SGDSerialClientTrainer(workload.build(), workload.num_clients)

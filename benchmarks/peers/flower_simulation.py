@@ -16,11 +16,11 @@ from workload import WORKLOADS
 
 
 class Finished(Exception):
-    """There is no further round."""
+    """The last round is over."""
 
 
 class PacedFedAvg(FedAvg):
-    """Flower's FedAvg on the workload's cohorts, held between rounds."""
+    """Flower's FedAvg on the workload's cohorts, with a wait between rounds."""
 
     def __init__(self, name: str) -> None:
         super().__init__(fraction_evaluate=0.0)
@@ -29,7 +29,7 @@ class PacedFedAvg(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """A message to a node for every client of the cohort; which client it is for is said in the message."""
+        """A message to a node for every client of the cohort; the message names the client."""
         if server_round > 1:
             self.pace.round_done(self.num_steps, threads=f"{self.threads} an actor")
         if not self.pace.next_round(arrays.to_torch_state_dict):
@@ -51,7 +51,7 @@ class PacedFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Flower's own, with the steps counted."""
+        """Aggregate as Flower does, and count the steps."""
         replies = list(replies)
         metrics = [reply.content["metrics"] for reply in replies]
         self.num_steps, self.threads = sum(int(one["num-steps"]) for one in metrics), metrics[0]["threads"]
@@ -59,7 +59,7 @@ class PacedFedAvg(FedAvg):
 
 
 def main(name: str, num_cpus: str) -> None:
-    """Rounds, one at each word of the driver."""
+    """Train one round at each word of the driver."""
     workload, server = WORKLOADS[name], ServerApp()
 
     @server.main()

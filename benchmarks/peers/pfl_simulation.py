@@ -22,7 +22,7 @@ from workload import WORKLOADS, Workload
 
 
 class Module(nn.Module):
-    """The workload's network with what pfl asks of one: a loss, and metrics, of the first round only."""
+    """The workload's network with the loss and the metrics that pfl needs; it takes metrics in the first round only."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class Module(nn.Module):
 
     @torch.no_grad()
     def metrics(self, inputs: Tensor, labels: Tensor) -> dict[str, Weighted]:
-        """The same."""
+        """Cross-entropy as a metric."""
         return {"loss": Weighted.from_unweighted(self.loss(inputs, labels).item())}
 
 
 class Ordered(Dataset):
-    """A client's examples of one round, in the workload's order, which is another one in every epoch."""
+    """A client's examples of one round in the workload's order, which differs between epochs."""
 
     def __init__(self, workload: Workload, client: int, round_index: int) -> None:
         inputs, labels = workload.data
@@ -49,18 +49,18 @@ class Ordered(Dataset):
         self.epochs = (workload.batches(client, round_index, epoch) for epoch in count())
 
     def iter(self, batch_size: int | None) -> Iterator[tuple[Tensor, ...]]:
-        """Batches; pfl tests on all examples at once."""
+        """Yield batches; pfl tests on all examples at once."""
         return next(self.epochs) if batch_size == self.workload.batch_size else super().iter(batch_size)
 
 
 class PaceCallback(TrainingProcessCallback):
-    """Holds pfl between rounds, and counts the steps of local optimizers."""
+    """Makes pfl wait between rounds, and counts the steps of local optimizers."""
 
     def __init__(self) -> None:
         self.pace, self.num_steps = Pace(), 0
 
     def local_optimizer(self, parameters: Iterator[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """A client's; counted."""
+        """A client's optimizer, whose steps are counted."""
         optimizer = torch.optim.SGD(parameters, lr=lr)
         optimizer.register_step_post_hook(self._count)
         return optimizer
@@ -76,14 +76,14 @@ class PaceCallback(TrainingProcessCallback):
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        """Say that the round is over, wait for the next; stop where there is none."""
+        """Report the end of the round and wait for the next; stop after the last."""
         self.pace.round_done(self.num_steps)
         self.num_steps = 0
         return not self.pace.next_round(model.pytorch_model.state_dict), Metrics()
 
 
 def main(name: str) -> None:
-    """Rounds, one at each word of the driver."""
+    """Train one round at each word of the driver."""
     workload, pace = WORKLOADS[name], PaceCallback()
     module = Module(workload.build())
     model = PyTorchModel(module, pace.local_optimizer, torch.optim.SGD(module.parameters(), lr=1.0))

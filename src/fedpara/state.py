@@ -41,13 +41,18 @@ def parts_layout_of(parts: Parts) -> PartsLayout:
 
 
 def arranged(parts: Parts, layout: PartsLayout) -> Parts:
-    """The same parts in the order of a layout, which is that of the wire.
+    """The same parts in the order and the types of a layout, which are those of the wire.
 
     Raises:
         ValueError: names disagree.
     """
     require_same_names(join(layout), join(parts))
-    return {part: {name: parts[part][name] for name in names} for part, names in layout.items()}
+    return {part: typed(parts[part], specs) for part, specs in layout.items()}
+
+
+def typed(state: State, layout: Layout) -> State:
+    """The tensors of a layout in its order and types: training in float64 gives others than the model has."""
+    return {name: state[name].to(spec.dtype) for name, spec in layout.items()}
 
 
 def first_names(module: nn.Module) -> dict[str, str]:

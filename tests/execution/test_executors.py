@@ -70,17 +70,14 @@ def pytest_generate_tests(metafunc):
 def finished(make, double, algorithm, recipe, split):
     """Two rounds of convolutions, GroupNorm, dropout and linear layers, on clients of unequal size."""
     factorization, num_dense = RECIPES[recipe]
-    watch = Watch()
+    watch, exact = Watch(), Cast()
+    exact.dtype = torch.float64 if double else torch.float32
     federation = make_federation(
         network=partial(VGG, [[4], [8]], [6], 3, in_channels=1, dropout=0.4), recipe=factorization, num_dense=num_dense,
         algorithm=named(algorithm), personal=SPLITS[split], executor=partial(in_precision, make, double),
         partition=Dirichlet(0.5, 6), clients_per_round=3, num_rounds=2, eval_every=2, evaluate_personal=False,
-        lr_decay=0.9, callbacks=[watch],
+        lr_decay=0.9, callbacks=[watch], link=Link(exact, exact),
     )  # fmt: skip
-    if double:
-        exact = Cast()
-        exact.dtype = torch.float64
-        federation.link = Link(exact, exact)
     federation.fit()
     return federation, watch
 
@@ -126,11 +123,11 @@ def test_every_algorithm_factorisation_and_split_as_by_serial(kept, caplog, name
     case = double, algorithm, recipe, split
     (serial, expected), (other, watch) = by_serial(*case), finished(partial(kept, (name, double, recipe)), *case)
     assert not caplog.messages  # no client was trained in another way than the one asked for
-    assert watch.results[0].state["classifier.0.bias"].dtype == (torch.float64 if double else torch.float32)
+    assert other.model()["classifier.0.bias"].dtype == (torch.float64 if double else torch.float32)
     tolerance = EXECUTORS[name][1 + double]
     assert_close(join(other.server), join(serial.server), tolerance)
     assert_close(join(other.personal), join(serial.personal), tolerance)
     assert_close(join(other.memories), join(serial.memories), tolerance)
-    assert [result.client for result in watch.results] == [result.client for result in expected.results]
+    assert [report.client for report in watch.reports] == [report.client for report in expected.reports]
     losses, those = ([record.train_loss for record in one.records] for one in (watch, expected))
     assert losses == (pytest.approx(those, rel=1e-5) if tolerance else those)

@@ -52,6 +52,7 @@ def make_federation(
     num_dense=0,
     training=None,
     clients=None,
+    link=None,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
@@ -75,7 +76,9 @@ def make_federation(
     callbacks = settings.pop("callbacks", [])
     keeping = [callback.clients for callback in callbacks if isinstance(callback, Checkpoint)]
     settings["clients"] = (clients or next(iter(keeping), simulated))(executor)
-    return Federation(executor, algorithm or FedAvg(), Link(Cast(codec), Cast(down)), split, callbacks, **settings)
+    return Federation(
+        executor, algorithm or FedAvg(), link or Link(Cast(codec), Cast(down)), split, callbacks, **settings
+    )
 
 
 def convolutional(executor, double=True, network=None, optimizer=None, precision=None, strength=0.0, **options):

@@ -1,6 +1,6 @@
-"""Every key of the configuration with values that it cannot have: each ends in one line, or trains.
+"""Give every key of the configuration wrong values: each must end in one line, or train.
 
-python tools/stress/bad_values.py > lines.txt      # all of them; tests/system/test_bad_input.py draws a few
+python tools/stress/bad_values.py > lines.txt      # all cases; tests/system/test_bad_input.py draws a few
 """
 
 import contextlib
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 VALUES = ("-1", "0", "1.5", "nan", "1e30", "x", "''", "null", "[1,a]", "{a:1}")
-NAMES = ("-1", "x", "null")  # for whole groups, and for what names a class
+NAMES = ("-1", "x", "null")  # for whole groups and for keys that name a class
 BASE = [
     "model=mlp", "data.max_train=40", "data.max_test=20", "logger=none", "trainer.max_epochs=1",
     "federation.num_clients=2", "federation.clients_per_round=1", "federation.num_rounds=1",
@@ -49,12 +49,12 @@ def composed(*choice):
 
 
 def keys(choice):
-    """Those that the choice brings, or all."""
+    """The keys that the choice adds, or all keys."""
     return sorted((composed(*choice) - composed() if choice else composed()) - LEFT_OUT)
 
 
 def cases():
-    """Arguments of every case."""
+    """The arguments of every case."""
     for choice in CHOICES:
         for key in keys(choice):
             yield from ([*choice, f"{key}={value}"] for value in values(key))

@@ -1,8 +1,8 @@
-"""Damaged and hostile files in place of every file that is read: each gives one line, or is read for what it is.
+"""Replace every file that the package reads by damaged and hostile ones: each must give one line, or be read correctly.
 
-    python tools/stress/corrupt_files.py 2000 > lines.txt      # so many damaged ones a reader; the suite tries a few
+    python tools/stress/corrupt_files.py 2000 > lines.txt      # so many damaged files per reader; the suite tries a few
 
-Nothing may run code, escape with a stack trace's error, or write outside the folder of the file.
+No file may run code, cause an error with a stack trace, or make anything write outside of its folder.
 """
 
 import atexit
@@ -48,16 +48,16 @@ from fedpara.runs import CHECKPOINT, CLIENTS, CONFIG, METRICS, OVERRIDES, SUMMAR
 from helpers.federations import make_federation
 from helpers.files import LINE, PLAY, idx, leaf_files, write_cifar
 
-DATA_ERRORS = (ValueError, FileNotFoundError)  # of which train.py makes a line while it builds
+DATA_ERRORS = (ValueError, FileNotFoundError)  # train.py shows these in one line while it builds
 RUN_ERRORS = (UnusableFile, ConfigurationError)  # and these at any time
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Writes good files into a folder, and reads what is there then.
+    """Writes good files into a folder, and reads the files that are there later.
 
     Attributes:
-        files: pattern of the files that are damaged.
+        files: pattern of the files to damage.
     """
 
     write: Any
@@ -67,7 +67,7 @@ class Reader:
 
 
 def trainable(data, num_classes, channels):
-    """The examples through all checks before training."""
+    """Take the examples through all checks before training."""
     module = FederatedDataModule(lambda: data, IID(), 1, num_classes, channels, batch_size=4)
     module.setup()
     next(iter(module.client_dataloader(0, 0)))
@@ -82,7 +82,7 @@ def write_idx(folder):
 
 
 def read_cifar(folder):
-    """With the checksums of what is there: a file that is not the official one goes no further than its MD5."""
+    """Read with the checksums of the files at hand: otherwise the MD5 check would refuse a damaged file at once."""
     files = {name: md5((folder / "c" / name).read_bytes()).hexdigest() for name in ("train", "test")}
     trainable(cifar100(str(folder), Archive("c", "http://127.0.0.1:9/", "0" * 32, files)), 100, 3)
 
@@ -128,7 +128,7 @@ def federation(**options):
 
 
 def write_run(folder):
-    """A finished run, made once and copied."""
+    """Copy a finished run, which is made once."""
     if not (made := Path(tempfile.gettempdir()) / f"corrupt-files-{os.getpid()}").is_dir():
         made.mkdir()
         atexit.register(shutil.rmtree, made, ignore_errors=True)
@@ -139,7 +139,7 @@ def write_run(folder):
 
 
 def read_run(folder):
-    """As a resume does: then every client's own."""
+    """Restore as a resume does, then read every client's state."""
     resumed = federation()
     restore(resumed, folder)
     for states in (resumed.personal, resumed.memories):

@@ -1,10 +1,10 @@
-"""Runs killed by SIGKILL at random instants, each gone on with to its end and held against the undisturbed one.
+"""Kill runs with SIGKILL at random times, resume each to its end, and compare it with an undisturbed run.
 
-    python tools/stress/kills.py 50                      # over FedAvg, SCAFFOLD, FedDyn, pFedPara + FedPAQ by turns
+    python tools/stress/kills.py 50                      # FedAvg, SCAFFOLD, FedDyn, pFedPara + FedPAQ in turn
     python tools/stress/kills.py 50 executor=processes   # with these options for every run
 
-Every run is a process of its own, forked from one that has the imports behind it; kills fall into its rounds, their
-writes included. Ends with status 1 where one run differs.
+Every run is a process of its own, forked from one that has done the imports. The kills hit its rounds, including their
+writes. The exit status is 1 if a run differs.
 """
 
 import json
@@ -66,7 +66,7 @@ def wait(child):
 
 
 def begun(folder):
-    """Wait for the first round to begin, or to end where workers start in it; or for an error."""
+    """Wait until the first round has begun (with worker processes: has ended), or for an error."""
     metrics, num_lines = folder / METRICS, 2 if "executor=processes" in COMMON else 0
     while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= num_lines):
         if "rror" in Path(f"{folder}.log").read_text():
@@ -75,7 +75,7 @@ def begun(folder):
 
 
 def kill_after(seconds, folder, arguments):
-    """Start, kill so long after the first round has begun; returns whether the run was still going on."""
+    """Start a run and kill it so long after its first round has begun; returns whether it was still running."""
     child = start(folder, arguments)
     begun(folder)
     time.sleep(seconds)
@@ -84,14 +84,14 @@ def kill_after(seconds, folder, arguments):
 
 
 def go_on(folder, arguments):
-    """Resume to the end; a run killed before it had a configuration is started anew."""
+    """Resume to the end; a run that was killed before it saved its configuration is started anew."""
     assert wait(start(folder, [f"resume={folder}"] if Run(folder).has_config else arguments)) == 0, Path(
         f"{folder}.log"
     ).read_text()
 
 
 def outcome(folder):
-    """All that two equal runs have in common: every tensor, byte and row, but for times."""
+    """Everything that must be equal in two equal runs: every tensor, byte and row, except times."""
     from fedpara.storage import read_tensors
 
     state, metadata = read_tensors(folder / CHECKPOINT, {})
@@ -105,7 +105,7 @@ def outcome(folder):
 
 
 def trial(base, name, generator, whole, seconds):
-    """One kill within `seconds`; returns whether it hit, the rounds behind it, and what differs at the end."""
+    """Kill once within `seconds`; returns whether it hit, the rounds before it, and the parts that differ."""
     folder = Path(tempfile.mkdtemp(dir=base)) / "run"
     arguments = [*COMMON, *RUNS[name], f"hydra.run.dir={folder}"]
     hit = kill_after(generator.uniform(0, seconds), folder, arguments)
@@ -133,9 +133,9 @@ def main(num_kills, *options, seed=0):
 
     import fedpara.callbacks
     import fedpara.models
-    import fedpara.nn  # noqa: F401 (all that a run imports, once)
+    import fedpara.nn  # noqa: F401 (import once all that a run needs)
 
-    torch.set_num_threads(1)  # on which bits depend; the tests have one too
+    torch.set_num_threads(1)  # bits depend on it; the tests use one too
     COMMON.extend(options)
     generator = random.Random(seed)
     base = Path(tempfile.mkdtemp(prefix="kills-"))

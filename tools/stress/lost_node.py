@@ -1,9 +1,9 @@
-"""A node of a Ray cluster killed in the middle of a round: the run, its log, and its result beside the undisturbed one.
+"""Kill a node of a Ray cluster in the middle of a round, and compare the run's result with an undisturbed one.
 
-    python tools/stress/lost_node.py      # SCAFFOLD, 8 clients a round; more words are src/train.py's
+    python tools/stress/lost_node.py      # SCAFFOLD, 8 clients a round; further arguments are those of src/train.py
 
-Two nodes of a core each on this machine; the second is killed while its actor trains, and replaced two rounds later.
-Ends with status 1 where the model or a figure of a round, its times aside, differs from that of executor=serial.
+The cluster has two one-core nodes on this machine. The second is killed while its actor trains, and replaced two rounds
+later. The exit status is 1 if the model, or a figure of a round except its times, differs from executor=serial.
 """
 
 import os

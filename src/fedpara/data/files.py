@@ -1,4 +1,4 @@
-"""Data sets on disk: found and verified, or downloaded from their home; what cannot be read is one line."""
+"""Data sets on disk: find and verify their files or download them; a file that cannot be read gives one line."""
 
 import gzip
 import hashlib
@@ -15,18 +15,18 @@ from pathlib import Path
 import pooch
 
 REMEMBERED = ".fedpara_verified.json"
-LARGEST = 2**30  # bytes that a compressed file may hold; the largest one has 47 million
+LARGEST = 2**30  # bytes that a compressed file may expand to; the largest real one has 47 million
 
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Within this, whatever a decoder makes of damaged bytes (zlib, struct, syntax, memory, ...) is one line.
+    """Turn any error of a decoder on damaged bytes (zlib, struct, syntax, memory, ...) into one line.
 
     Args:
-        what: the file should be: `a CIFAR batch`.
+        what: the kind of file that is expected, such as `a CIFAR batch`.
 
     Raises:
-        ValueError: the file is not that.
+        ValueError: the file is not of that kind.
     """
     try:
         yield
@@ -36,18 +36,18 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """A folder's files of a pattern in order, without the `._` companions that macOS puts beside files."""
+    """The files in a folder that match a pattern, sorted, without the `._` files that macOS adds."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("._"))
 
 
 def place(path: Path) -> Path:
-    """The file, or the same without `.gz` where only that is there."""
+    """The path, or the path without `.gz` if only that file exists."""
     plain = path.with_suffix("") if path.suffix == ".gz" else path
     return plain if plain.is_file() and not path.is_file() else path
 
 
 def unpacked(path: Path) -> bytes:
-    """What a file holds, decompressed where its first two bytes are gzip's, whatever its name is."""
+    """The content of a file, decompressed if its first two bytes are gzip's, whatever its name is."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if packed else path.open("rb") as stream:
@@ -56,13 +56,13 @@ def unpacked(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Loose:
-    """A folder of files in its standard layout, each with a home of its own.
+    """A folder of files in its standard layout, each with its own address for downloads.
 
     Attributes:
-        folder: where they are beneath the data folder.
-        url: the part of the address before the file's name; empty where it cannot be downloaded.
-        files: MD5 of each file as its home has it, by its name.
-        contents: MD5 of what a compressed file holds, by its name: it may lie there without `.gz`, or compressed anew.
+        folder: path of the folder, relative to the data folder.
+        url: the part of the address before a file's name; empty if there is no download.
+        files: MD5 of each file as it is downloaded, by name.
+        contents: MD5 of a compressed file's content, by name: the user's file may be unpacked or compressed anew.
     """
 
     folder: str
@@ -71,7 +71,7 @@ class Loose:
     contents: Mapping[str, str] = field(default_factory=dict)
 
     def download(self, data_dir: Path) -> None:
-        """Downloads and verifies the missing files, with a progress bar."""
+        """Download and verify the missing files, with a progress bar."""
         folder = data_dir / self.folder
         folder.mkdir(parents=True, exist_ok=True)
         for name in _missing(self, data_dir):
@@ -85,8 +85,8 @@ class Archive:
 
     Attributes:
         folder: name of the folder, also inside the archive.
-        url: home of the archive (tar.gz), whose checksum is `md5`.
-        files: MD5 of each file that is read, by its name.
+        url: address of the archive (tar.gz), whose checksum is `md5`.
+        files: MD5 of each file that is read, by name.
     """
 
     folder: str
@@ -95,17 +95,17 @@ class Archive:
     files: Mapping[str, str]
 
     def download(self, data_dir: Path) -> None:
-        """Fetch with a progress bar, verify, unpack beside the target, then move the folder into place."""
+        """Download with a progress bar, verify, unpack beside the target, then move the folder into place."""
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as temporary:
             file = pooch.retrieve(self.url, f"md5:{self.md5}", path=temporary, fname="archive.tar.gz", progressbar=True)
             self._unpack(Path(file), data_dir)
 
     def unpack(self, data_dir: Path) -> None:
-        """Put the folder beside the archive where that lies in the data folder, whole or without its `.gz`.
+        """Unpack the archive if it lies in the data folder, with or without its `.gz`.
 
         Raises:
-            ValueError: what lies there is not the archive.
+            ValueError: the file there is not the archive.
         """
         archive = place(data_dir / self.url.rpartition("/")[2])
         if archive.is_file():
@@ -123,14 +123,14 @@ class Archive:
 
 
 def present(source: Archive | Loose, data_dir: Path, *others: Archive | Loose) -> Path:
-    """The folder, its files verified; unpacked, else downloaded first where files are missing.
+    """The folder with its files verified; missing files are unpacked from an archive there, or downloaded.
 
     Args:
-        source: the files to look for, and to download.
-        others: other layouts, each taken where it is complete and `source` is not.
+        source: the files to look for and to download.
+        others: other layouts; the first complete one is used if `source` is incomplete.
 
     Raises:
-        FileNotFoundError: files are missing and the download failed; names the folder and the files.
+        FileNotFoundError: files are missing and the download failed; the message names the folder and the files.
         ValueError: a file's checksum is not the official one.
     """
     source = next((one for one in (source, *others) if not _missing(one, data_dir)), source)
@@ -154,7 +154,7 @@ def _missing(source: Archive | Loose, data_dir: Path) -> list[str]:
 
 
 def _verify(folder: Path, source: Archive | Loose) -> None:
-    """Check each file's MD5 once; a file of the same size and time of change is not read again."""
+    """Check each file's MD5 once; a file with the same size and time of change is not read again."""
     memory = folder / REMEMBERED
     try:
         known: dict[str, str] = dict(json.loads(memory.read_text()))
@@ -171,10 +171,10 @@ def _verify(folder: Path, source: Archive | Loose) -> None:
 
 
 def _require_checksum(path: Path, md5: str, content_md5: str | None) -> None:
-    """The file is as its home has it, or holds the same.
+    """Require the official file, or one with the same content.
 
     Raises:
-        ValueError: neither.
+        ValueError: the file is neither.
     """
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "md5").hexdigest()
@@ -184,7 +184,7 @@ def _require_checksum(path: Path, md5: str, content_md5: str | None) -> None:
 
 
 def _content_md5(path: Path) -> str | None:
-    """None where the file cannot be decompressed."""
+    """MD5 of the decompressed content; None if the file cannot be decompressed."""
     try:
         return hashlib.md5(unpacked(path)).hexdigest()
     except (OSError, EOFError, zlib.error):
@@ -192,7 +192,7 @@ def _content_md5(path: Path) -> str | None:
 
 
 def _remember(memory: Path, seen: Mapping[str, str]) -> None:
-    """Write atomically; a data folder that is read-only, if only by its mode, is verified every time instead."""
+    """Write the checksums atomically; a read-only data folder is verified every time instead."""
     if not memory.parent.stat().st_mode & 0o222:
         return
     try:

@@ -7,7 +7,7 @@ from fedpara.communication import Link, Packet
 from fedpara.execution.base import ClientTask, LocalResult
 from fedpara.sampling import derive_seed
 from fedpara.sharing import Split
-from fedpara.state import Layout, Parts, PartsLayout, State, arranged, is_finite, layout_of, parts_layout_of
+from fedpara.state import Layout, Parts, PartsLayout, State, arranged, is_finite, layout_of, parts_layout_of, typed
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ClientSide:
         if self.layouts.memory:
             sent = self.link.decode_up(packet, self.layouts.upload, known)
             memory = self.algorithm.remember(received, sent, kept.memory)
-        return Reply(_report(result), packet), Kept(self.split.personal_part(result.state), memory)
+        return Reply(_report(result), packet), Kept(typed(result.state, self.layouts.personal), memory)
 
 
 def _report(result: LocalResult) -> Report:

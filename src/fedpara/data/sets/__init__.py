@@ -1,1 +1,1 @@
-"""Data sets: one a file, each a function that returns a `DataSet`."""
+"""Data sets, one per file: each is a function that returns a `DataSet`."""

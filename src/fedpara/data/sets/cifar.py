@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard folders of Python pickles, as torchvision has them."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their standard folders of Python pickles, as in torchvision."""
 
 import io
 import pickle
@@ -37,11 +37,11 @@ def cifar10(data_dir: str, archive: Archive = CIFAR10) -> DataSet:
     """50,000 train and 10,000 test images, 3 x 32 x 32, ten classes.
 
     Args:
-        data_dir: the folder that holds, or is to hold, `cifar-10-batches-py`.
+        data_dir: the folder that contains `cifar-10-batches-py`, or will after the download.
 
     Raises:
         FileNotFoundError: files are missing and cannot be downloaded.
-        ValueError: a file is not what it should be.
+        ValueError: a file is damaged or of the wrong kind.
     """
     folder = present(archive, Path(data_dir))
     *train, test = (_read(folder / name, "labels") for name in archive.files)
@@ -57,7 +57,7 @@ def cifar100(data_dir: str, archive: Archive = CIFAR100) -> DataSet:
 
 
 def _read(path: Path, label_key: str) -> Examples:
-    """One pickle: `data` (N, 3072) uint8, channel after channel, and a list of labels."""
+    """Read one pickle: `data` (N, 3072) uint8, one channel after the other, and a list of labels."""
     with reading(path, "a CIFAR batch"):
         content: Mapping[str, Any] = _ArrayUnpickler(path.read_bytes()).load()
         pixels, labels = torch.from_numpy(content["data"]), torch.tensor(content[label_key])
@@ -85,7 +85,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(content), encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
-        """Only what a numpy array is made of."""
+        """Allow only the classes that a numpy array consists of."""
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)

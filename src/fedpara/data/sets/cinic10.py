@@ -1,4 +1,4 @@
-"""CINIC-10 (Darlow et al. 2018) from its folders `train`, `valid` and `test` of one folder of PNG files a class."""
+"""CINIC-10 (Darlow et al. 2018) from its folders `train`, `valid` and `test` with one folder of PNG files per class."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -17,7 +17,7 @@ HOME = "https://datashare.ed.ac.uk/handle/10283/3192"
 
 @cache  # 180,000 files take a minute, and a sweep reads them for every job
 def cinic10(data_dir: str) -> DataSet:
-    """90,000 train and 90,000 test images, 3 x 32 x 32, ten classes; the validation part is not used, as in FedPara.
+    """90,000 train and 90,000 test images, 3 x 32 x 32, ten classes; as in FedPara, the validation part is not used.
 
     Args:
         data_dir: the folder that holds `cinic-10` or `CINIC-10`.
@@ -32,7 +32,7 @@ def cinic10(data_dir: str) -> DataSet:
             f"{Path(data_dir) / 'cinic-10'}: no such folder; unpack CINIC-10.tar.gz ({HOME}) there, "
             "or set paths.data_dir (or DATA_DIR)"
         )
-    normalize = Normalize(mean=(0.4789, 0.4723, 0.4305), std=(0.2421, 0.2383, 0.2587))  # of the data set's own page
+    normalize = Normalize(mean=(0.4789, 0.4723, 0.4305), std=(0.2421, 0.2383, 0.2587))  # from the data set's own page
     return DataSet("cinic10", _part(folder / "train"), _part(folder / "test"), 10, normalize)
 
 

@@ -1,7 +1,7 @@
-"""FEMNIST and Shakespeare in LEAF's layout (Caldas et al. 2018): `train/*.json` and `test/*.json`, one user a client.
+"""FEMNIST and Shakespeare in LEAF's layout (Caldas et al. 2018): `train/*.json` and `test/*.json`, one user per client.
 
-Each file holds `users` and `user_data[user] = {"x": [...], "y": [...]}`. LEAF's own scripts make the files: there is no
-download.
+Each file holds `users` and `user_data[user] = {"x": [...], "y": [...]}`. The files are made by LEAF's own scripts; they
+cannot be downloaded.
 """
 
 import json
@@ -21,15 +21,15 @@ FEMNIST_NORMALIZE = Normalize((0.9615,), (0.1642,))  # measured on 300 writers; 
 
 
 def femnist(data_dir: str) -> DataSet:
-    """Handwritten characters, 1 x 28 x 28 on white, 62 classes; an owner is a writer.
+    """Handwritten characters, 1 x 28 x 28 on white, 62 classes; each example's owner is its writer.
 
     Args:
-        data_dir: the folder that holds `femnist`: LEAF's `train` and `test`, or one npz of the same examples with
+        data_dir: the folder that contains `femnist`: LEAF's `train` and `test`, or one npz of the same examples with
             `x` (N, 28, 28) uint8, `y`, `writer` and `split` (0 train, 1 test).
 
     Raises:
         FileNotFoundError: the files are missing.
-        ValueError: a file is not what it should be, or there is more than one npz.
+        ValueError: a file is damaged or of the wrong kind, or there is more than one npz.
     """
     folder = Path(data_dir) / "femnist"
     packed = listed(folder, "*.npz")
@@ -47,12 +47,12 @@ def leaf(folder: Path, inputs: Read, labels: Read, command: str) -> tuple[Exampl
     """Train and test examples of a folder in LEAF's layout.
 
     Args:
-        inputs, labels: a user's `x` and `y` to arrays.
-        command: how LEAF makes the files, for the error.
+        inputs, labels: functions that turn a user's `x` and `y` into arrays.
+        command: the LEAF command that makes the files, for the error.
 
     Raises:
         FileNotFoundError: the files are missing.
-        ValueError: a file is not of LEAF's layout; a part has no examples, or a user in two of its files.
+        ValueError: a file is not in LEAF's layout, a part has no examples, or a user is in two files of a part.
     """
     owners: dict[str, int] = {}
     return _examples(folder / "train", inputs, labels, owners, command), _examples(
@@ -71,12 +71,12 @@ def _examples(folder: Path, inputs: Read, labels: Read, owners: dict[str, int], 
     for file in files:
         for user, x, y in _users(file, inputs, labels):
             if earlier := found_in.get(user):
-                way_out = "the files must be of one run of LEAF, delete those of the other"
+                way_out = "all files must come from one run of LEAF; delete the others"
                 raise ValueError(f"{file}: user {user} is in {earlier.name} too; {way_out}")
             found_in[user] = file
             parts.append((user, x, y))
     if not any(len(y) for _, _, y in parts):
-        raise ValueError(f"{folder}: its {len(files)} *.json hold no examples")
+        raise ValueError(f"{folder}: its {len(files)} *.json files hold no examples")
     numbers = [np.full(len(y), owners.setdefault(user, len(owners))) for user, _, y in parts]
     x, y = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
     return Examples(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(np.concatenate(numbers)))
@@ -86,7 +86,7 @@ def _users(file: Path, inputs: Read, labels: Read) -> Iterator[tuple[str, np.nda
     with reading(file, "a file of LEAF"):
         if not file.stat().st_size:
             raise ValueError("the file is empty")
-        content = json.loads(file.read_bytes())  # UTF-8 wherever it runs, also with a mark at its start
+        content = json.loads(file.read_bytes())  # UTF-8 on every system, with or without a byte-order mark
         for user in content["users"]:
             x, y = inputs(content["user_data"][user]["x"]), labels(content["user_data"][user]["y"])
             if len(x) != len(y):
@@ -95,7 +95,7 @@ def _users(file: Path, inputs: Read, labels: Read) -> Iterator[tuple[str, np.nda
 
 
 def read_images(rows: Any) -> np.ndarray:
-    """784 numbers from 0 to 1 a row, as uint8 images."""
+    """Rows of 784 numbers from 0 to 1, as uint8 images."""
     pixels = np.asarray(rows, dtype=np.float32).reshape(-1, 1, 28, 28)
     if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError("pixels must be from 0 to 1")
@@ -103,7 +103,7 @@ def read_images(rows: Any) -> np.ndarray:
 
 
 def read_classes(number: int) -> Read:
-    """A reader of labels: whole numbers from 0 to `number` - 1."""
+    """A reader of labels, which are whole numbers from 0 to `number` - 1."""
 
     def read(values: Any) -> np.ndarray:
         labels = np.asarray(values, dtype=np.int64)

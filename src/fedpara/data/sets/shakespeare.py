@@ -1,7 +1,7 @@
-"""Shakespeare (McMahan et al. 2017; LEAF, Caldas et al. 2018): 80 characters to the next; an owner is a speaking role.
+"""Shakespeare (McMahan et al. 2017; LEAF, Caldas et al. 2018): the next of 80 characters; an owner is a role.
 
-Read from LEAF's json files, or from the plays themselves with the lines `NAME<TAB>text` (and `<TAB>text` for what
-follows), as in the public-domain Moby edition: a folder of .txt files or a tar archive of them.
+The data come from LEAF's json files, or from the plays themselves: a folder of .txt files, or a tar archive of them,
+with the lines `NAME<TAB>text` (and `<TAB>text` for the lines that follow), as in the public-domain Moby edition.
 """
 
 import logging
@@ -25,7 +25,7 @@ LENGTH = 80
 CHARACTERS = (
     "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"  # LEAF's 80, in its order
 )
-INDEX = np.full(256, CHARACTERS.index(" "), np.uint8)  # any other character counts as a space, as the last one here
+INDEX = np.full(256, CHARACTERS.index(" "), np.uint8)  # every other character counts as a space
 INDEX[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(len(CHARACTERS))
 TEST_SHARE = 0.1
 
@@ -34,13 +34,13 @@ def shakespeare(data_dir: str) -> DataSet:
     """Windows of 80 characters, each with the character that follows; 80 classes.
 
     Args:
-        data_dir: the folder that holds `shakespeare`: LEAF's `train` and `test`; or plays, *.txt or *.tar.*.
+        data_dir: the folder that contains `shakespeare`: LEAF's `train` and `test`, or plays as *.txt or *.tar.*.
 
-    Of a play's role the first 90 % of the characters are for training, the last for testing; no window has both.
+    The first 90 % of a role's characters are for training, the rest for testing; no window overlaps both.
 
     Raises:
         FileNotFoundError: the files are missing.
-        ValueError: a file is not what it should be.
+        ValueError: a file is damaged or of the wrong kind.
     """
     folder = Path(data_dir) / "shakespeare"
     roles = {} if (folder / "train").is_dir() else speeches(folder)
@@ -56,12 +56,12 @@ def shakespeare(data_dir: str) -> DataSet:
 
 
 def speeches(folder: Path) -> dict[str, list[str]]:
-    """What each role, named `play/NAME`, says, line by line; empty where the folder holds no plays.
+    """The lines of each role, named `play/NAME`; empty if the folder holds no plays.
 
     A file without a speech is left out with a warning.
 
     Raises:
-        ValueError: two files hold a play of one name, or no file holds a speech.
+        ValueError: two files hold plays of the same name, or no file holds a speech.
     """
     roles: dict[str, list[str]] = defaultdict(list)
     found_in: dict[str, str] = {}
@@ -71,7 +71,7 @@ def speeches(folder: Path) -> dict[str, list[str]]:
         found_in[play] = source
         _, _, body = text.partition("\nACT I")  # title and dramatis personae come before
         role, before = None, len(roles)
-        for line in re.sub(r"\[[^]]*\]", "", body).splitlines():  # stage directions stand in brackets
+        for line in re.sub(r"\[[^]]*\]", "", body).splitlines():  # stage directions are in brackets
             name, tab, said = line.partition("\t")
             if not tab:
                 role = None
@@ -104,7 +104,7 @@ def _plays(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _decoded(text: bytes) -> str:
-    """UTF-8, else Latin-1, in which anything can be read; lines end as on Unix."""
+    """Decode UTF-8, else Latin-1, which accepts any bytes; line ends become those of Unix."""
     try:
         decoded = text.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -119,7 +119,7 @@ def _indices(text: str) -> np.ndarray:
 
 
 def _windows(texts: list[np.ndarray]) -> Examples:
-    """Every window of every text that has a next character; owners are the texts' numbers."""
+    """Every window of every text that has a next character; the owner is the number of the text."""
     cut = [np.lib.stride_tricks.sliding_window_view(text, LENGTH + 1) for text in texts if len(text) > LENGTH]
     numbers = [number for number, text in enumerate(texts) if len(text) > LENGTH]
     if not cut:
