@@ -124,7 +124,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits(recipe):
 @pytest.mark.parametrize("personal", thinned([["*2"], None]))
 @pytest.mark.parametrize("algorithm", [FedAvg, Scaffold, FedDyn, FedAdam])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal, algorithm):
-    make = partial(make_federation, num_rounds=4, personal=personal)
+    make = partial(make_federation, num_rounds=4, eval_every=2, personal=personal)
     whole = make(algorithm=algorithm(), callbacks=[RunFolder(tmp_path / "a", {})])
     (tmp_path / "a").mkdir()
     whole.fit()

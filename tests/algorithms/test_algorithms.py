@@ -61,7 +61,7 @@ def test_coarse_uploads_reach_the_optimum_too(algorithm, bits):
 def test_rounded_broadcasts_lead_within_their_rounding_of_the_same_model(name, choice):
     """The server's own model is never rounded, so that nothing adds up."""
     down = linked(choice).down_codec
-    exact, rounded = (distance_after(named(name), 40, link=Link(Exact(), c))[1] for c in (Exact(), down))
+    exact, rounded = (distance_after(named(name), 25, link=Link(Exact(), c))[1] for c in (Exact(), down))
     expected, found = exact.server["model"]["w"], rounded.server["model"]["w"]
     assert float((found - expected).abs().max()) < torch.finfo(down.dtype).eps * float(expected.abs().max())
 

@@ -483,7 +483,8 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
     choices = choices_of(f"experiment={experiment}")
     small = ["data.max_train=60", "data.max_test=30", "data.batch_size=16", "federation.num_clients=4"]
     small += ["federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "logger=none"]
-    small += ["hydra.mode=RUN", *NARROW.get(choices.model, [])]
+    small += ["hydra.mode=RUN", "federation.eval_every=2", *NARROW.get(choices.model, [])]
+    small += ["callbacks.partition_picture=null"] if experiment != "quickstart" else []  # takes longer than the rest
     if choices.data != "mnist_small":
         small += ["data.dataset._target_=helpers.configured.random_data", f"+data.dataset.name={choices.data}"]
     if choices.partition == "natural":
@@ -510,7 +511,8 @@ def test_models_with_splits_algorithms_and_links(shell, tmp_path, model, choices
     data = "shakespeare" if model == "char_lstm" else "cifar10"
     random = [f"data={data}", "data.dataset._target_=helpers.configured.random_data", f"+data.dataset.name={data}"]
     small = [option for option in SMALL if not option.startswith("model.")]
-    status, error, _ = shell(*small, *random, f"model={model}", *NARROW[model], *choices.split(" "))
+    small += ["federation.eval_every=2", "trainer.max_epochs=1", *random, f"model={model}", *NARROW[model]]
+    status, error, _ = shell(*small, *choices.split(" "))
     assert status == 0, error
     assert [row["round"] for row in rows(newest(tmp_path))] == ["1", "2"]
 
