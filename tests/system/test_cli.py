@@ -22,7 +22,6 @@ from fedpara.federation import FederationCallback
 from fedpara.files import reserve, write_atomically
 from fedpara.runs import Run
 from helpers import ROOT
-from helpers.cases import thinned
 from helpers.configured import choices_of
 from helpers.files import write_cifar
 from helpers.runs import of_wandb, rows
