@@ -223,7 +223,7 @@ def test_a_job_that_failed_after_a_good_round_is_no_good_result(tmp_path, monkey
         {"runtime": {"choices": {"hydra/launcher": "basic"}, "cwd": str(tmp_path), "config_sources": []}, "sweeper": {},
          "job": {"num": 0, "config_name": "train"}, "overrides": {"task": [], "hydra": []}}
     )  # fmt: skip
-    cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "federation": {"num_rounds": 2}})
+    cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "federation": {"num_rounds": 2}, "model": {}})
     assert sweep.job(cfg, hydra_cfg, tmp_path) == 0.0
 
 
