@@ -175,13 +175,13 @@ def test_personal_models_are_tested_on_their_own_distribution():
     )  # fmt: skip
     federation.fit()
     record = watch.records[-1]
-    assert len(record.personal_accuracy) == 5
+    assert len(record.personal_scores) == 5
     row = record.as_row()
-    assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_accuracy) / 5)
-    assert min(record.personal_accuracy) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
+    assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_scores) / 5)
+    assert min(record.personal_scores) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
     assert record.as_row()["personal/acc_mean"] > 0.7
     trained = [federation.executor.evaluate(result.state, result.client)["acc"] for result in results[-5:]]
-    assert list(record.trained_accuracy) == trained
+    assert list(record.trained_scores) == trained
     assert row["personal/trained_acc_mean"] == pytest.approx(sum(trained) / 5)
     data = federation.executor.datamodule
     for client in range(5):
@@ -191,9 +191,9 @@ def test_personal_models_are_tested_on_their_own_distribution():
 
 
 def test_whether_personal_models_are_tested_can_be_said():
-    assert make_federation(evaluate_personal=True).run_round().personal_accuracy
-    assert not make_federation(evaluate_personal=False, personal=["*2"]).run_round().personal_accuracy
-    assert not make_federation().run_round().personal_accuracy
+    assert make_federation(evaluate_personal=True).run_round().personal_scores
+    assert not make_federation(evaluate_personal=False, personal=["*2"]).run_round().personal_scores
+    assert not make_federation().run_round().personal_scores
 
 
 def test_what_is_tested_as_a_clients_own_is_what_the_client_would_have_received():

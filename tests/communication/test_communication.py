@@ -132,10 +132,8 @@ def test_sizes_of_table_12():
     """MB (10^6) down and up a client and round: FedAvg 122, FedPAQ 91.4, FedPara gamma 0.5 46.4, with FedPAQ 34.74."""
     stages = [[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3]
     fedpara = FedPara(gamma=0.5, initialization="he")
-    for recipe, printed in (
-        (Dense(), {"float32": 122.0, "float16": 91.4}),
-        (fedpara, {"float32": 46.4, "float16": 34.74}),
-    ):
+    table = (Dense(), {"float32": 122.0, "float16": 91.4}), (fedpara, {"float32": 46.4, "float16": 34.74})
+    for recipe, printed in table:
         state = read_state(factorize(VGG(stages, [512, 512], 10), recipe, ["classifier.*"]))
         for dtype, megabytes in printed.items():
             link = Link(Cast(dtype), Cast("float32"))

@@ -279,7 +279,7 @@ def test_on_a_bad_day_it_still_learns_and_stays_finite(personal):
     ("options", "message"),
     [
         ({"dropout": 1.5}, "dropout"),
-        ({"dropout": 0.8, "nan": 0.3}, r"dropout=0.8: must leave the shares of all faults at 1 or less, they are 1.1"),
+        ({"dropout": 0.8, "nan": 0.3}, r"dropout=0.8: the shares of all faults must sum to at most 1, they sum to 1.1"),
         ({"crash": float("nan")}, "crash"),
     ],
 )

@@ -287,7 +287,7 @@ def test_a_hopeless_split_says_so_meanwhile(caplog, monkeypatch):
     with caplog.at_level("INFO"), pytest.raises(ValueError, match="1000 draws left a client below 10 examples"):
         Dirichlet(alpha=0.01)(Examples(torch.zeros(5000, 1), labels), num_clients=100, seed=0)
     (line,) = [record.message for record in caplog.records]
-    assert line == "partition: 1 draws without one that gives every client 10 examples; at most 1000 are tried"
+    assert line == "partition: 1 draws so far did not give every client 10 examples; at most 1000 are tried"
 
 
 def test_tables_show_names_as_they_are(shell, tmp_path):
