@@ -19,15 +19,11 @@ from helpers.recording import Recording
 
 
 @pytest.fixture(autouse=True)
-def together(request, monkeypatch):
-    """None is trained by the serial executor, which a chunk that raises falls back to."""
-    if "fails_alone" in request.node.name:
-        return
-
-    def refuse(self, tasks):
-        raise AssertionError("the chunk raised")
-
-    monkeypatch.setattr(VectorizedExecutor, "_one_by_one", refuse)
+def together(request, caplog):
+    """None is trained by the serial executor, which a chunk that raises falls back to, and says so."""
+    yield
+    alone = [record for record in caplog.get_records("call") if "trained one by one" in record.msg]
+    assert bool(alone) == ("fails_alone" in request.node.name)
 
 
 @pytest.mark.parametrize("double", [True, False])
