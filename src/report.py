@@ -1,5 +1,6 @@
 """Make a page, pictures and a CSV from run folders: `python src/report.py logs/train/multiruns/<sweep>`."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def _target(options: dict[str, str]) -> float | None:
     try:
         target = float(options["target"])
     except ValueError:
-        target = -1.0
-    if not 0 < target <= 1:
-        raise ValueError(f"target={options['target']}: must be a number above 0, at most 1")
+        target = math.nan
+    if not math.isfinite(target):
+        raise ValueError(f"target={options['target']}: must be a number")
     return target
 
 

@@ -7,6 +7,9 @@ energy is the user-to-data-centre figure of Yan et al. 2019, which is 5.1 MJ for
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fedpara.metric import Metric
+
+TEST_ACCURACY = Metric("test/acc")
 SPEEDS_MBPS = (2, 10, 50)
 MEGAJOULES_PER_BYTE = 5.1 / (205.3 * 2**30)
 
@@ -29,7 +32,7 @@ def megajoules(num_bytes: float) -> float:
 
 @dataclass(frozen=True)
 class CostToTarget:
-    """What it took until the test accuracy first reached a target.
+    """What it took until a metric first reached a target.
 
     Attributes:
         rounds: rounds until then.
@@ -44,11 +47,14 @@ class CostToTarget:
     megajoules: float
 
 
-def cost_to_target(rows: Iterable[Mapping[str, float]], target: float, speed_mbps: float) -> CostToTarget | None:
-    """The cost until `test/acc` first reached `target` (0 to 1), or None where it never did.
+def cost_to_target(
+    rows: Iterable[Mapping[str, float]], target: float, speed_mbps: float, metric: Metric = TEST_ACCURACY
+) -> CostToTarget | None:
+    """The cost until a metric first reached `target` (of accuracy 0 to 1), or None where it never did.
 
     Args:
         rows: the rounds from the first on, under the names of metrics.csv; rounds that were not tested count too.
+        metric: a column.
 
     Example:
         >>> round = {"cost/round_s_10mbps": 20.0, "comm/total_bytes": 1000}
@@ -60,7 +66,7 @@ def cost_to_target(rows: Iterable[Mapping[str, float]], target: float, speed_mbp
     seconds = 0.0
     for row in rows:
         seconds += row[f"cost/round_s_{speed_mbps:g}mbps"]
-        if row.get("test/acc", 0.0) >= target:
+        if metric.name in row and metric.reaches(row[metric.name], target):
             total = int(row["comm/total_bytes"])
             return CostToTarget(int(row["round"]), seconds, total, megajoules(total))
     return None

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +14,8 @@ from typing import Any
 import yaml
 
 from fedpara.files import UnusableFile, is_reserved
+from fedpara.metric import Metric
 from fedpara.old_runs import modernised
-from fedpara.record import objective
 
 METRICS, SUMMARY, CONFIG, OVERRIDES = "metrics.csv", "summary.json", "config.yaml", "overrides.yaml"
 CHECKPOINT, CLIENTS = "checkpoint.safetensors", "clients"
@@ -94,14 +95,24 @@ class Run:
         """The latest value of a metric, which not every round measures."""
         return next((row[metric] for row in reversed(self.rows) if metric in row), None)
 
-    def best(self, metric: str) -> float | None:
-        """The largest value of a metric."""
-        return max((row[metric] for row in self.rows if metric in row), default=None)
+    def best(self, metric: Metric) -> float | None:
+        """The best value of a column."""
+        return metric.best(row[metric.name] for row in self.rows if metric.name in row)
 
     @property
-    def objective(self) -> str:
-        """The metric by which the run is judged."""
-        return objective(bool(self.summary.get("parameters", {}).get("personal")))
+    def headline(self) -> Metric:
+        """The metric that its module is judged by, as it logs it; older folders name none, theirs is accuracy."""
+        return Metric(**self.summary.get("headline", {}))
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether a part of the model stays with the clients."""
+        return bool(self.summary.get("parameters", {}).get("personal"))
+
+    @property
+    def judged(self) -> Metric:
+        """The column by which the run is judged."""
+        return self.headline.judged(self.is_personal)
 
     @property
     def seconds(self) -> float:
@@ -196,6 +207,16 @@ def _number(text: str) -> tuple[bool, float, str]:
         return False, float(text), text
     except ValueError:
         return True, 0.0, text
+
+
+def headline(runs: Sequence[Run]) -> Metric:
+    """The one that most of the runs have."""
+    return next(iter(Counter(run.headline for run in runs if run.summary).most_common(1)), (Metric(), 0))[0]
+
+
+def judged(runs: Sequence[Run]) -> Metric:
+    """One column for all of them, to be compared."""
+    return headline(runs).judged(any(run.is_personal for run in runs))
 
 
 def axes(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import zip_longest
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,6 @@ from fedpara.federation import FederationCallback
 from fedpara.files import reserve, write_atomically
 from fedpara.runs import Run
 from helpers import ROOT
-from helpers.cases import thinned
 from helpers.configured import choices_of
 from helpers.files import write_cifar
 from helpers.runs import of_wandb, rows
@@ -484,7 +484,8 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
     choices = choices_of(f"experiment={experiment}")
     small = ["data.max_train=60", "data.max_test=30", "data.batch_size=16", "federation.num_clients=4"]
     small += ["federation.clients_per_round=2", "federation.num_rounds=2", "trainer.max_epochs=1", "logger=none"]
-    small += ["hydra.mode=RUN", *NARROW.get(choices.model, [])]
+    small += ["hydra.mode=RUN", "federation.eval_every=2", *NARROW.get(choices.model, [])]
+    small += ["callbacks.partition_picture=null"] if experiment != "quickstart" else []  # takes longer than the rest
     if choices.data != "mnist_small":
         small += ["data.dataset._target_=helpers.configured.random_data", f"+data.dataset.name={choices.data}"]
     if choices.partition == "natural":
@@ -511,7 +512,8 @@ def test_models_with_splits_algorithms_and_links(shell, tmp_path, model, choices
     data = "shakespeare" if model == "char_lstm" else "cifar10"
     random = [f"data={data}", "data.dataset._target_=helpers.configured.random_data", f"+data.dataset.name={data}"]
     small = [option for option in SMALL if not option.startswith("model.")]
-    status, error, _ = shell(*small, *random, f"model={model}", *NARROW[model], *choices.split(" "))
+    small += ["federation.eval_every=2", "trainer.max_epochs=1", *random, f"model={model}", *NARROW[model]]
+    status, error, _ = shell(*small, *choices.split(" "))
     assert status == 0, error
     assert [row["round"] for row in rows(newest(tmp_path))] == ["1", "2"]
 
@@ -519,14 +521,27 @@ def test_models_with_splits_algorithms_and_links(shell, tmp_path, model, choices
 CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "configs").glob("*/*.yaml"))]
 
 
-@pytest.mark.parametrize(("group", "choice"), thinned(CHOICES))
-def test_every_yaml_composes_and_says_what_it_is(group, choice):
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_yaml_says_what_it_is(group, choice):
     text = (ROOT / "configs" / group / f"{choice}.yaml").read_text()
     first = next(line for line in text.splitlines() if not line.startswith("# @package"))
     assert first.startswith("# "), "a config opens with what it is"
-    if group in {"hydra", "paths"} or choice == "base":
-        return  # in every other composition
-    assert choices_of(f"{group}={choice}")[group] == choice
+
+
+def of_every_group():
+    """Sets of choices, one of each group that has one left, until all have been chosen."""
+    groups = {}
+    for group, choice in CHOICES:
+        if group not in {"hydra", "paths"} and choice != "base":  # these are in every composition
+            groups.setdefault(group, []).append(choice)
+    for choices in zip_longest(*groups.values()):
+        yield {group: choice for group, choice in zip(groups, choices, strict=True) if choice}
+
+
+@pytest.mark.parametrize("chosen", of_every_group(), ids=lambda chosen: "-".join(chosen.values()))
+def test_every_yaml_composes(chosen):
+    found = choices_of(*(f"{group}={choice}" for group, choice in chosen.items()))
+    assert {group: found[group] for group in chosen} == chosen
 
 
 CONTRACT = {"algorithm", "executor", "factorization", "faults", "link", "partition", "sharing"}

@@ -35,7 +35,7 @@ OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callba
 CHOICES = ["method=fedavg", "method=pfedpara link.down_codec.dtype=bfloat16"]
 CHOICES += ["algorithm=scaffold link=fedpaq partition=dirichlet"]
 VALUES = {"client", "last", "run", "round", "attempt", "test"}
-ANSWERS = {"num_examples", "num_steps", "finite", "learning_rate_sum", "train_loss", "seconds", "accuracy"}
+ANSWERS = {"num_examples", "num_steps", "finite", "learning_rate_sum", "train_loss", "seconds", "score"}
 
 
 class InProcess:

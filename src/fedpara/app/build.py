@@ -16,9 +16,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains n
     from fedpara.data import FederatedDataModule
     from fedpara.execution import Executor
     from fedpara.federation import Federation, FederationCallback, MakeClients
-    from fedpara.models import ClassificationModule
+    from fedpara.models import FederatedModule
 
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # typed under `factorization`, read by other objects
+READ_ELSEWHERE = {"network", "keep_dense", "head"}  # likewise of `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
     "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",
@@ -45,8 +46,6 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     """
     import torch
 
-    from fedpara.models import ClassificationModule
-
     make = Make(cfg)
     torch.manual_seed(make.call("", _seed, cfg))
     partition = make("partition")
@@ -57,12 +56,47 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     dense = sum(parameter.numel() for parameter in network.parameters())
     make.call("factorization", _factorize, network, cfg)
     factorized = sum(parameter.numel() for parameter in network.parameters())
+    module = make.call("model", _own_module, cfg.model, network) if has_own_module(cfg) else _classifier(cfg, network)
+    executor = make.call("trainer", build_executor, cfg, module, datamodule)
+    return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+
+
+def _classifier(cfg: DictConfig, network: "nn.Module") -> "FederatedModule":
+    """The module for classification, with `model.optimizer`."""
+    from fedpara.models import ClassificationModule
+
+    make = Make(cfg)
     make.call("model.optimizer", _require_learning_rate, cfg.model.optimizer)
     optimizer = make("model.optimizer")
     make.call("model.optimizer", optimizer, network.parameters())  # the optimizer checks its values before slow steps
-    module = ClassificationModule(network, optimizer, cfg.data.num_classes)
-    executor = make.call("trainer", build_executor, cfg, module, datamodule)
-    return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+    make.call("data", _require_classes, cfg.data.num_classes)
+    return ClassificationModule(network, optimizer, cfg.data.num_classes)
+
+
+def has_own_module(cfg: DictConfig) -> bool:
+    """Whether `model._target_` names a LightningModule of the user's own."""
+    return OmegaConf.select(cfg, "model._target_") is not None
+
+
+def groups(cfg: DictConfig) -> list[str]:
+    """The groups of keys that a configuration must have."""
+    return [group for group in GROUPS if group != "model.optimizer" or not has_own_module(cfg)]
+
+
+def _own_module(model: DictConfig, network: "nn.Module") -> "FederatedModule":
+    """The user's module, called with `network` and with all keys of `model` that are not read elsewhere."""
+    from fedpara.models.contract import require_module
+
+    options: Any = OmegaConf.to_container(model, resolve=True)
+    own = {key: value for key, value in options.items() if key not in READ_ELSEWHERE}
+    if "_target_" not in (own.get("optimizer") or {}):  # an experiment sets its rate, though the model has none
+        own.pop("optimizer", None)
+    return require_module(instantiate(own, _partial_=True)(network=network))
+
+
+def _require_classes(num_classes: int | None) -> None:
+    if num_classes is None:
+        raise ValueError("num_classes=None: must be a number, unless model._target_ names a module of your own")
 
 
 def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
@@ -73,7 +107,7 @@ def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
     factorize(network, recipe, list(cfg.model.keep_dense), num_dense=options.get("num_dense", 0))
 
 
-def build_executor(cfg: DictConfig, module: "ClassificationModule", datamodule: "FederatedDataModule") -> "Executor":
+def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "FederatedDataModule") -> "Executor":
     """The executor of a configuration; the settings of one client's training come from three groups."""
     from fedpara.execution import LocalTraining
 
@@ -136,7 +170,7 @@ def build_federation(
     split = make("sharing", names=list(state), tied=first_names(network))
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     algorithm = make("algorithm")
-    make.call("model.optimizer", lambda: algorithm.require(experiment.executor.module.configure_optimizers()))
+    make.call("model.optimizer", lambda: algorithm.require(experiment.executor.training.optimization().optimizer))
     link = make("link")
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     parts = (experiment.executor, algorithm, link, split, list(callbacks))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedpara.app.build import GROUPS, Build, Experiment, build
+from fedpara.app.build import Build, Experiment, build, groups, has_own_module
 from fedpara.app.errors import FAILED, line_of, one_line, require_nodes, stop
 from fedpara.app.make import Make, present
 from fedpara.app.resume import check_same, require_nothing_lost, restore_begun
 from fedpara.app.trust import require_resolved
 from fedpara.files import reserve, write_atomically
-from fedpara.record import objective, size
+from fedpara.record import size
 from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains needs it
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
 
 
 def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
-    """One run; returns the last value (0 to 1) of the metric that judges it, for a sweeper to maximise.
+    """One run; returns the last value of the metric that judges it (accuracy: 0 to 1), for a sweeper.
 
     Loggers come first: what fails before the first round is a failed run there too.
     """
@@ -85,16 +85,17 @@ def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
 def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch: Launch) -> float | None:
     from fedpara.callbacks import RunFolder
 
-    require_nodes(cfg, [*GROUPS, *present(cfg, "callbacks")])
+    require_nodes(cfg, [*groups(cfg), *present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
     make = Make(cfg)
     experiment, federation = build(cfg, make.each("callbacks"))
+    make.call("logger", forwarding.judge_by, federation.judged, federation.headline)
     make.call("resume", restore_begun, cfg, federation)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
     make.call("data", experiment.datamodule.setup)
     make.call("data", experiment.datamodule.to, experiment.executor.device)
     make.call("model.network", experiment.executor.prepare)
-    make.call("trainer", experiment.executor.rehearse)
+    make.call("model" if has_own_module(cfg) else "trainer", experiment.executor.rehearse)
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     make.call("paths.output_dir", _keep_configuration, cfg, folder, launch)
@@ -109,7 +110,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     finally:
         federation.close()
     _conclude(record, federation, launch.shown(folder))
-    return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
+    return record.rows[-1].get(federation.judged.name) if record.rows else None
 
 
 def _keep_configuration(cfg: DictConfig, folder: Path, launch: Launch) -> None:
@@ -137,10 +138,12 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     if 0 < sizes["shared"] < sizes["dense"]:
         ratio = sizes["dense"] / sizes["shared"]
         saved = f", the dense model would have sent {size(federation.total_bytes * ratio)} ({ratio:.1f}x)"
-    judged = objective(bool(federation.split.personal))
-    accuracy = f"{judged.partition('/')[0]} accuracy {100 * last[judged]:.2f} %" if judged in last else "not tested"
+    judged = federation.judged
+    group, value = judged.name.partition("/")[0], last.get(judged.name)
+    reached = "not tested" if value is None else f"{group} {federation.headline.label} {judged.written(value)}"
+    reached += " %" if value is not None and judged.is_share else ""
     sent = size(federation.total_bytes)
-    log.info("%s after %d rounds | sent %s%s", accuracy, federation.round, sent, saved)
+    log.info("%s after %d rounds | sent %s%s", reached, federation.round, sent, saved)
     log.info("run folder: %s (%s)", folder, ", ".join((METRICS, SUMMARY, CONFIG, CHECKPOINT)))
 
 

@@ -18,15 +18,18 @@ from pathlib import Path
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.overrides import assignment, texts
 from fedpara.app.resume import is_finished, resuming
 from fedpara.errors import signal_name
+from fedpara.metric import Metric
 from fedpara.runs import Run, short_names
 
 log = logging.getLogger(__name__)
 LONGEST_NAME = 100
+WORSE_THAN_ANY = 1e9  # value of a metric that has no bounds
 OF_THE_SWEEP = (
     "hydra.mode", "hydra.run.", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.callbacks",
     "hydra/callbacks",
@@ -62,22 +65,29 @@ def _parse(typed: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides([o for o in typed if "=" in o and not o.startswith(("-", "hydra"))])
 
 
-def worst(sweeper: DictConfig) -> float:
-    """The accuracy that a job without a result returns: the one that the sweeper likes least.
+def worst(sweeper: DictConfig, headline: Metric) -> float:
+    """The value that a job without a result returns: the one that the sweeper likes least.
 
     It is neither NaN nor an exception, which would end a sweep of Optuna, nor infinite, which would end one of Ax.
     """
-    return 1.0 if minimises(sweeper) else 0.0
+    least, most = (0.0, 1.0) if headline.is_share else (-WORSE_THAN_ANY, WORSE_THAN_ANY)
+    return most if minimises(sweeper) else least
 
 
-def minimises(sweeper: DictConfig) -> bool:
-    """Whether a sweeper minimises the accuracy, as those of Optuna, Ax and Nevergrad do by default."""
-    direction = OmegaConf.select(sweeper, "direction")
-    return (
-        (direction is not None and "minimize" in str(direction).lower())
-        or OmegaConf.select(sweeper, "optim.maximize") is False
-        or OmegaConf.select(sweeper, "ax_config.experiment.minimize") is True
-    )
+def minimises(sweeper: DictConfig) -> bool | None:
+    """Whether a sweeper minimises, as those of Optuna, Ax and Nevergrad do by default; None: it does not optimise."""
+    direction, maximum = OmegaConf.select(sweeper, "direction"), OmegaConf.select(sweeper, "optim.maximize")
+    if direction is not None:
+        return "minimize" in str(direction).lower()
+    return OmegaConf.select(sweeper, "ax_config.experiment.minimize") if maximum is None else not maximum
+
+
+def headline_of(model: DictConfig) -> Metric:
+    """The metric that judges a configuration's module: the user's own class says so, else it is accuracy."""
+    try:
+        return Metric.of(get_class(model["_target_"])) if "_target_" in model else Metric()
+    except Exception:  # the job will name the error
+        return Metric()
 
 
 def _digest(text: str) -> str:
@@ -93,9 +103,9 @@ def inherited(hydra_cfg: HydraConf) -> list[str]:
 
 
 def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
-    """Run a job of a sweep in its own process, unless it is finished; returns its last accuracy, for a sweeper.
+    """Run a job of a sweep in its own process, unless it is finished; returns its last value, for a sweeper.
 
-    For a job that did not finish it returns the worst accuracy, so that a sweeper continues and looks elsewhere.
+    For a job that did not finish it returns the worst value, so that a sweeper continues and looks elsewhere.
 
     Args:
         hydra_cfg: Hydra's own part of the configuration.
@@ -110,8 +120,8 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
         here = Path(hydra_cfg.runtime.cwd)
         run_job(program, overrides, folder, hydra_cfg.job.num, quiet=parallel, here=here)
     run = Run(folder)
-    accuracy = run.last(run.objective) if run.state == "finished" else None
-    return worst(hydra_cfg.sweeper) if accuracy is None else accuracy
+    reached = run.last(run.judged.name) if run.state == "finished" else None
+    return worst(hydra_cfg.sweeper, headline_of(cfg.model)) if reached is None else reached
 
 
 def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path) -> None:

@@ -26,7 +26,7 @@ class FederatedDataModule(LightningDataModule):
         partition: assigns the examples to the clients.
         num_clients: clients in total.
         num_classes, in_channels: shape of the data, for which the network is built; checked against the files. Texts
-            have no channels: None.
+            have no channels: None. Labels that are numbers or masks have no classes: None.
         batch_size: examples in a local step; the last batch of an epoch may have fewer.
         eval_batch_size: examples in a test batch.
         max_train, max_test: limits on the examples used, drawn at random, the same for all seeds; None: all.
@@ -55,7 +55,7 @@ class FederatedDataModule(LightningDataModule):
         dataset: Any,
         partition: Partition,
         num_clients: Positive,
-        num_classes: Positive,
+        num_classes: Positive | None,
         in_channels: Positive | None,
         batch_size: Positive,
         eval_batch_size: Positive = 500,
@@ -113,10 +113,11 @@ class FederatedDataModule(LightningDataModule):
         for name, part in (("training", data.train), ("test", data.test)):
             if not len(part) or len(part.inputs) != len(part):
                 raise ValueError(f"{data.name}: {len(part.inputs)} {name} examples but {len(part)} labels")
-            whole = part.labels.dtype == torch.int64 and part.labels.dim() == 1
-            if not whole or part.labels.min() < 0 or part.labels.max() >= data.num_classes:
+            if data.num_classes is None:
+                continue
+            if not part.have_classes or part.labels.min() < 0 or part.labels.max() >= data.num_classes:
                 raise ValueError(f"{data.name}: {name} labels must be whole numbers from 0 to {data.num_classes - 1}")
-        found = {"num_classes": data.num_classes}
+        found: dict[str, int | None] = {"num_classes": data.num_classes}
         found |= {"in_channels": data.train.inputs.shape[1]} if self.in_channels is not None else {}
         for name, value in found.items():
             if getattr(self, name) != value:

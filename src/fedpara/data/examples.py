@@ -24,7 +24,7 @@ class Examples:
 
     Attributes:
         inputs: (N, ...) uint8: images (N, C, H, W), or texts (N, T) of character indices.
-        labels: (N,) int64, from 0.
+        labels: (N,) int64, from 0; or (N, ...) of any type where they are no classes: numbers, masks.
         owners: (N,) int64, whose each example is (its writer, its speaking role), the same number in train and test;
             None where a data set does not say.
 
@@ -41,6 +41,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def have_classes(self) -> bool:
+        """Whether each label is a whole number, as that of a class."""
+        return self.labels.dtype == torch.int64 and self.labels.dim() == 1
+
     def __getitem__(self, indices: Tensor) -> "Examples":
         owners = None if self.owners is None else self.owners[indices]
         return Examples(self.inputs[indices], self.labels[indices], owners)
@@ -55,6 +60,7 @@ class DataSet:
     """A data set as it is stored in files.
 
     Attributes:
+        num_classes: None where labels are no classes, for a module of your own.
         prepare: a batch of inputs as stored to the network's input: `Normalize`, `Tensor.long`, or a callable of your
             own. Clients on machines of their own (`fedpara.deployment`) make it again from what its `to_words` gives.
 
@@ -67,7 +73,7 @@ class DataSet:
     name: str
     train: Examples
     test: Examples
-    num_classes: int
+    num_classes: int | None
     prepare: Prepare
 
 

@@ -29,7 +29,12 @@ class Partition(ABC):
         """One sorted index tensor into `train` per client."""
 
     def test_part(self, own: Examples, test: Examples, seed: int) -> Tensor:
-        """Indices of the test examples that follow a client's own distribution, that of its labels."""
+        """Indices of the test examples that follow a client's own distribution, that of its labels.
+
+        All of them where labels are no classes: nothing else of an example tells.
+        """
+        if not own.have_classes:
+            return torch.arange(len(test))
         return matching_part(own.labels, test.labels, seed)
 
 
@@ -39,6 +44,11 @@ def _require_enough(num_examples: int, num_clients: int, least: int) -> None:
             f"num_clients={num_clients}: needs at least {num_clients * least} training examples "
             f"({least} a client), there are {num_examples}"
         )
+
+
+def _require_classes(train: Examples, name: str) -> None:
+    if not train.have_classes:
+        raise ValueError(f"partition={name}: the labels of the data set are no classes; take iid or natural")
 
 
 class IID(Partition):
@@ -138,6 +148,7 @@ class Shards(Partition):
         """
         labels = train.labels
         _require_enough(len(labels), num_clients, self.classes_per_client)
+        _require_classes(train, "shards")
         generator = np.random.default_rng(seed)
         values, sizes = np.unique(labels.numpy(), return_counts=True)
         num_shards = num_clients * self.classes_per_client
@@ -193,6 +204,7 @@ class Dirichlet(Partition):
         """
         labels = train.labels
         _require_enough(len(labels), num_clients, self.min_examples)
+        _require_classes(train, "dirichlet")
         classes = [np.flatnonzero(labels.numpy() == label) for label in np.unique(labels.numpy())]
         generator, begun = np.random.default_rng(seed), time.monotonic()
         for number in range(1, self.max_draws + 1):
