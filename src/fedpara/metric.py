@@ -1,4 +1,4 @@
-"""The metric that stands for how good a model is: its name, whether more of it is better, how it is shown."""
+"""The metric that measures a model: its name, whether more is better, and how to show it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ class Metric:
     """A metric by which models are compared; the default is accuracy.
 
     Attributes:
-        name: as a module logs it in its test, `acc`; or a column of metrics.csv, `test/acc`.
+        name: the name under which a module logs it in its test, `acc`; or a column of metrics.csv, `test/acc`.
         higher_is_better: as in torchmetrics.
 
     Example:
@@ -22,7 +22,7 @@ class Metric:
 
     @classmethod
     def of(cls, module: object) -> "Metric":
-        """What a module's class says in `headline` and `higher_is_better`; accuracy where it says nothing."""
+        """The metric in `headline` and `higher_is_better` of a module's class; by default accuracy."""
         name = str(getattr(module, "headline", "acc"))
         return cls(name.removeprefix("test/"), bool(getattr(module, "higher_is_better", True)))
 
@@ -38,39 +38,39 @@ class Metric:
         return logged[self.name]
 
     def judged(self, personal: bool) -> "Metric":
-        """The column by which a run is judged.
+        """The column that judges a run.
 
         Args:
-            personal: whether a part of the model stays with the clients. The global model has that part untrained, so
-                that its metric says nothing; the mean over the clients' own models does.
+            personal: whether a part of the model stays with the clients. That part is untrained in the global model, so
+                the mean over the clients' own models is taken instead.
         """
         return replace(self, name=f"personal/{self.name}_mean" if personal else f"test/{self.name}")
 
     @property
     def is_share(self) -> bool:
-        """Whether it is an accuracy, from 0 to 1, which people read in percent."""
+        """Whether it is an accuracy from 0 to 1, which is shown in percent."""
         return self.name.rpartition("/")[2].removeprefix("trained_").startswith("acc")
 
     @property
     def label(self) -> str:
-        """Its name for people: of `test/acc` it is `accuracy`, of `test/mse` it is `mse`."""
+        """A readable name: `accuracy` for `test/acc`, `mse` for `test/mse`."""
         group, _, name = self.name.rpartition("/")
         word = "accuracy" if self.is_share else name.removesuffix("_mean")
         return f"personal {word}" if group == "personal" else word
 
     @property
     def worst_percentile(self) -> int:
-        """Where the worst off of many clients are: 10 where more is better, else 90."""
+        """The percentile of the worst clients: 10 if more is better, else 90."""
         return 10 if self.higher_is_better else 90
 
     def shown(self, value: float | None) -> str:
-        """A value for people; empty where there is none."""
+        """A readable value; empty for None."""
         if value is None:
             return ""
         return f"{value:.2%}" if self.is_share else f"{value:.4g}"
 
     def scaled(self, value: float) -> float:
-        """As it is written in tables: in percent where it is a share."""
+        """The value for tables: in percent if it is a share."""
         return 100 * value if self.is_share else value
 
     @property
@@ -92,5 +92,5 @@ class Metric:
         return max(numbers, default=None) if self.higher_is_better else min(numbers, default=None)
 
     def reaches(self, value: float, target: float) -> bool:
-        """Whether a value is as good as the target, or better."""
+        """Whether a value is at least as good as the target."""
         return value >= target if self.higher_is_better else value <= target
