@@ -34,7 +34,7 @@ class FlowerNodes:
     def ask(
         self, questions: Mapping[int, Parcel], what: Literal["train", "test"]
     ) -> Iterator[tuple[int, Parcel | ClientFailure]]:
-        """Yield answers as they come, then `dropped` clients that did not connect, and `late` ones without an answer."""
+        """Yield answers as they come, then `dropped` clients, not connected, and `late` ones, without an answer."""
         end = time.monotonic() + self.patience_s
         unsent, asked = set(questions), dict[str, int]()
         while (unsent or asked) and time.monotonic() < end:
