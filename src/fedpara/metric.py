@@ -27,10 +27,10 @@ class Metric:
         return cls(name.removeprefix("test/"), bool(getattr(module, "higher_is_better", True)))
 
     def of_test(self, logged: Mapping[str, float]) -> float:
-        """Its value among what a module logged in its test.
+        """Its value among the metrics that a module logged in its test.
 
         Raises:
-            ValueError: it logged none of that name.
+            ValueError: the module did not log it.
         """
         if self.name not in logged:
             names = ", ".join(logged) or "nothing"
@@ -75,19 +75,19 @@ class Metric:
 
     @property
     def unit(self) -> str:
-        """Behind the head of a column of `scaled` values: `, %`, or nothing."""
+        """The end of a column's head for `scaled` values: `, %`, or nothing."""
         return ", %" if self.is_share else ""
 
     def written(self, value: float) -> str:
-        """As a cell of a table: `71.23` for a share of 0.7123, four digits of any other value."""
+        """A value in a table: `71.23` for a share of 0.7123, four digits for any other value."""
         return f"{100 * value:.2f}" if self.is_share else f"{value:.4g}"
 
     def target(self, value: float) -> str:
-        """A value to be reached, for people: `80 %`, `0.25`."""
+        """A readable target: `80 %`, `0.25`."""
         return f"{100 * value:g} %" if self.is_share else f"{value:.4g}"
 
     def best(self, values: Iterable[float]) -> float | None:
-        """The best of some values, NaN aside; None where there are none."""
+        """The best of some values, ignoring NaN; None if there are none."""
         numbers = [value for value in values if value == value]
         return max(numbers, default=None) if self.higher_is_better else min(numbers, default=None)
 
