@@ -391,7 +391,7 @@ class Refusing(Callback):
 
 
 def test_a_refusal_without_words_is_named():
-    with pytest.raises(ValueError, match="cannot be trained with what it is given: AssertionError"):
+    with pytest.raises(ValueError, match="cannot be trained with this Trainer and module: AssertionError"):
         made_of(lambda: MLP([16, 8, 3]), callbacks=[Refusing()]).rehearse()
 
 

@@ -150,7 +150,7 @@ def test_networks_that_cannot_be_folded_say_so(network, reason):
 
 
 def test_optimizers_and_losses_that_mix_clients_are_refused():
-    with pytest.raises(ValueError, match="LBFGS may mix clients, it is none of ASGD, Adadelta"):
+    with pytest.raises(ValueError, match="LBFGS may mix clients, it is not one of ASGD, Adadelta"):
         convolutional(VectorizedExecutor, optimizer=partial(torch.optim.LBFGS, lr=0.1))
 
     class Other(ClassificationModule):
@@ -160,7 +160,7 @@ def test_optimizers_and_losses_that_mix_clients_are_refused():
     network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
     data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
     other = Other(network, partial(torch.optim.SGD, lr=0.1), 3)
-    with pytest.raises(ValueError, match="Other has a training_step of its own: take executor=serial or processes"):
+    with pytest.raises(ValueError, match="Other has its own training_step: take executor=serial or processes"):
         VectorizedExecutor(local_training(other, data))
 
 
