@@ -131,10 +131,7 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
 def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     """Log the accuracy, the bytes, those of the dense model, and the run folder."""
     if not record.rows:
-        done = (
-            f"stopped before its first round: {federation.stopped}" if federation.stopped else "already has its rounds"
-        )
-        log.info("nothing to do: the run %s", done)
+        log.info("nothing to do: %s", federation.stopped or "the run already has its rounds")
         return
     sizes, last = record.parameters, record.rows[-1]
     saved = ""
