@@ -1,5 +1,6 @@
-"""A page, pictures and a CSV from run folders: `python src/report.py logs/train/multiruns/<sweep>`."""
+"""Make a page, pictures and a CSV from run folders: `python src/report.py logs/train/multiruns/<sweep>`."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def report(arguments: list[str]) -> list[Path]:
     """Write the report of all runs in the given folders; returns the files.
 
     Raises:
-        ValueError: a wrong argument, or folders without runs; one line.
+        ValueError: an argument is wrong, or a folder has no runs; the message is one line.
     """
     options = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in KEYS)
     roots = [Path(argument) for argument in arguments if argument.partition("=")[0] not in KEYS]
@@ -31,9 +32,9 @@ def _target(options: dict[str, str]) -> float | None:
     try:
         target = float(options["target"])
     except ValueError:
-        target = -1.0
-    if not 0 < target <= 1:
-        raise ValueError(f"target={options['target']}: must be a number above 0, at most 1")
+        target = math.nan
+    if not math.isfinite(target):
+        raise ValueError(f"target={options['target']}: must be a number")
     return target
 
 

@@ -1,4 +1,4 @@
-"""Where runs stand: `python src/status.py logs/`."""
+"""Show the progress of runs: `python src/status.py logs/`."""
 
 import sys
 import time
@@ -16,13 +16,15 @@ COLOURS = {"running": "blue", "finished": "green", "failed": "red", "interrupted
 
 
 def status(roots: list[Path]) -> Table:
-    """One row a run, the one that wrote last at the end; a run whose process died reads "interrupted".
+    """One row per run, the most recent at the end; a run whose process died is shown as "interrupted".
 
     Raises:
-        ValueError: no run is in a root.
+        ValueError: a root holds no run.
     """
-    table = Table(Column("run", overflow="fold"), "state", "rounds", "accuracy", "sent", "last round", "time left")
-    for run in sorted(find_runs(*roots), key=lambda run: run.written):
+    runs = sorted(find_runs(*roots), key=lambda run: run.written)
+    judged = "accuracy" if all(run.headline.is_share for run in runs) else "metric"
+    table = Table(Column("run", overflow="fold"), "state", "rounds", judged, "sent", "last round", "time left")
+    for run in runs:
         table.add_row(escape(_name(run, roots)), f"[{COLOURS[run.state]}]{run.state}", *map(escape, _progress(run)))
     return table
 
@@ -33,13 +35,13 @@ def _name(run: Run, roots: list[Path]) -> str:
 
 
 def _progress(run: Run) -> list[str]:
-    """Rounds done and asked for, accuracy, what was sent, how long ago the last round ended, time left at its pace."""
+    """Rounds done and planned, the metric, bytes sent, time since the last round, and time left at this pace."""
     asked = run.config.get("federation.num_rounds")
     rounds = f"{len(run.rows)}/{asked}" if asked else str(len(run.rows))
     if not run.rows:
         return [rounds, "", "", "", run.summary.get("error", "")]
-    accuracy = run.last(run.objective)
-    shown = "" if accuracy is None else f"{accuracy:.2%}"
+    metric = run.judged
+    shown = metric.shown(run.last(metric.name)) + ("" if metric.is_share else f" {metric.label}")
     left = _duration(run.rounds_left * run.seconds / len(run.rows)) if run.state == "running" else ""
     ago = f"{_duration(time.time() - run.written)} ago"
     return [rounds, shown, size(run.rows[-1]["comm/total_bytes"]), ago, left or run.summary.get("error", "")]

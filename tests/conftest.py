@@ -1,27 +1,38 @@
 """Fixtures of many test modules, and settings of all of them."""
 
+import gc
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import hypothesis
 import pytest
-import torch
-from filelock import FileLock
-from hydra.core.global_hydra import GlobalHydra
 
-from fedpara.app import cli, sweep_table
 from helpers import SHARED_DATA
-
-hypothesis.settings.register_profile("repository", deadline=None)  # a busy machine is not a failure
-hypothesis.settings.load_profile("repository")
-torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
     parser.addoption("--draws", type=int, default=6, help="how many cases are drawn from products too large to run")
+
+
+def pytest_configure(config):
+    """In the processes that run tests: with pytest-xdist, one more hands them out and would import all this first."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import hypothesis
+    import torch
+
+    from helpers.composition import compose_quickly
+
+    hypothesis.settings.register_profile("repository", deadline=None)  # a busy machine is not a failure
+    hypothesis.settings.load_profile("repository")
+    torch.set_num_threads(1)
+    compose_quickly()
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: the garbage collector need not look through it again and again
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +46,8 @@ def real_data(tmp_path_factory):
         pytest.skip("the real data sets are not at hand")
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "data"
+    from filelock import FileLock
+
     with FileLock(f"{folder}.lock"):  # once for all of pytest-xdist's workers
         if not folder.exists():
             restore = [sys.executable, SHARED_DATA / "restore.py", packed, folder]
@@ -45,6 +58,9 @@ def real_data(tmp_path_factory):
 @pytest.fixture
 def shell(monkeypatch, tmp_path, capfd):
     """Runs train.py with arguments; returns exit status, standard error and output."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from fedpara.app import cli, sweep_table
 
     def run(*arguments, program=cli):
         GlobalHydra.instance().clear()

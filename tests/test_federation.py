@@ -47,7 +47,7 @@ def test_the_longest_clients_go_first_and_a_round_says_where_its_time_went():
 
 def test_it_learns():
     watch = Watch()
-    make_federation(num_rounds=20, callbacks=[watch], lr=0.3).fit()
+    make_federation(num_rounds=20, eval_every=20, callbacks=[watch], lr=0.3).fit()
     assert watch.records[-1].metrics["test/acc"] > 0.8
     assert watch.records[-1].train_loss < watch.records[0].train_loss
     assert watch.outcome == "finished"
@@ -124,7 +124,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits(recipe):
 @pytest.mark.parametrize("personal", thinned([["*2"], None]))
 @pytest.mark.parametrize("algorithm", [FedAvg, Scaffold, FedDyn, FedAdam])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal, algorithm):
-    make = partial(make_federation, num_rounds=4, personal=personal)
+    make = partial(make_federation, num_rounds=4, eval_every=2, personal=personal)
     whole = make(algorithm=algorithm(), callbacks=[RunFolder(tmp_path / "a", {})])
     (tmp_path / "a").mkdir()
     whole.fit()
@@ -154,7 +154,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, personal, algorithm)
 
 
 def test_personal_parts_stay_with_their_client_and_never_travel():
-    federation, results = watched(personal=["*2"], num_rounds=6)
+    federation, results = watched(personal=["*2"], num_rounds=6, eval_every=6)
     sent = []
     encode = federation.link.up_codec.encode
     federation.link.up_codec.encode = lambda state, seed: (sent.append(set(state)), encode(state, seed))[1]
@@ -170,17 +170,18 @@ def test_personal_models_are_tested_on_their_own_distribution():
     """Two classes a client: the test is of those two, and mean and tenth percentile are of all clients."""
     watch = Watch()
     federation, results = watched(
-        personal=["*2"], partition=Shards(2), num_rounds=12, clients_per_round=5, lr=0.3, callbacks=[watch]
-    )
+        personal=["*2"], partition=Shards(2), num_rounds=12, eval_every=12, clients_per_round=5, lr=0.3,
+        callbacks=[watch],
+    )  # fmt: skip
     federation.fit()
     record = watch.records[-1]
-    assert len(record.personal_accuracy) == 5
+    assert len(record.personal_scores) == 5
     row = record.as_row()
-    assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_accuracy) / 5)
-    assert min(record.personal_accuracy) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
+    assert row["personal/acc_mean"] == pytest.approx(sum(record.personal_scores) / 5)
+    assert min(record.personal_scores) <= row["personal/acc_p10"] <= row["personal/acc_mean"]
     assert record.as_row()["personal/acc_mean"] > 0.7
     trained = [federation.executor.evaluate(result.state, result.client)["acc"] for result in results[-5:]]
-    assert list(record.trained_accuracy) == trained
+    assert list(record.trained_scores) == trained
     assert row["personal/trained_acc_mean"] == pytest.approx(sum(trained) / 5)
     data = federation.executor.datamodule
     for client in range(5):
@@ -190,9 +191,9 @@ def test_personal_models_are_tested_on_their_own_distribution():
 
 
 def test_whether_personal_models_are_tested_can_be_said():
-    assert make_federation(evaluate_personal=True).run_round().personal_accuracy
-    assert not make_federation(evaluate_personal=False, personal=["*2"]).run_round().personal_accuracy
-    assert not make_federation().run_round().personal_accuracy
+    assert make_federation(evaluate_personal=True).run_round().personal_scores
+    assert not make_federation(evaluate_personal=False, personal=["*2"]).run_round().personal_scores
+    assert not make_federation().run_round().personal_scores
 
 
 def test_what_is_tested_as_a_clients_own_is_what_the_client_would_have_received():
@@ -210,7 +211,7 @@ def test_what_is_tested_as_a_clients_own_is_what_the_client_would_have_received(
 
 def test_local_only_sends_nothing_and_each_client_goes_on_where_it_stopped():
     watch = Watch()
-    federation = make_federation(personal=["*"], num_rounds=8, callbacks=[watch])
+    federation = make_federation(personal=["*"], num_rounds=8, eval_every=8, callbacks=[watch])
     federation.fit()
     assert federation.total_bytes == 0
     first, again = [r for r in watch.reports if r.client == watch.reports[0].client][:2]

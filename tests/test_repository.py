@@ -12,24 +12,26 @@ from helpers import ROOT
 PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
-    "state": set(), "cost": set(), "record": {"cost"},
+    "state": set(), "metric": set(), "cost": {"metric"}, "record": {"cost", "metric"},
     "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "old_runs": set(),
-    "runs": {"files", "record", "old_runs"},
-    "export": {"nn", "models", "files"}, "dashboard": set(),
-    "report": {"runs", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
+    "runs": {"files", "metric", "record", "old_runs"},
+    "export": {"nn", "models", "files"}, "dashboard": {"metric", "record"},
+    "report": {"runs", "metric", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private"},
     "communication": {"state"},
     "algorithms": {"state"},
     "data": {"sampling"},
-    "execution": {"private", "state", "sampling", "errors", "nn", "models", "data", "algorithms"},
+    "execution": {"private", "state", "sampling", "errors", "metric", "nn", "models", "data", "algorithms"},
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "storage",
+        "storage", "metric",
     },
-    "callbacks": {"state", "record", "cost", "storage", "files", "runs", "federation", "execution"},
+    "callbacks": {
+        "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",
+    },
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
-        "federation", "callbacks", "export", "private",
+        "federation", "callbacks", "export", "private", "metric",
     },
     "deployment": {
         "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",

@@ -42,7 +42,7 @@ def test_every_metric_that_is_named_is_a_column(path):
 def test_a_record_has_the_columns_and_no_other():
     full = RoundRecord(
         1, 0.5, {"test/acc": 0.1, "test/loss": 2.0}, 1, 2, 3, 1, 0.1, 0.2,
-        personal_accuracy=(0.1,), trained_accuracy=(0.2,), clients=dict.fromkeys(FATES, 0),
+        personal_scores=(0.1,), trained_scores=(0.2,), clients=dict.fromkeys(FATES, 0),
     )  # fmt: skip
     assert set(full.as_row()) == set(COLUMNS)
 

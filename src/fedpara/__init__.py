@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from fedpara.data import IID, DataSet, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards
     from fedpara.execution import LocalTraining, ProcessesExecutor, SerialExecutor, VectorizedExecutor
     from fedpara.federation import Federation
-    from fedpara.models import MLP, VGG, ClassificationModule
+    from fedpara.models import MLP, VGG, ClassificationModule, FederatedModule
     from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge
     from fedpara.sharing import Split
 
 __version__ = "0.1.0"
 __all__ = [
     "Cast", "ClassificationModule", "DataSet", "Dense", "Dirichlet", "EqualSizeLowRank", "Examples", "FedAdam",
-    "FedAvg", "FedDyn", "FedPara", "FedProx", "FederatedDataModule", "Federation", "IID", "Link", "LocalTraining",
-    "MLP", "Natural", "Normalize", "PFedPara", "ProcessesExecutor", "Scaffold", "SerialExecutor", "Shards", "Split",
-    "StochasticUniform", "VGG", "VectorizedExecutor", "cost_to_target", "factorizations", "factorize", "merge",
+    "FedAvg", "FedDyn", "FedPara", "FedProx", "FederatedDataModule", "FederatedModule", "Federation", "IID", "Link",
+    "LocalTraining", "MLP", "Natural", "Normalize", "PFedPara", "ProcessesExecutor", "Scaffold", "SerialExecutor",
+    "Shards", "Split", "StochasticUniform", "VGG", "VectorizedExecutor", "cost_to_target", "factorizations",
+    "factorize", "merge",
 ]  # fmt: skip
 _HOMES = {
     "algorithms": {"FedAdam", "FedAvg", "FedDyn", "FedProx", "Scaffold"},
@@ -38,7 +39,7 @@ _HOMES = {
     "data": {"DataSet", "Dirichlet", "Examples", "FederatedDataModule", "IID", "Natural", "Normalize", "Shards"},
     "execution": {"LocalTraining", "ProcessesExecutor", "SerialExecutor", "VectorizedExecutor"},
     "federation": {"Federation"},
-    "models": {"ClassificationModule", "MLP", "VGG"},
+    "models": {"ClassificationModule", "FederatedModule", "MLP", "VGG"},
     "nn": {"Dense", "EqualSizeLowRank", "FedPara", "PFedPara", "factorizations", "factorize", "merge"},
     "sharing": {"Split"},
 }

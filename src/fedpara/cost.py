@@ -1,12 +1,15 @@
-"""What a federation would cost over a network: seconds and joules, from logged bytes (FedPara, Fig. 3, Tables 7 and 8).
+"""The cost of a federation over a network: seconds and joules, from logged bytes (FedPara, Fig. 3, Tables 7 and 8).
 
-The paper's model: t = t_comp + 2 size / speed a round, clients in parallel over links of one speed; energy by the
-user-to-data-centre figure of Yan et al. 2019, which Fig. 3 puts at 5.1 MJ for 205.3 GiB.
+In the paper's model a round takes t = t_comp + 2 size / speed, with clients in parallel over links of one speed. The
+energy is the user-to-data-centre figure of Yan et al. 2019, which is 5.1 MJ for 205.3 GiB in Fig. 3.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fedpara.metric import Metric
+
+TEST_ACCURACY = Metric("test/acc")
 SPEEDS_MBPS = (2, 10, 50)
 MEGAJOULES_PER_BYTE = 5.1 / (205.3 * 2**30)
 
@@ -15,27 +18,27 @@ def round_seconds(client_seconds: float, client_bytes: float, speed_mbps: float)
     """Seconds of one round.
 
     Args:
-        client_seconds: t_comp, local training of one client.
-        client_bytes: what one client receives and sends in the round.
-        speed_mbps: of the client's link, in 10^6 bits a second.
+        client_seconds: t_comp, the local training of one client.
+        client_bytes: bytes that one client receives and sends in the round.
+        speed_mbps: speed of the client's link, in 10^6 bits per second.
     """
     return client_seconds + 8 * client_bytes / (speed_mbps * 1e6)
 
 
 def megajoules(num_bytes: float) -> float:
-    """Energy of moving `num_bytes`, in MJ."""
+    """Energy to move `num_bytes`, in MJ."""
     return num_bytes * MEGAJOULES_PER_BYTE
 
 
 @dataclass(frozen=True)
 class CostToTarget:
-    """What it took until the test accuracy first reached a target.
+    """What it took until a metric first reached a target.
 
     Attributes:
-        rounds: rounds finished by then.
+        rounds: rounds until then.
         seconds: simulated wall time over the network.
-        num_bytes: both ways, all clients.
-        megajoules: of moving them.
+        num_bytes: bytes of all clients, both ways.
+        megajoules: energy to move them.
     """
 
     rounds: int
@@ -44,11 +47,14 @@ class CostToTarget:
     megajoules: float
 
 
-def cost_to_target(rows: Iterable[Mapping[str, float]], target: float, speed_mbps: float) -> CostToTarget | None:
-    """The cost until `test/acc` first reached `target` (0 to 1), or None where it never did.
+def cost_to_target(
+    rows: Iterable[Mapping[str, float]], target: float, speed_mbps: float, metric: Metric = TEST_ACCURACY
+) -> CostToTarget | None:
+    """The cost until a metric first reached `target` (of accuracy 0 to 1), or None where it never did.
 
     Args:
         rows: the rounds from the first on, under the names of metrics.csv; rounds that were not tested count too.
+        metric: a column.
 
     Example:
         >>> round = {"cost/round_s_10mbps": 20.0, "comm/total_bytes": 1000}
@@ -60,7 +66,7 @@ def cost_to_target(rows: Iterable[Mapping[str, float]], target: float, speed_mbp
     seconds = 0.0
     for row in rows:
         seconds += row[f"cost/round_s_{speed_mbps:g}mbps"]
-        if row.get("test/acc", 0.0) >= target:
+        if metric.name in row and metric.reaches(row[metric.name], target):
             total = int(row["comm/total_bytes"])
             return CostToTarget(int(row["round"]), seconds, total, megajoules(total))
     return None

@@ -5,40 +5,50 @@ from typing import Any
 from wandb_workspaces import workspaces as ws
 from wandb_workspaces.reports.v2 import interface as wr
 
-ACCURACY = wr.SummaryMetric("test/acc.max")
+from fedpara.metric import Metric
+from fedpara.record import ACCURACY
+
 GAMMA = wr.Config("factorization.gamma")
 TO_TARGET = wr.SummaryMetric("gb_to_target")
 
 
-def workspace(entity: str, project: str, name: str = "FedPara") -> ws.Workspace:
-    """Sections on accuracy, ranks, traffic, clients' own models, differences between runs, and training."""
+def workspace(entity: str, project: str, name: str = "FedPara", headline: Metric = ACCURACY) -> ws.Workspace:
+    """Sections on accuracy, ranks, traffic, clients' own models, differences between runs, and training.
+
+    Args:
+        headline: the metric by which the runs are judged, as their module logs it.
+    """
+    best = f"test/{headline.name}.{'max' if headline.higher_is_better else 'min'}"
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=[_answer(), _ranks(), _traffic(), _clients(), _comparison(), _training()],
+        sections=[
+            _answer(headline), _ranks(headline, best), _traffic(), _clients(headline), _comparison(best), _training(),
+        ],
         settings=ws.WorkspaceSettings(x_axis="round", max_runs=50),
         runset_settings=ws.RunsetSettings(
             pinned_columns=[
-                "run:displayName", "run:state", "config:factorization.gamma", "config:seed", "summary:test/acc.max",
+                "run:displayName", "run:state", "config:factorization.gamma", "config:seed", f"summary:{best}",
                 "summary:comm/total_gb", "summary:gb_to_target",
             ],
         ),
     )  # fmt: skip
 
 
-def _answer() -> ws.Section:
+def _answer(headline: Metric) -> ws.Section:
+    word, over_gb = headline.label.capitalize(), f"{headline.name}_over_gb"
     return _section(
-        "Accuracy for what was sent",
-        _line("Accuracy against GB", "acc_over_gb", x="comm/total_gb", label="sent, both ways, all clients (GB)"),
-        _line("Accuracy against rounds", "test/acc"),
+        f"{word} for what was sent",
+        _line(f"{word} against GB", over_gb, x="comm/total_gb", label="sent, both ways, all clients (GB)"),
+        _line(f"{word} against rounds", f"test/{headline.name}"),
     )
 
 
-def _ranks() -> ws.Section:
+def _ranks(headline: Metric, best: str) -> ws.Section:
     return _section(
         "Rank sweep",
-        wr.ScatterPlot(title="Best accuracy against gamma", x=GAMMA, y=ACCURACY),
+        wr.ScatterPlot(title=f"Best {headline.label} against gamma", x=GAMMA, y=wr.SummaryMetric(best)),
         wr.ScatterPlot(title="GB to target (logger.wandb.target) against gamma", x=GAMMA, y=TO_TARGET),
     )
 
@@ -53,22 +63,24 @@ def _traffic() -> ws.Section:
     )
 
 
-def _clients() -> ws.Section:
+def _clients(headline: Metric) -> ws.Section:
+    own, worst = headline.name, headline.worst_percentile
+    words = f"mean and {'tenth' if worst == 10 else 'ninetieth'} percentile"
     return _section(
         "Clients' own models",
-        _line("Personal accuracy: mean and tenth percentile", "personal/acc_mean", "personal/acc_p10"),
-        _line("As trained: mean and tenth percentile", "personal/trained_acc_mean", "personal/trained_acc_p10"),
+        _line(f"Personal {headline.label}: {words}", f"personal/{own}_mean", f"personal/{own}_p{worst}"),
+        _line(f"As trained: {words}", f"personal/trained_{own}_mean", f"personal/trained_{own}_p{worst}"),
     )
 
 
-def _comparison() -> ws.Section:
+def _comparison(best: str) -> ws.Section:
     columns: list[Any] = [
         GAMMA,
         wr.Config("federation.clients_per_round"),
         wr.Config("trainer.max_epochs"),
         wr.Config("seed"),
     ]
-    columns += [wr.SummaryMetric("comm/total_gb"), TO_TARGET, ACCURACY]
+    columns += [wr.SummaryMetric("comm/total_gb"), TO_TARGET, wr.SummaryMetric(best)]
     return _section(
         "What sets runs apart",
         wr.ParallelCoordinatesPlot(columns=[wr.ParallelCoordinatesPlotColumn(metric=column) for column in columns]),

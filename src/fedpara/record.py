@@ -5,26 +5,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedpara.cost import SPEEDS_MBPS, megajoules, round_seconds
+from fedpara.metric import Metric
 
 GIGABYTE = 1e9
 FATES = ("succeeded", "dropped", "late", "diverged", "crashed", "out_of_memory")  # of a round's clients
-COLUMNS = (  # of metrics.csv and W&B, in the order in which they are shown
-    "round", "test/acc", "test/loss", "train/loss", "personal/acc_mean", "personal/acc_p10",
-    "personal/trained_acc_mean", "personal/trained_acc_p10", "comm/up_bytes", "comm/down_bytes",
-    "comm/total_bytes", "comm/total_gb", *(f"clients/{fate}" for fate in FATES),
-    "time/round_s", "time/client_s", "time/train_s", "time/busy_s", "time/idle_s", "time/wait_s",
-    *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
-)  # fmt: skip
+ACCURACY = Metric()
 
 
-def objective(personal: bool) -> str:
-    """The metric by which a run is judged.
+def columns(headline: Metric = ACCURACY) -> tuple[str, ...]:
+    """Of metrics.csv and W&B, in the order in which they are shown; a module's further metrics follow its headline.
 
     Args:
-        personal: whether a part of the model stays with the clients. The global model has that part untrained, so that
-            its accuracy says nothing; the mean over the clients' own models does.
+        headline: as a module logs it.
     """
-    return "personal/acc_mean" if personal else "test/acc"
+    own, worst = headline.name, headline.worst_percentile
+    tested = ["test/acc", "test/loss"] if headline == ACCURACY else [f"test/{own}"]
+    return (
+        "round", *tested, "train/loss", f"personal/{own}_mean", f"personal/{own}_p{worst}",
+        f"personal/trained_{own}_mean", f"personal/trained_{own}_p{worst}", "comm/up_bytes", "comm/down_bytes",
+        "comm/total_bytes", "comm/total_gb", *(f"clients/{fate}" for fate in FATES),
+        "time/round_s", "time/client_s", "time/train_s", "time/busy_s", "time/idle_s", "time/wait_s",
+        *(f"cost/round_s_{speed}mbps" for speed in SPEEDS_MBPS), "cost/total_mj",
+    )  # fmt: skip
+
+
+COLUMNS = columns()
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class RoundRecord:
     Attributes:
         round: rounds finished so far, from 1.
         train_loss: mean over the round's training examples, in nats; NaN where no client succeeded.
-        metrics: evaluation by name (`test/acc` from 0 to 1, `test/loss` in nats); empty where the round was not tested.
+        metrics: evaluation by name (of classification `test/acc` from 0 to 1, `test/loss` in nats); empty where the
+            round was not tested.
         up_bytes, down_bytes: bytes from all clients of the round to the server and back.
         total_bytes: both ways, all rounds so far.
         num_clients: clients of the round.
@@ -45,9 +51,10 @@ class RoundRecord:
         busy_seconds: in which a worker trained a client that succeeded, summed over the workers.
         idle_seconds: what the workers had besides while clients were trained, summed over them.
         wait_seconds: in which the server waited for the next result, with nothing to aggregate.
-        personal_accuracy: on each client's own test distribution, of the model it would start from: what the server has
+        personal_scores: on each client's own test distribution, of the model it would start from: what the server has
             now and what the client keeps; empty where not measured.
-        trained_accuracy: likewise of the models that the round's clients had just trained, before they were averaged.
+        trained_scores: likewise of the models that the round's clients had just trained, before they were averaged.
+        headline: the metric that these are, as the module logs it.
     """
 
     round: int
@@ -63,18 +70,20 @@ class RoundRecord:
     busy_seconds: float = 0.0
     idle_seconds: float = 0.0
     wait_seconds: float = 0.0
-    personal_accuracy: tuple[float, ...] = ()
-    trained_accuracy: tuple[float, ...] = ()
+    personal_scores: tuple[float, ...] = ()
+    trained_scores: tuple[float, ...] = ()
     clients: Mapping[str, int] = field(default_factory=dict)
+    headline: Metric = ACCURACY
 
     def as_row(self) -> dict[str, float]:
-        """The record under the names of `COLUMNS`; what was not measured is left out."""
+        """The record under the names of `columns`; what was not measured is left out."""
+        own, worst = self.headline.name, self.headline.worst_percentile
         return {
             "round": self.round,
             **({} if math.isnan(self.train_loss) else {"train/loss": self.train_loss}),
             **self.metrics,
-            **spread("personal/acc", self.personal_accuracy),
-            **spread("personal/trained_acc", self.trained_accuracy),
+            **spread(f"personal/{own}", self.personal_scores, worst),
+            **spread(f"personal/trained_{own}", self.trained_scores, worst),
             "comm/up_bytes": self.up_bytes,
             "comm/down_bytes": self.down_bytes,
             "comm/total_bytes": self.total_bytes,
@@ -99,13 +108,17 @@ class RoundRecord:
         return seconds | {"cost/total_mj": megajoules(self.total_bytes)}
 
 
-def spread(name: str, accuracy: tuple[float, ...]) -> dict[str, float]:
-    """Mean over clients, and the tenth percentile: how the worst off fare."""
+def spread(name: str, values: tuple[float, ...], worst: int = 10) -> dict[str, float]:
+    """Mean over clients, and a percentile: how the worst off fare.
+
+    Args:
+        worst: which percentile; the tenth where more is better.
+    """
     import numpy as np  # programs that only read a record's names start without it
 
-    if not accuracy:
+    if not values:
         return {}
-    return {f"{name}_mean": float(np.mean(accuracy)), f"{name}_p10": float(np.percentile(accuracy, 10))}
+    return {f"{name}_mean": float(np.mean(values)), f"{name}_p{worst}": float(np.percentile(values, worst))}
 
 
 def three_digits(value: float) -> str:

@@ -1,9 +1,10 @@
-"""The run folder: the names of its files, which no other module spells, and what they hold."""
+"""The run folder: the names of its files, which no other module spells, and their contents."""
 
 import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,77 +14,77 @@ from typing import Any
 import yaml
 
 from fedpara.files import UnusableFile, is_reserved
+from fedpara.metric import Metric
 from fedpara.old_runs import modernised
-from fedpara.record import objective
 
 METRICS, SUMMARY, CONFIG, OVERRIDES = "metrics.csv", "summary.json", "config.yaml", "overrides.yaml"
 CHECKPOINT, CLIENTS = "checkpoint.safetensors", "clients"
 PARTICIPANTS, PARTITION = "participants.jsonl", "partition.png"
 MARKS = {SUMMARY, METRICS, OVERRIDES, ".hydra"}
-# no result depends on these
+# results do not depend on these keys
 UNINTERESTING = "resume", "trusted", "paths.", "logger", "callbacks", "sweep", "data.num_workers", "hydra."
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not; everything is read when it is asked for.
+    """A run, finished or not; its files are read when they are needed.
 
     Attributes:
-        folder: its folder; may lack any of its files.
+        folder: the run folder; any of its files may be missing.
     """
 
     folder: Path
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether it can go on from a checkpoint; the first one is written before the first round."""
+        """Whether the run can resume from a checkpoint; the first one is written before the first round."""
         return (self.folder / CHECKPOINT).is_file()
 
     @property
     def has_config(self) -> bool:
-        """Whether its configuration is kept: without it the folder is not a run folder."""
+        """Whether its configuration was saved; otherwise the folder is not a run folder."""
         return (self.folder / CONFIG).is_file()
 
     @property
     def is_deployed(self) -> bool:
-        """Whether its clients are on other machines."""
+        """Whether its clients are real devices."""
         return (self.folder / PARTICIPANTS).is_file()
 
     @property
     def written(self) -> float:
-        """When it last wrote a round, in seconds since the epoch; before the first one when its folder changed."""
+        """Time of its last round, in seconds since the epoch; before the first round the time its folder changed."""
         path = self.folder / METRICS
         return (path if path.is_file() else self.folder).stat().st_mtime
 
     @property
     def name(self) -> str:
-        """The folder's name; of a sweep's job the axes, `gamma=0.1_seed=0`."""
+        """The folder's name; for a sweep's job the values that vary, `gamma=0.1_seed=0`."""
         return self.folder.name
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """summary.json; empty where the run ended before its first round."""
+        """summary.json; empty if the run has not written one."""
         return read_summary(self.folder) or {}
 
     @cached_property
     def state(self) -> str:
-        """`running`, `finished`, `failed` or `interrupted`; the last also where the process died without a word."""
+        """`running`, `finished`, `failed` or `interrupted`; also `interrupted` if the process was killed."""
         return "running" if is_reserved(self.folder) else self.summary.get("state", "interrupted")
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
-        """metrics.csv, a row a round, without the columns that are empty; a last line cut short by a crash is left."""
+        """metrics.csv, a row per round without its empty columns; a last line that a crash cut short is left out."""
         return read_rows(self.folder / METRICS)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration by dotted key, in today's names; empty where config.yaml is missing."""
+        """The resolved configuration by dotted key, with current names; empty if config.yaml is missing."""
         path = self.folder / CONFIG
         return dict(leaves(modernised(yaml.load(path.read_text(), _LOADER)))) if path.is_file() else {}
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """What was typed, by key: `{"factorization.gamma": "0.1"}`."""
+        """The typed overrides by key: `{"factorization.gamma": "0.1"}`."""
         for path in (self.folder / OVERRIDES, self.folder / ".hydra" / OVERRIDES):
             if path.is_file():
                 typed = (str(override).partition("=") for override in yaml.load(path.read_text(), _LOADER) or [])
@@ -94,14 +95,24 @@ class Run:
         """The latest value of a metric, which not every round measures."""
         return next((row[metric] for row in reversed(self.rows) if metric in row), None)
 
-    def best(self, metric: str) -> float | None:
-        """The largest value of a metric."""
-        return max((row[metric] for row in self.rows if metric in row), default=None)
+    def best(self, metric: Metric) -> float | None:
+        """The best value of a column."""
+        return metric.best(row[metric.name] for row in self.rows if metric.name in row)
 
     @property
-    def objective(self) -> str:
-        """The metric by which the run is judged."""
-        return objective(bool(self.summary.get("parameters", {}).get("personal")))
+    def headline(self) -> Metric:
+        """The metric that its module is judged by, as it logs it; older folders name none, theirs is accuracy."""
+        return Metric(**self.summary.get("headline", {}))
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether a part of the model stays with the clients."""
+        return bool(self.summary.get("parameters", {}).get("personal"))
+
+    @property
+    def judged(self) -> Metric:
+        """The column by which the run is judged."""
+        return self.headline.judged(self.is_personal)
 
     @property
     def seconds(self) -> float:
@@ -110,7 +121,7 @@ class Run:
 
     @property
     def started_in(self) -> Path:
-        """Where its program was started: relative paths in older run folders are from there. Here where not known."""
+        """The folder in which its program was started; paths in older run folders are relative to it."""
         path = self.folder / ".hydra" / "hydra.yaml"
         try:
             return Path(yaml.load(path.read_text(), _LOADER)["hydra"]["runtime"]["cwd"])
@@ -119,15 +130,15 @@ class Run:
 
     @property
     def rounds_left(self) -> int:
-        """Rounds that its configuration still asks for; 0 where that is not known."""
+        """Rounds of its configuration that are still to run; 0 if that is not known."""
         return max(0, self.config.get("federation.num_rounds", 0) - len(self.rows))
 
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is compiled in
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
 
 def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """A configuration of nested dictionaries by dotted key."""
+    """The values of nested dictionaries, by dotted key."""
     if not isinstance(node, dict):
         yield prefix, node
         return
@@ -136,10 +147,10 @@ def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.csv, without their empty columns; none where there is no file.
+    """The complete rows of a metrics.csv without their empty columns; none if there is no file.
 
     Raises:
-        UnusableFile: the file is no such table.
+        UnusableFile: the file is not such a table.
     """
     if not path.is_file():
         return []
@@ -152,10 +163,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a run folder; None where there is none.
+    """summary.json of a run folder; None if there is none.
 
     Raises:
-        UnusableFile: the file is no summary.
+        UnusableFile: the file is not a summary.
     """
     path = folder / SUMMARY
     if not path.is_file():
@@ -170,7 +181,7 @@ def find_runs(*roots: Path) -> list[Run]:
     """Every run folder in or below `roots`, in the order of their names.
 
     Raises:
-        ValueError: a root is no folder, or no run is in it.
+        ValueError: a root is not a folder, or holds no run.
     """
     found = [Run(folder) for root in roots for folder in _folders(root)]
     for root in roots:
@@ -198,10 +209,20 @@ def _number(text: str) -> tuple[bool, float, str]:
         return True, 0.0, text
 
 
-def axes(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """What varies between runs: short name (`gamma`) to each run's value, from what was typed.
+def headline(runs: Sequence[Run]) -> Metric:
+    """The one that most of the runs have."""
+    return next(iter(Counter(run.headline for run in runs if run.summary).most_common(1)), (Metric(), 0))[0]
 
-    A key that some run left at its default has there the value of its configuration, or "default".
+
+def judged(runs: Sequence[Run]) -> Metric:
+    """One column for all of them, to be compared."""
+    return headline(runs).judged(any(run.is_personal for run in runs))
+
+
+def axes(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The typed keys that vary between runs: short name (`gamma`) to each run's value.
+
+    If a run did not type a key, its value comes from the configuration, or is "default".
     """
     keys = dict.fromkeys(key for run in runs for key in run.overrides)
     columns = {key: [_value(run, key) for run in runs] for key in keys}
@@ -214,7 +235,7 @@ def _value(run: Run, key: str) -> str:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last word of each dotted key, or the whole key where two end in the same word."""
+    """The last word of each dotted key, or the whole key if two end in the same word."""
     keys = list(keys)
     words = [key.rpartition(".")[2] for key in keys]
     return {key: word if words.count(word) == 1 else key for key, word in zip(keys, words, strict=True)}

@@ -1,7 +1,7 @@
 """A model's parameters and buffers as a dictionary of tensors, and the arithmetic on such dictionaries.
 
-Everything that travels, is averaged or is stored is a `State`. The arithmetic goes by name and refuses states
-whose names disagree, so that a renamed or forgotten tensor is an error and never a silent copy.
+Everything that travels, is averaged or is stored is a `State`. The arithmetic matches tensors by name and refuses
+states with different names, so that a renamed or forgotten tensor is an error and never a silent copy.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 class TensorSpec(NamedTuple):
-    """What is known of a tensor before its values are there."""
+    """Shape and type of a tensor, which are known before its values."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -26,7 +26,7 @@ class TensorSpec(NamedTuple):
         return self.shape.numel()
 
 
-Layout = Mapping[str, TensorSpec]  # of a `State`: names, in their order on the wire, shapes and types
+Layout = Mapping[str, TensorSpec]  # of a `State`: names in their order on the wire, with shapes and types
 PartsLayout = Mapping[str, Layout]  # of `Parts`
 
 
@@ -41,35 +41,35 @@ def parts_layout_of(parts: Parts) -> PartsLayout:
 
 
 def arranged(parts: Parts, layout: PartsLayout) -> Parts:
-    """The same parts in the order and the types of a layout, which are those of the wire.
+    """The same parts in the order and with the types of a layout, as on the wire.
 
     Raises:
-        ValueError: names disagree.
+        ValueError: the names differ.
     """
     require_same_names(join(layout), join(parts))
     return {part: typed(parts[part], specs) for part, specs in layout.items()}
 
 
 def typed(state: State, layout: Layout) -> State:
-    """The tensors of a layout in its order and types: training in float64 gives others than the model has."""
+    """The tensors of a layout in its order and types; training in float64 gives other types than the model's."""
     return {name: state[name].to(spec.dtype) for name, spec in layout.items()}
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
-    """Of every name in the module's `state_dict` the first name of its tensor: another one where layers share it."""
+    """For every name in the module's `state_dict` the first name of its tensor, which layers may share."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
 def tensors(module: nn.Module) -> State:
-    """Every parameter and buffer itself, without gradient; one that layers share is there once, by its first name."""
+    """Every parameter and buffer without gradient; a tensor that layers share appears once, by its first name."""
     first: dict[int, str] = {}
     named = module.state_dict(keep_vars=True)
     return {name: t.detach() for name, t in named.items() if first.setdefault(id(t), name) == name}
 
 
 def read_state(module: nn.Module) -> State:
-    """A copy of `tensors(module)`, on the CPU: that is where the server is."""
+    """A copy of `tensors(module)` on the CPU, where the server is."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in tensors(module).items()}
 
 
@@ -87,23 +87,23 @@ def load_state(module: nn.Module, state: State) -> None:
 
 
 def require_same_names(expected: Iterable[str], given: Iterable[str]) -> None:
-    """Raise `ValueError`, naming up to three of each, where two states hold different names."""
+    """Raise a `ValueError` with up to three names of each kind if two states have different names."""
     missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or extra:
         raise ValueError(f"states disagree: missing {missing[:3]}, unexpected {extra[:3]}")
 
 
 def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
-    """The mean of states, weighted, in one pass and in the memory of one state (McMahan et al. 2017, Alg. 1).
+    """The weighted mean of states, in one pass and in the memory of one state (McMahan et al. 2017, Alg. 1).
 
-    The running form `mean += (x - mean) * w / sum(w)` keeps its numbers at the size of the parameters, so fp32
-    is enough for any cohort. Integer buffers (counters) take their largest value: a mean of them means nothing.
+    The running form `mean += (x - mean) * w / sum(w)` keeps its numbers at the size of the parameters, so fp32 is
+    enough for any cohort. Integer buffers (counters) take their largest value, because a mean has no meaning for them.
 
     Args:
-        items: pairs of state and weight; weights are numbers of examples, any positive unit.
+        items: pairs of a state and a positive weight, such as a number of examples.
 
     Raises:
-        ValueError: no items, a weight that is not positive, or names that disagree.
+        ValueError: there are no items, a weight is not positive, or names differ.
     """
     mean: State | None = None
     total = 0.0
@@ -131,16 +131,16 @@ def zeros_like(state: State) -> State:
 
 
 def combine(first: State, scale: float, second: State) -> State:
-    """`first + scale * second` for the names of `second`; the other names of `first` as they are.
+    """`first + scale * second` for the names of `second`; the other tensors of `first` are unchanged.
 
     Raises:
-        KeyError: `second` has a name that `first` has not.
+        KeyError: `second` has a name that `first` does not have.
     """
     return first | {name: torch.add(first[name], tensor, alpha=scale) for name, tensor in second.items()}
 
 
 def join(parts: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
-    """One state, or layout, of all parts, under names `part/name`."""
+    """One state, or one layout, of all parts, with names `part/name`."""
     return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
 
 

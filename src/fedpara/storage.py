@@ -1,4 +1,4 @@
-"""States in files: atomic, checked, read without running code; and a mapping of more of them than memory holds."""
+"""States in files: written atomically, checked, and read without running code; a mapping of more than memory holds."""
 
 import os
 from collections import OrderedDict
@@ -17,10 +17,10 @@ SUFFIX = ".safetensors"
 
 
 def write_tensors(path: Path, state: State, metadata: Mapping[str, str], durable: bool = True) -> None:
-    """Write a state and strings beside it, with a checksum over both, atomically.
+    """Write a state and strings atomically, with a checksum over both.
 
     Args:
-        durable: whether it is on the disk on return, rather than on its way there.
+        durable: whether the file is safely on the disk on return.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     checksum = {"crc32": str(_checksum(tensors, metadata))}
@@ -28,13 +28,13 @@ def write_tensors(path: Path, state: State, metadata: Mapping[str, str], durable
 
 
 def read_tensors(path: Path, layout: Layout) -> tuple[State, dict[str, str]]:
-    """The state and the strings that `write_tensors` wrote.
+    """Read the state and the strings that `write_tensors` wrote.
 
     Args:
-        layout: names, shapes and types that the file must hold; they are checked before a tensor is read.
+        layout: names, shapes and types that the file must have; they are checked before any tensor is read.
 
     Raises:
-        UnusableFile: the file is absent, damaged, no safetensors file, or holds something else than the layout.
+        UnusableFile: the file is missing, damaged, not a safetensors file, or does not match the layout.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -47,9 +47,9 @@ def read_tensors(path: Path, layout: Layout) -> tuple[State, dict[str, str]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UnusableFile(f"{path}: cannot be used, it is damaged or of another model ({error})") from error
     wrong = [name for name, spec in layout.items() if state[name].dtype != spec.dtype]
-    checksum = metadata.pop("crc32", None)  # runs of before there was one go unchecked
+    checksum = metadata.pop("crc32", None)  # older runs have no checksum
     if wrong or (checksum is not None and checksum != str(_checksum(state, metadata))):
-        raise UnusableFile(f"{path}: cannot be used, it is damaged (its content does not fit its checksum)")
+        raise UnusableFile(f"{path}: cannot be used, it is damaged (its content does not match its checksum)")
     return state, metadata
 
 
@@ -62,16 +62,16 @@ def _checksum(state: State, metadata: Mapping[str, str]) -> int:
 
 
 class ClientStates(MutableMapping[int, State]):
-    """What each client keeps, by client: every state in a file, those used last in memory too.
+    """The clients' states by client: each one in a file, and those used last also in memory.
 
-    A file is never written over. The next state of a client is its next version, and the one before stays until
-    `prune`, so that a checkpoint that names versions holds whatever happens after it.
+    A file is never overwritten. A client's next state is a new version, and the old one stays until `prune`. So a
+    checkpoint that names versions remains valid, whatever happens after it.
 
     Args:
-        folder: of the files, `<client>-<version>.safetensors`.
-        layout: of each state; a file with other names is refused.
-        memory_bytes: of states held in memory beside their files; 0: none.
-        versions: each client's, as a checkpoint has them.
+        folder: the folder of the files `<client>-<version>.safetensors`.
+        layout: the layout of each state; a file with other names is refused.
+        memory_bytes: bytes of states that also stay in memory; 0: none.
+        versions: each client's version, from a checkpoint.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class ClientStates(MutableMapping[int, State]):
         return len(self.versions)
 
     def flush(self) -> None:
-        """Have every state on the disk itself, for a checkpoint that will name it."""
+        """Flush every state to the disk, before a checkpoint names it."""
         make_durable(*(self._path(client, self.versions[client]) for client in self._unsafe))
         self._unsafe.clear()
 
     def prune(self) -> None:
-        """Delete old versions, once no checkpoint names them."""
+        """Delete old versions; call it when no checkpoint names them any more."""
         if not self.folder.is_dir():
             return
         current = {self._path(client, version).name for client, version in self.versions.items()}
@@ -137,14 +137,14 @@ class ClientStates(MutableMapping[int, State]):
         return self.folder / f"{client}-{version}{SUFFIX}"
 
     def _remember(self, client: int, state: State) -> None:
-        """As the one used last, at the cost of those used longest ago."""
+        """Keep it in memory as the most recently used; the least recently used ones leave."""
         self._in_memory[client] = state
         self._held_bytes += _num_bytes(state)
         while self._held_bytes > self.memory_bytes:
             self._forget(next(iter(self._in_memory)))
 
     def _forget(self, client: int) -> State | None:
-        """Its file stays."""
+        """Remove the state from memory and return it; its file stays."""
         state = self._in_memory.pop(client, None)
         self._held_bytes -= _num_bytes(state or {})
         return state

@@ -29,23 +29,23 @@ FEWER_BITS = ["fedpaq link.up_codec.bits=4", "fedpaq link.up_codec.bits=2"]
 
 def test_fedavg_stops_at_a_distance_from_the_optimum():
     """With several local steps the fixed point of FedAvg is not the optimum where clients differ."""
-    near, far = (distance_after(FedAvg(), rounds)[0] for rounds in (300, 600))
+    near, far = (distance_after(FedAvg(), rounds)[0] for rounds in (60, 120))
     assert near == pytest.approx(far, rel=1e-6)
     assert far > 0.05
 
 
 @pytest.mark.parametrize("clients_per_round", [6, 3])
 def test_scaffold_reaches_the_optimum(clients_per_round):
-    assert distance_after(Scaffold(), 800, clients_per_round)[0] < 1e-6
+    assert distance_after(Scaffold(), 100, clients_per_round)[0] < 1e-9
 
 
 @pytest.mark.parametrize("clients_per_round", [6, 3])
 def test_feddyn_reaches_the_optimum(clients_per_round):
-    assert distance_after(FedDyn(alpha=1.0), 1500, clients_per_round)[0] < 1e-6
+    assert distance_after(FedDyn(alpha=1.0), 250, clients_per_round)[0] < 1e-9
 
 
 def test_fedprox_shortens_the_distance_of_fedavg():
-    assert distance_after(FedProx(mu=3.0), 600)[0] < distance_after(FedAvg(), 600)[0]
+    assert distance_after(FedProx(mu=3.0), 60)[0] < 0.9 * distance_after(FedAvg(), 60)[0]
 
 
 @pytest.mark.parametrize("bits", thinned([2, 4, 8], every=3))
@@ -53,7 +53,7 @@ def test_fedprox_shortens_the_distance_of_fedavg():
 def test_coarse_uploads_reach_the_optimum_too(algorithm, bits):
     """Updates vanish at the optimum, and with them their rounding, unless a memory sums it up for ever."""
     link = linked(f"fedpaq link.up_codec.bits={bits}")
-    assert distance_after(algorithm, 100, 20, num_clients=20, link=link)[0] < 1e-3
+    assert distance_after(algorithm, 60, 10, num_clients=10, link=link)[0] < 1e-5
 
 
 @pytest.mark.parametrize("choice", thinned(["bf16", "fp16"]))
@@ -61,7 +61,7 @@ def test_coarse_uploads_reach_the_optimum_too(algorithm, bits):
 def test_rounded_broadcasts_lead_within_their_rounding_of_the_same_model(name, choice):
     """The server's own model is never rounded, so that nothing adds up."""
     down = linked(choice).down_codec
-    exact, rounded = (distance_after(named(name), 100, link=Link(Exact(), c))[1] for c in (Exact(), down))
+    exact, rounded = (distance_after(named(name), 25, link=Link(Exact(), c))[1] for c in (Exact(), down))
     expected, found = exact.server["model"]["w"], rounded.server["model"]["w"]
     assert float((found - expected).abs().max()) < torch.finfo(down.dtype).eps * float(expected.abs().max())
 
@@ -75,7 +75,7 @@ def test_what_both_ends_hold_alike_is_alike_under_every_link(name, choice):
     """c = 1/N sum(c_i) in SCAFFOLD, h = 1/N sum(g_k) in FedDyn: Algorithm 1 of both papers moves both ends alike."""
     link = linked(choice)
     for way in (link, Link(link.down_codec, link.up_codec)):
-        _, federation = distance_after(named(name), 5, clients_per_round=2, link=way)
+        _, federation = distance_after(named(name), 3, clients_per_round=2, link=way)
         assert bool(federation.memories) == (name in MEMORIES)
         if name in MEMORIES:
             mean = sum(memory["w"] for memory in federation.memories.values()) / 6
@@ -195,10 +195,11 @@ def test_every_algorithm_learns_with_every_factorisation_split_and_link(name, pe
     if recipe and personal:
         personal = ["layers.1.*"]
     federation = make_federation(
-        algorithm=named(name), personal=personal, recipe=recipe, codec=codec, num_rounds=8, clients_per_round=4
-    )
+        algorithm=named(name), personal=personal, recipe=recipe, codec=codec, num_rounds=5, clients_per_round=4,
+        eval_every=5,
+    )  # fmt: skip
     before = federation.evaluate()["test/loss"]
-    records = [federation.run_round() for _ in range(8)]
+    records = [federation.run_round() for _ in range(5)]
     assert records[-1].train_loss < records[0].train_loss < 1.5
     assert personal or records[-1].metrics["test/loss"] < before
     personal_names = set(federation.split.personal)

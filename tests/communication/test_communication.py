@@ -89,9 +89,9 @@ def test_quantised_round_trip_length_and_error(shapes, bits, seed):
 def test_quantiser_is_unbiased(bits):
     torch.manual_seed(0)
     state, codec = {"w": torch.randn(50)}, StochasticUniform(bits)
-    mean = torch.stack([codec.decode(codec.encode(state, seed), layout_of(state))["w"] for seed in range(4000)]).mean(0)
+    mean = torch.stack([codec.decode(codec.encode(state, seed), layout_of(state))["w"] for seed in range(1500)]).mean(0)
     step = float(state["w"].abs().max()) / codec.levels
-    assert float((mean - state["w"]).abs().max()) < 5 * step / 2 / 4000**0.5
+    assert float((mean - state["w"]).abs().max()) < 5 * step / 2 / 1500**0.5
 
 
 @pytest.mark.parametrize(("bits", "noise"), [(8, 0.0005), (4, 0.15), (2, 3.7)])
@@ -131,11 +131,11 @@ def test_zero_updates_stay_zero():
 def test_sizes_of_table_12():
     """MB (10^6) down and up a client and round: FedAvg 122, FedPAQ 91.4, FedPara gamma 0.5 46.4, with FedPAQ 34.74."""
     stages = [[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3]
-    printed = {(Dense(), "float32"): 122.0, (Dense(), "float16"): 91.4}
     fedpara = FedPara(gamma=0.5, initialization="he")
-    printed |= {(fedpara, "float32"): 46.4, (fedpara, "float16"): 34.74}
-    for (recipe, dtype), megabytes in printed.items():
+    table = (Dense(), {"float32": 122.0, "float16": 91.4}), (fedpara, {"float32": 46.4, "float16": 34.74})
+    for recipe, printed in table:
         state = read_state(factorize(VGG(stages, [512, 512], 10), recipe, ["classifier.*"]))
-        link = Link(Cast(dtype), Cast("float32"))
-        counted = link.encode_down({"model": state}).num_bytes + link.encode_up({"model": state}, {}).num_bytes
-        assert counted / 1e6 == pytest.approx(megabytes, rel=0.005)
+        for dtype, megabytes in printed.items():
+            link = Link(Cast(dtype), Cast("float32"))
+            counted = link.encode_down({"model": state}).num_bytes + link.encode_up({"model": state}, {}).num_bytes
+            assert counted / 1e6 == pytest.approx(megabytes, rel=0.005)

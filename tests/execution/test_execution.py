@@ -186,15 +186,15 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(algorithm, ca
 
     def final(**options):
         federation = make_federation(
-            algorithm=algorithm(), executor=partial(SerialExecutor, **options), dropout=0.3, lr_decay=0.5, num_rounds=4,
-            training={"jacobian_correction": 1.0},
+            algorithm=algorithm(), executor=partial(SerialExecutor, **options), dropout=0.3, lr_decay=0.5,
+            num_rounds=3, eval_every=3, training={"jacobian_correction": 1.0},
         )  # fmt: skip
         momentum = 0.9 if algorithm in (FedAvg, FedDyn) else 0
         optimizer = partial(torch.optim.SGD, lr=0.1, momentum=momentum, fused=captured)
         federation.executor.module.make_optimizer = optimizer
         if captured and options:
             federation.executor._whole.capture = rehearsed
-        return [federation.run_round() for _ in range(4)], federation.server
+        return [federation.run_round() for _ in range(3)], federation.server
 
     (records, server), (others, quick) = final(), final(whole_epochs=True)
     for part, state in server.items():

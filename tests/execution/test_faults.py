@@ -1,6 +1,7 @@
 """Clients that fail: what is left of the round is that of the others, and what failed has left no trace."""
 
 import logging
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -61,16 +62,31 @@ def make(**options):
     return make_federation(**{"clients_per_round": 4, "personal": ["*2"], "max_crashes": None} | options)
 
 
-@pytest.mark.parametrize("algorithm", [FedAvg, Scaffold, FedDyn])
+@cache
+def after(cohort, make, num_rounds=1):
+    """A federation of these clients alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedpara.federation.round.cohort", lambda *_: list(cohort))
+        federation = make(clients_per_round=len(cohort), num_rounds=num_rounds, eval_every=num_rounds)
+        federation.fit()
+    return federation
+
+
+def with_an_algorithm(algorithm, **options):
+    return make(algorithm=algorithm(), **options)
+
+
+ALGORITHMS = {kind: partial(with_an_algorithm, kind) for kind in (FedAvg, Scaffold, FedDyn)}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("kind", KINDS.values())
-def test_a_round_with_a_failed_client_is_the_round_of_the_others(monkeypatch, algorithm, kind):
+def test_a_round_with_a_failed_client_is_the_round_of_the_others(algorithm, kind):
     """Weights renormalised, |S| counted without it, its personal part and memory as they were; to the bit."""
     left_out = 2
-    whole = failing({(left_out, 0): kind}, algorithm=algorithm(), clients_per_round=5, personal=["*2"])
+    whole = failing({(left_out, 0): kind}, algorithm=algorithm(), clients_per_round=5, personal=["*2"], eval_every=2)
     whole.run_round()
-    monkeypatch.setattr("fedpara.federation.round.cohort", lambda *_: [0, 1, 3, 4])
-    others = make(algorithm=algorithm())
-    others.run_round()
+    others = after((0, 1, 3, 4), ALGORITHMS[algorithm])
     assert same(join(whole.server), join(others.server))
     for kept, expected in ((whole.personal, others.personal), (whole.memories, others.memories)):
         assert left_out not in kept
@@ -92,13 +108,13 @@ def test_a_failure_leaves_what_the_client_kept_from_earlier_rounds():
 def test_scaffold_and_feddyn_reach_the_optimum_though_clients_fail():
     """c stays the mean of the clients' c_i, and h the sum of their g_i, only if the failed are not counted."""
     watch = Watch()
-    for algorithm, num_rounds in ((Scaffold(), 400), (FedDyn(alpha=1.0), 800)):
+    for algorithm, num_rounds in ((Scaffold(), 120), (FedDyn(alpha=1.0), 240)):
         injection = FaultInjection(Quadratics(), dropout=0.3, crash=0.1)
         federation = quadratic_federation(algorithm, num_rounds, executor=lambda _, given=injection: given)
         federation.callbacks.append(watch)
         federation.fit()
         distance = watch.records[-1].metrics["test/distance"]
-        assert distance < 1e-3  # FedAvg stops before 0.05
+        assert distance < 1e-6  # FedAvg stops before 0.05
         assert sum(record.clients["dropped"] + record.clients["crashed"] for record in watch.records) > num_rounds
     total = sum(memory["w"] for memory in federation.memories.values())
     torch.testing.assert_close(federation.server["h"]["w"], total / 6)
@@ -191,6 +207,9 @@ class Break(FederationCallback):
         executor._fit, executor.module.training_step = tracked, training_step
 
 
+corrected = partial(make, training={"jacobian_correction": 1.0})
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -200,16 +219,13 @@ class Break(FederationCallback):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out_of_memory"),
     ],
 )
-def test_an_error_within_local_training_fails_its_client_alone_and_leaves_nothing_behind(monkeypatch, error, kind):
+def test_an_error_within_local_training_fails_its_client_alone_and_leaves_nothing_behind(error, kind):
     breaking, watch = Break({1, 3}, error), Watch()
-    corrected = {"jacobian_correction": 1.0}
-    broken = make(clients_per_round=5, callbacks=[breaking, watch], max_crashes=None, training=corrected)
+    broken = corrected(clients_per_round=5, callbacks=[breaking, watch], num_rounds=2, eval_every=2)
     broken.fit()
-    assert breaking.raised == 6
-    assert [record.clients[kind] for record in watch.records] == [2, 2, 2]
-    monkeypatch.setattr("fedpara.federation.round.cohort", lambda *_: [0, 2, 4])
-    others = make(clients_per_round=3, training=corrected)
-    others.fit()
+    assert breaking.raised == 4
+    assert [record.clients[kind] for record in watch.records] == [2, 2]
+    others = after((0, 2, 4), corrected, num_rounds=2)
     assert same(broken.server["model"], others.server["model"])
     factorization = broken.executor.module.network.layers[1].parametrizations.weight[0]
     assert not factorization._forward_hooks
@@ -248,7 +264,9 @@ def test_without_faults_nothing_is_changed():
 def test_on_a_bad_day_it_still_learns_and_stays_finite(personal):
     watch = Watch()
     clients = faulty(dropout=0.3, nan=0.2, crash=0.1)
-    federation = make(num_rounds=20, clients_per_round=5, lr=0.3, callbacks=[watch], personal=personal, clients=clients)
+    federation = make(
+        num_rounds=12, eval_every=12, clients_per_round=5, lr=0.3, callbacks=[watch], personal=personal, clients=clients
+    )
     federation.fit()
     assert is_finite(join(federation.server))
     assert all(map(is_finite, federation.personal.values()))
@@ -260,7 +278,7 @@ def test_on_a_bad_day_it_still_learns_and_stays_finite(personal):
     ("options", "message"),
     [
         ({"dropout": 1.5}, "dropout"),
-        ({"dropout": 0.8, "nan": 0.3}, r"dropout=0.8: must leave the shares of all faults at 1 or less, they are 1.1"),
+        ({"dropout": 0.8, "nan": 0.3}, r"dropout=0.8: the shares of all faults must sum to at most 1, they sum to 1.1"),
         ({"crash": float("nan")}, "crash"),
     ],
 )

@@ -15,7 +15,7 @@ from fedpara.sharing import Split
 class ByHand:
     """What an executor without data has besides its arithmetic."""
 
-    workers = 1
+    workers, module = 1, None
 
     @property
     def datamodule(self):

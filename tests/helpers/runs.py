@@ -3,8 +3,6 @@
 import csv
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 
 def rows(folder):
@@ -20,9 +18,11 @@ def rows_without_times(folder):
 
 
 def of_wandb(folder, run_id):
-    """An offline run, by `wandb leet inspect --json`: its records by type, and its summary."""
-    (run,) = (folder / "wandb").glob(f"offline-run-*-{run_id}")
-    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
-    records = subprocess.check_output([*command, str(run)], text=True, timeout=60).splitlines()
-    summary = json.loads(subprocess.check_output([*command, "--summary", str(run)], text=True, timeout=60))
+    """An offline run, by what `wandb leet inspect --json` starts: its records by type, and its summary."""
+    from wandb.util import get_core_path
+
+    (run,) = (folder / "wandb").glob(f"offline-run-*-{run_id}/run-*.wandb")
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(run)]
+    records = subprocess.check_output(command, text=True, timeout=60).splitlines()
+    summary = json.loads(subprocess.check_output([*command, "--summary"], text=True, timeout=60))
     return [json.loads(record) for record in records], summary

@@ -17,7 +17,7 @@ def test_vgg16_can_take_the_papers_first_steps(recipe):
     torch.manual_seed(0)
     network = VGG([[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3], [512, 512], 10, dropout=0.0)
     factorize(network, recipe, ["classifier.*"])
-    images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     losses = []
     for _ in range(3):

@@ -1,7 +1,5 @@
 """A few of the cases of tools/stress/bad_values.py, the same ones in every run; secrets; the number of data workers."""
 
-import random
-
 import pytest
 
 import bad_values
@@ -12,14 +10,13 @@ from helpers.federations import same
 from helpers.runs import rows_without_times
 from helpers.shell import SMALL
 
-CASES = list(bad_values.cases())
 
-
-@pytest.mark.parametrize("case", thinned(random.Random(7).sample(CASES, 12)), ids=" ".join)
-def test_any_key_with_any_value_trains_or_ends_in_one_line(monkeypatch, case):
+@pytest.mark.parametrize("number", thinned(range(12)))
+def test_any_key_with_any_value_trains_or_ends_in_one_line(monkeypatch, number):
     monkeypatch.setenv("PROJECT_ROOT", "")  # put back after
+    case = bad_values.drawn(number)
     status, lines = bad_values.attempt(case)
-    assert bad_values.is_right(case, status, lines), (status, lines)
+    assert bad_values.is_right(case, status, lines), (case, status, lines)
 
 
 def test_secrets_are_in_no_file_of_a_run(shell, tmp_path, monkeypatch):

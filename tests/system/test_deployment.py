@@ -35,7 +35,7 @@ OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callba
 CHOICES = ["method=fedavg", "method=pfedpara link.down_codec.dtype=bfloat16"]
 CHOICES += ["algorithm=scaffold link=fedpaq partition=dirichlet"]
 VALUES = {"client", "last", "run", "round", "attempt", "test"}
-ANSWERS = {"num_examples", "num_steps", "finite", "learning_rate_sum", "train_loss", "seconds", "accuracy"}
+ANSWERS = {"num_examples", "num_steps", "finite", "learning_rate_sum", "train_loss", "seconds", "score"}
 
 
 class InProcess:
@@ -191,7 +191,7 @@ def test_what_clients_kept_is_neither_tested_nor_simulated_without_them(tmp_path
     monkeypatch.setattr(sys, "argv", ["train.py", f"resume={folder}", "federation.num_rounds=2"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "its clients are real ones; `flwr run deploy` goes on with it" in capsys.readouterr().err
+    assert "its clients are real devices; resume it with `flwr run deploy`" in capsys.readouterr().err
     _, federation = evaluation.load(folder, [])
     metrics = evaluation.evaluate(federation)
     assert metrics == {name: float(rows_without_times(folder)[0][name]) for name in ("round", "test/acc", "test/loss")}

@@ -43,9 +43,10 @@ def rounds(file):
 
 
 @pytest.mark.parametrize("old", NAMES, indirect=True)
-def test_an_old_run_goes_on_to_what_it_would_have_been(old):
+def test_an_old_run_goes_on_to_what_it_would_have_been(shell, old):
     before = rounds(old / "metrics.csv")
-    start("train.py", f"resume={old}", "federation.num_rounds=4")
+    status, error, _ = shell(f"resume={old}", "federation.num_rounds=4")
+    assert status == 0, error
     after, expected = rounds(old / "metrics.csv"), rounds(old / "expected.csv")
     assert [row["round"] for row in after] == ["1", "2", "3", "4"]
     assert after[:2] == before

@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import random
 import sys
 import tempfile
 from functools import cache
@@ -56,8 +57,20 @@ def cases():
     """The arguments of every case."""
     for choice in CHOICES:
         for key in keys(choice):
-            named = "." not in key or key.endswith("_")
-            yield from ([*choice, f"{key}={value}"] for value in (NAMES if named else VALUES))
+            yield from ([*choice, f"{key}={value}"] for value in values(key))
+
+
+def values(key):
+    """What the key is tried with."""
+    return NAMES if "." not in key or key.endswith("_") else VALUES
+
+
+def drawn(number):
+    """Arguments of one case, always the same one for a number; the others are not composed."""
+    generator = random.Random(number)
+    choice = generator.choice(CHOICES)
+    key = generator.choice(keys(choice))
+    return [*choice, f"{key}={generator.choice(values(key))}"]
 
 
 def attempt(arguments):

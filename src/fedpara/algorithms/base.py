@@ -1,13 +1,13 @@
 """FedAvg (McMahan et al., AISTATS 2017, Algorithm 1), and the interface of every algorithm.
 
-FedPara's Algorithm 1 is FedAvg on the factors: the factors are averaged, not the weights they compose.
+FedPara's Algorithm 1 is FedAvg on the factors: it averages the factors, not the weights that they compose.
 
-What a client does differently is data, not code: a `Correction` of its gradients. What client and server remember and
-send is states: the server's `Parts`, the client's memory. There is one local loop, and it knows no algorithm.
+Algorithms differ at the client in data, not in code: each gives a `Correction` of the gradients. Client and server
+remember and send states: the server its `Parts`, the client its memory. There is one local loop for all algorithms.
 
-What both ends are to hold alike is computed from what travelled, which a link may have rounded: a client's memory from
-its upload as the server decodes it, the server's step from the broadcast as the clients decoded it. The server adds the
-step to its own model, which no broadcast rounds: steps smaller than the rounding are summed up and not lost.
+A link may round. So values that must agree on both ends are computed from decoded messages: a client's memory from its
+upload as the server decodes it, and the server's step from the broadcast as the clients decoded it. The server adds the
+step to its own model, which is never rounded, so that steps smaller than the rounding add up and are not lost.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,12 +22,12 @@ from fedpara.state import Layout, Parts, State, join, separate, weighted_mean
 
 @dataclass(frozen=True)
 class Correction:
-    """Added to the gradients before each local step: `proximal * (w - anchor) + offset`, by name.
+    """A term added to the gradients before each local step: `proximal * (w - anchor) + offset`, by name.
 
     Attributes:
         proximal: weight of the pull towards `anchor`.
-        anchor: where the pull goes; names it lacks are not pulled.
-        offset: a constant; names it lacks have none.
+        anchor: target of the pull; parameters that it lacks are not pulled.
+        offset: a constant; parameters that it lacks have none.
     """
 
     proximal: float = 0.0
@@ -37,11 +37,11 @@ class Correction:
 
 @dataclass(frozen=True)
 class Upload:
-    """What the server received from one client.
+    """A message that the server received from one client.
 
     Attributes:
-        parts: what the algorithm's `upload` returned, after the wire.
-        num_examples: training examples of the client.
+        parts: the result of the algorithm's `upload`, as the server decoded it.
+        num_examples: number of the client's training examples.
     """
 
     parts: Parts
@@ -51,10 +51,10 @@ class Upload:
 class FedAvg:
     """Broadcast the global model, average the clients' models by their numbers of examples.
 
-    An algorithm holds its own constants, and nothing that a round changes: the server's state goes in and comes out.
+    An algorithm object holds only constants. Its functions take the server's state and return the next one.
 
     Attributes:
-        trainable: names of the shared part that are trained; the rest are buffers.
+        trainable: names in the shared part that are trained; the others are buffers.
         num_clients: N, the clients of the federation.
 
     Example:
@@ -71,20 +71,20 @@ class FedAvg:
     num_clients: int = 0
 
     def bound(self, trainable: Iterable[str], num_clients: int) -> Self:
-        """A copy for one federation, which knows what it trains and its size; the object itself may serve others."""
+        """A copy for one federation, with its trainable names and size; the original can serve other federations."""
         own = copy(self)
         own.trainable, own.num_clients = tuple(trainable), num_clients
         return own
 
     def require(self, optimizer: Optimizer) -> None:
-        """Refuse a local optimizer under which the algorithm's arithmetic means nothing; by default every one will do.
+        """Refuse a local optimizer that does not fit the algorithm's formulas; by default every optimizer is fine.
 
         Raises:
-            ValueError: what it is, and what to take instead.
+            ValueError: the message names the optimizer and an alternative.
         """
 
     def start(self, model: State) -> Parts:
-        """What the server keeps, before the first round.
+        """The server's state before the first round.
 
         Args:
             model: the shared part of the initial model, buffers included.
@@ -92,46 +92,46 @@ class FedAvg:
         return {"model": model}
 
     def broadcast(self, server: Parts) -> Parts:
-        """What the server sends to each client of the round."""
+        """The message from the server to each client of the round."""
         return {"model": server["model"]}
 
     def correction(self, received: Parts, memory: State) -> Correction:
-        """What a client adds to its gradients; `memory` is what its last upload left, or empty."""
+        """The correction of a client's gradients; `memory` comes from its last round and is empty before that."""
         return Correction()
 
     def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> Parts:
-        """What a client sends after training.
+        """The message from a client to the server after training.
 
         Args:
             model: the shared part of the client's model after training.
-            learning_rate_sum: sum of the learning rates of the steps that were applied.
+            learning_rate_sum: sum of the learning rates of the applied steps.
         """
         return {"model": model}
 
     def remember(self, received: Parts, sent: Parts, memory: State) -> State:
-        """What a client remembers until its next round.
+        """The state that a client remembers until its next round.
 
         Args:
-            sent: its upload, as the server decodes it.
+            sent: its upload as the server decodes it.
         """
         return {}
 
     def remembered(self, server: Parts) -> Layout:
-        """Names, shapes and types of what a client remembers."""
+        """Names, shapes and types of the state that a client remembers."""
         return {}
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
-        """What the server keeps for the next round, in one pass over the uploads.
+        """The server's state for the next round, computed in one pass over the uploads.
 
         Args:
-            received: the broadcast, as the clients decoded it: where they started.
+            received: the broadcast as the clients decoded it, from which they started.
         """
         mean = weighted_mean((upload.parts["model"], upload.num_examples) for upload in uploads)
         return server | {"model": mean}
 
 
 def uniform_mean(uploads: Iterable[Upload]) -> tuple[Parts, int]:
-    """The mean in which every client weighs the same, and the number of clients, in one pass."""
+    """The mean with equal weights, and the number of clients, in one pass."""
     num_clients, names = 0, set[str]()
 
     def states() -> Iterator[tuple[State, float]]:
@@ -146,5 +146,5 @@ def uniform_mean(uploads: Iterable[Upload]) -> tuple[Parts, int]:
 
 
 def only(names: Iterable[str], state: State) -> State:
-    """`state` cut to `names`."""
+    """The part of `state` with these names."""
     return {name: state[name] for name in names}

@@ -10,9 +10,9 @@ from fedpara.state import Parts, State, combine, zeros_like
 
 
 class FedAvgM(FedAvg):
-    """m <- beta m + D, x <- x + lr m, D the mean update of the model that clients received.
+    """m <- beta m + D, x <- x + lr m, with D the mean update of the model that clients received.
 
-    With beta = 0 and lr = 1 this is FedAvg, where the link rounds nothing on the way down.
+    With beta = 0 and lr = 1 this is FedAvg, if the link does not round the broadcast.
 
     Args:
         momentum: beta, 0 to 1.

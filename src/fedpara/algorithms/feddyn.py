@@ -44,14 +44,14 @@ class FedDyn(FedAvg):
         return layout_of(server["h"])
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
-        """h <- h - alpha / N sum(w_k - w^t), w <- mean(w_k) - h / alpha: clients weigh the same, as in the paper.
+        """h <- h - alpha / N sum(w_k - w^t), w <- mean(w_k) - h / alpha: clients have equal weights, as in the paper.
 
-        So h is the mean of all clients' g_k, and sums up what a rounded w^t cannot show.
+        So h is the mean of all clients' g_k; it also accumulates changes that a rounded w^t cannot show.
         """
         mean, num_received = uniform_mean(uploads)
         h = combine(server["h"], -self.alpha * num_received / self.num_clients, self._moved(mean, received))
         return {"model": combine(mean["model"], -1 / self.alpha, h), "h": h}
 
     def _moved(self, after: Parts, before: Parts) -> State:
-        """What is trained, w_k - w^t."""
+        """w_k - w^t of the trained parameters."""
         return combine(only(self.trainable, after["model"]), -1, only(self.trainable, before["model"]))

@@ -16,8 +16,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class FedAdam(FedAvg):
     """m <- b1 m + (1 - b1) D, v <- b2 v + (1 - b2) D^2, x <- x + lr m / (sqrt(v) + tau), D the mean update.
 
-    D is of the model that clients received. No bias correction, as in the paper; v starts at tau^2. Buffers take the
-    mean.
+    D is the update of the model that clients received. There is no bias correction, as in the paper; v starts at tau^2.
+    Buffers take the mean.
 
     Args:
         server_lr: the server's step; 0.01 in FedPara's Table 3.

@@ -10,15 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.make import Make
 
-if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains needs it
     from torch import nn
 
     from fedpara.data import FederatedDataModule
     from fedpara.execution import Executor
     from fedpara.federation import Federation, FederationCallback, MakeClients
-    from fedpara.models import ClassificationModule
+    from fedpara.models import FederatedModule
 
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # typed under `factorization`, read by other objects
+READ_ELSEWHERE = {"network", "keep_dense", "head"}  # likewise of `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
     "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",
@@ -38,14 +39,12 @@ Build = Callable[[DictConfig, "Sequence[FederationCallback]"], "tuple[Experiment
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
-    """Network, data and executor of a configuration.
+    """Make network, data and executor of a configuration.
 
     Raises:
         ConfigurationError: a value is wrong or data are missing; one line.
     """
     import torch
-
-    from fedpara.models import ClassificationModule
 
     make = Make(cfg)
     torch.manual_seed(make.call("", _seed, cfg))
@@ -57,12 +56,47 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     dense = sum(parameter.numel() for parameter in network.parameters())
     make.call("factorization", _factorize, network, cfg)
     factorized = sum(parameter.numel() for parameter in network.parameters())
-    make.call("model.optimizer", _require_learning_rate, cfg.model.optimizer)
-    optimizer = make("model.optimizer")
-    make.call("model.optimizer", optimizer, network.parameters())  # its own checks, before anything costs time
-    module = ClassificationModule(network, optimizer, cfg.data.num_classes)
+    module = make.call("model", _own_module, cfg.model, network) if has_own_module(cfg) else _classifier(cfg, network)
     executor = make.call("trainer", build_executor, cfg, module, datamodule)
     return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+
+
+def _classifier(cfg: DictConfig, network: "nn.Module") -> "FederatedModule":
+    """The module for classification, with `model.optimizer`."""
+    from fedpara.models import ClassificationModule
+
+    make = Make(cfg)
+    make.call("model.optimizer", _require_learning_rate, cfg.model.optimizer)
+    optimizer = make("model.optimizer")
+    make.call("model.optimizer", optimizer, network.parameters())  # the optimizer checks its values before slow steps
+    make.call("data", _require_classes, cfg.data.num_classes)
+    return ClassificationModule(network, optimizer, cfg.data.num_classes)
+
+
+def has_own_module(cfg: DictConfig) -> bool:
+    """Whether `model._target_` names a LightningModule of the user's own."""
+    return OmegaConf.select(cfg, "model._target_") is not None
+
+
+def groups(cfg: DictConfig) -> list[str]:
+    """The groups of keys that a configuration must have."""
+    return [group for group in GROUPS if group != "model.optimizer" or not has_own_module(cfg)]
+
+
+def _own_module(model: DictConfig, network: "nn.Module") -> "FederatedModule":
+    """The user's module, called with `network` and with all keys of `model` that are not read elsewhere."""
+    from fedpara.models.contract import require_module
+
+    options: Any = OmegaConf.to_container(model, resolve=True)
+    own = {key: value for key, value in options.items() if key not in READ_ELSEWHERE}
+    if "_target_" not in (own.get("optimizer") or {}):  # an experiment sets its rate, though the model has none
+        own.pop("optimizer", None)
+    return require_module(instantiate(own, _partial_=True)(network=network))
+
+
+def _require_classes(num_classes: int | None) -> None:
+    if num_classes is None:
+        raise ValueError("num_classes=None: must be a number, unless model._target_ names a module of your own")
 
 
 def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
@@ -73,8 +107,8 @@ def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
     factorize(network, recipe, list(cfg.model.keep_dense), num_dense=options.get("num_dense", 0))
 
 
-def build_executor(cfg: DictConfig, module: "ClassificationModule", datamodule: "FederatedDataModule") -> "Executor":
-    """The executor of a configuration, which takes how one client is trained from three groups."""
+def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "FederatedDataModule") -> "Executor":
+    """The executor of a configuration; the settings of one client's training come from three groups."""
     from fedpara.execution import LocalTraining
 
     trainer = dict(instantiate(cfg.trainer, _convert_="all", _target_="builtins.dict", _partial_=False))
@@ -88,7 +122,7 @@ def build_executor(cfg: DictConfig, module: "ClassificationModule", datamodule: 
         options=trainer,
         trainer_class=_trainer_class(cfg.trainer),
     )
-    # `training` is not an argument of instantiate: Hydra would take it apart
+    # `training` is not an argument of `instantiate`, because Hydra would convert its contents
     executor: Executor = instantiate(_without_training(cfg.executor), _partial_=True)(training)
     return executor
 
@@ -101,13 +135,13 @@ def _trainer_class(trainer: DictConfig) -> Any:
 
 
 def _matmul_precision(executor: DictConfig) -> Any:
-    """Who types says it of the executor, or of the one that each worker holds."""
+    """The value of the executor, or of the one in each worker, whichever has the key."""
     found = [OmegaConf.select(executor, key) for key in ("matmul_precision", "inner.matmul_precision")]
     return next((value for value in found if value is not None), "highest")
 
 
 def _without_training(executor: DictConfig) -> DictConfig:
-    """The executor's own keys, and those of its inner ones, without what is said of the training of a client."""
+    """The keys of the executor and its inner ones, without those that belong to `LocalTraining`."""
     own = executor.copy()
     OmegaConf.set_struct(own, False)
     node: Any = own
@@ -136,7 +170,7 @@ def build_federation(
     split = make("sharing", names=list(state), tied=first_names(network))
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     algorithm = make("algorithm")
-    make.call("model.optimizer", lambda: algorithm.require(experiment.executor.module.configure_optimizers()))
+    make.call("model.optimizer", lambda: algorithm.require(experiment.executor.training.optimization().optimizer))
     link = make("link")
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     parts = (experiment.executor, algorithm, link, split, list(callbacks))
@@ -147,7 +181,7 @@ def build_federation(
 
 
 def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
-    """Half of FedPara's W1 * W2 is no weight that a client can keep: it takes pFedPara's W1 * (W2 + 1)."""
+    """Refuse a split within FedPara's W1 * W2: a client can keep a half only in pFedPara's W1 * (W2 + 1)."""
     from fedpara.nn import Hadamard
 
     for layer, weight in network.named_modules():
@@ -158,7 +192,7 @@ def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:
 
 
 def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "tuple[Experiment, Federation]":
-    """Everything of a configuration but its callbacks and loggers.
+    """Make everything in a configuration except its callbacks and loggers.
 
     Args:
         callbacks: of the federation; where one is a `Checkpoint`, clients keep their states in its files.
@@ -178,27 +212,27 @@ def _require_patterns(model: DictConfig) -> None:
     for name in ("keep_dense", "head"):
         value = given.get(name)
         if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-            raise ValueError(f"{name}={value!r}: must be a list of patterns of names")
+            raise ValueError(f"{name}={value!r}: must be a list of name patterns")
 
 
 def _require_real(network: "nn.Module") -> None:
-    """What travels is real: a complex tensor has no place in a codec, nor in a factorisation."""
+    """Refuse complex tensors: neither codecs nor factorisations can handle them."""
     wrong = [name for name, tensor in network.state_dict().items() if tensor.is_complex()]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{', '.join(wrong[:3])}{more}: must be real, complex parameters cannot be sent; keep two halves"
+            f"{', '.join(wrong[:3])}{more}: must be real, complex parameters cannot be sent; use two real tensors"
         )
 
 
 def _require_learning_rate(optimizer: DictConfig) -> None:
-    """The one value that everybody sets: torch takes NaN for it, and of a word it only says that it is no number."""
+    """Check the value that everybody sets: torch accepts NaN, and its error for a word does not name the key."""
     if "lr" in optimizer and not (isinstance(optimizer.lr, int | float) and 0 <= optimizer.lr < math.inf):
         raise ValueError(f"lr={optimizer.lr!r}: must be a number, 0 or more")
 
 
 def _seed(cfg: DictConfig) -> int:
-    """Torch takes 64 bits, W&B and what is in files signed ones."""
+    """The checked seed: torch takes 64 bits, but W&B and files hold signed numbers."""
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or not 0 <= cfg.seed < 2**63:
         raise ValueError(f"seed={cfg.seed}: must be a whole number, 0 to 2^63 - 1")
     return cfg.seed

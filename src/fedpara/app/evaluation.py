@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedpara.app.build import GROUPS, Experiment, build_experiment, build_federation
+from fedpara.app.build import Experiment, build_experiment, build_federation, groups
 from fedpara.app.composition import read_resolved
 from fedpara.app.errors import ConfigurationError, one_line, require_nodes, stop
 from fedpara.app.make import Make
@@ -48,7 +48,7 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
     try:
         typed = _typed(overrides)
         cfg: Any = OmegaConf.merge(saved, typed)
-        require_nodes(cfg, GROUPS)
+        require_nodes(cfg, groups(cfg))
         resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"run={folder}: its {CONFIG} cannot be used ({one_line(error)})") from error
@@ -71,18 +71,21 @@ def evaluate(federation: "Federation", client: int | None = None) -> dict[str, f
 
     Args:
         client: test only this client's model, on its own test distribution. None: test the global model and, if the
-            run tests clients' models, each of them (`personal/acc/<client>`), with their mean and tenth percentile.
+            run tests clients' models, each of them (`personal/acc/<client>`, or the module's own headline metric),
+            with their mean and tenth percentile.
     """
+    from fedpara.federation import score
     from fedpara.record import spread
 
+    own = f"personal/{federation.headline.name}"
     if client is not None:
-        accuracy = federation.executor.evaluate(federation.model(client), client)["acc"]
-        return {"round": federation.round, f"personal/acc/{client}": accuracy}
+        value = score(federation.executor, federation.model(client), client)
+        return {"round": federation.round, f"{own}/{client}": value}
     metrics = {"round": federation.round, **federation.evaluate()}
     if federation.tests_personal and not _kept_elsewhere(federation):
-        accuracies = federation.evaluate_personal(federation.round)
-        metrics |= {f"personal/acc/{number}": accuracy for number, accuracy in enumerate(accuracies)}
-        metrics |= spread("personal/acc", accuracies)
+        values = federation.evaluate_personal(federation.round)
+        metrics |= {f"{own}/{number}": value for number, value in enumerate(values)}
+        metrics |= spread(own, values, federation.headline.worst_percentile)
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""When a run goes on: from what, under which configuration, and with what was typed to start it."""
+"""The rule for resuming a run: from which checkpoint, under which configuration, and with which overrides."""
 
 import re
 from pathlib import Path
@@ -21,25 +21,25 @@ RESUMABLE = (
     "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
     "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "factors", "paper",
 )  # fmt: skip
-KEYS_ADDED = {"data.lone_example": "keep"}  # what runs did before the key was there
+KEYS_ADDED = {"data.lone_example": "keep"}  # the behaviour of runs from before these keys existed
 
 
 def require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
-    """Refuse to start anew where there is a run to go on with."""
+    """Refuse to start a new run in a folder that holds one to resume."""
     run = Run(folder)
     if not cfg.resume and run.has_checkpoint and run.rows:
-        way_out = f"go on with it by resume={folder}, or take another folder"
+        way_out = f"resume it with resume={folder}, or choose another folder"
         raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(run.rows)} rounds; {way_out}")
 
 
 def require_simulated(cfg: DictConfig) -> None:
-    """Refuse to go on here with a run whose clients are real ones."""
+    """Refuse to resume a run with real clients in a simulation."""
     if Run(Path(cfg.paths.output_dir)).is_deployed:
-        raise ConfigurationError(f"resume={cfg.resume}: its clients are real ones; `flwr run deploy` goes on with it")
+        raise ConfigurationError(f"resume={cfg.resume}: its clients are real devices; resume it with `flwr run deploy`")
 
 
 def is_finished(cfg: DictConfig) -> bool:
-    """Whether a sweep's job has been run to its last round before, or until a callback stopped it.
+    """Whether a sweep's job has already run to its last round, or until a callback stopped it.
 
     Raises:
         ConfigurationError: its folder holds a run of another configuration.
@@ -52,12 +52,12 @@ def is_finished(cfg: DictConfig) -> bool:
 
 
 def resuming(folder: Path) -> list[str]:
-    """The override `resume=<folder>` if the folder holds a checkpoint, else none: the run starts anew."""
+    """The override `resume=<folder>` if the folder holds a checkpoint; otherwise none, and the run starts anew."""
     return [assignment("resume", str(folder))] if Run(folder).has_checkpoint else []
 
 
 def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
-    """Refuse to go on in `folder` under a configuration that would change the result."""
+    """Refuse to resume in `folder` under a configuration that would change the result."""
     saved = read_resolved(folder / CONFIG, f"resume={folder}")
     before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
     before = KEYS_ADDED | before
@@ -67,7 +67,7 @@ def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])
         shown = ", ".join([shown, *differing[3:]])
-        raise ConfigurationError(f"resume={folder}: the run cannot go on with another {shown}{hint}")
+        raise ConfigurationError(f"resume={folder}: the run cannot be resumed with another {shown}{hint}")
 
 
 def restore_begun(cfg: DictConfig, federation: "Federation") -> None:
@@ -80,9 +80,9 @@ def restore_begun(cfg: DictConfig, federation: "Federation") -> None:
 
 
 def with_saved_overrides(arguments: list[str]) -> list[str]:
-    """For `resume=<run folder>`: what was typed to start that run, then what is typed now.
+    """The command line of a resumed run: with `resume=<run folder>`, that run's overrides, then those typed now.
 
-    Not Hydra's own `.hydra/overrides.yaml`, which every attempt to resume rewrites, refused ones too.
+    They do not come from Hydra's own `.hydra/overrides.yaml`: every attempt to resume, even a refused one, rewrites it.
     """
     folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
     if not folder or folder == "null":
@@ -92,20 +92,22 @@ def with_saved_overrides(arguments: list[str]) -> list[str]:
         if not (path / name).is_file():
             raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
     if {"-m", "--multirun"} & set(arguments):
-        raise ConfigurationError(f"resume={folder}: goes on with one run; leave out -m")
+        raise ConfigurationError(f"resume={folder}: resumes one run; leave out -m")
     now = [assignment("resume", str(path)) if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
     kept = [o for o in _saved_overrides(path, folder) if o.partition("=")[0] not in {*typed, "trusted", "+trusted"}]
     require_trusted_overrides(f"resume={folder}", kept, trusted_names(arguments))
     kept = [absolute(override, Run(path).started_in) for override in kept]
-    kept += [] if "hydra.mode" in typed else ["hydra.mode=RUN"]  # of a sweep's job the job alone
-    first = next(n for n, a in enumerate(now) if re.match(r"[^-].*=", a))  # Hydra takes no flag between overrides
+    kept += [] if "hydra.mode" in typed else ["hydra.mode=RUN"]  # resume the job alone, not its sweep
+    first = next(
+        n for n, a in enumerate(now) if re.match(r"[^-].*=", a)
+    )  # Hydra does not allow a flag between overrides
     return [*now[:first], *kept, *now[first:]]
 
 
 def _saved_overrides(path: Path, folder: str) -> list[str]:
     saved: Any = OmegaConf.to_container(read_yaml(path / OVERRIDES, f"resume={folder}"))
     if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
-        raise ConfigurationError(f"resume={folder}: its {OVERRIDES} must be a list of what was typed")
+        raise ConfigurationError(f"resume={folder}: its {OVERRIDES} must be a list of overrides")
     config: Any = OmegaConf.to_container(read_yaml(path / CONFIG, f"resume={folder}"))
     return retyped(saved, config) if isinstance(config, dict) else saved

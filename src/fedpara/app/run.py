@@ -1,4 +1,4 @@
-"""One run: loggers, callbacks, the point to go on from, rounds, and the last words."""
+"""One run: loggers, callbacks, the checkpoint to resume from, rounds, and the closing lines."""
 
 import logging
 import shlex
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedpara.app.build import GROUPS, Build, Experiment, build
+from fedpara.app.build import Build, Experiment, build, groups, has_own_module
 from fedpara.app.errors import FAILED, line_of, one_line, require_nodes, stop
 from fedpara.app.make import Make, present
 from fedpara.app.resume import check_same, require_nothing_lost, restore_begun
 from fedpara.app.trust import require_resolved
 from fedpara.files import reserve, write_atomically
-from fedpara.record import objective, size
+from fedpara.record import size
 from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY
 
-if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
+if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains needs it
     from fedpara.callbacks import LoggerForwarding
     from fedpara.federation import Federation
 
@@ -27,27 +27,27 @@ log = logging.getLogger("train")
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run was started, as far as its folder and its last words tell.
+    """How a run was started, for its folder and its closing lines.
 
     Attributes:
         typed: the overrides that `resume=` repeats.
-        here: where the person is; folders beneath it are shown relative to it.
+        here: the user's current folder; folders below it are shown relative to it.
     """
 
     typed: Sequence[str] = ()
     here: Path = field(default_factory=Path.cwd)
 
     def shown(self, path: Path) -> Path:
-        """Relative to where the person is, where that is shorter."""
+        """The path, relative to the user's folder if it is below it."""
         return path.relative_to(self.here) if path.is_relative_to(self.here) else path
 
 
 def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> float | None:
-    """One run in its folder, which no other process uses meanwhile, and which keeps the error of one that fails.
+    """One run in its folder, which is locked meanwhile; the folder keeps the error of a run that fails.
 
     Args:
-        build: the run's objects; what is in deploy/ has its clients elsewhere.
-        launch: how it was started; None: by a program, from the current folder.
+        build: makes the run's objects; `fedpara.deployment` has its own, whose clients are elsewhere.
+        launch: how the run was started; None: by a program, from the current folder.
     """
     folder = Path(cfg.paths.output_dir)
     try:
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
 
 
 def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
-    """One run; returns the last value (0 to 1) of the metric it is judged by, for a sweeper to maximise.
+    """One run; returns the last value of the metric that judges it (accuracy: 0 to 1), for a sweeper.
 
     Loggers come first: what fails before the first round is a failed run there too.
     """
@@ -85,31 +85,32 @@ def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
 def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch: Launch) -> float | None:
     from fedpara.callbacks import RunFolder
 
-    require_nodes(cfg, [*GROUPS, *present(cfg, "callbacks")])
+    require_nodes(cfg, [*groups(cfg), *present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
     make = Make(cfg)
     experiment, federation = build(cfg, make.each("callbacks"))
+    make.call("logger", forwarding.judge_by, federation.judged, federation.headline)
     make.call("resume", restore_begun, cfg, federation)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
     make.call("data", experiment.datamodule.setup)
     make.call("data", experiment.datamodule.to, experiment.executor.device)
     make.call("model.network", experiment.executor.prepare)
-    make.call("trainer", experiment.executor.rehearse)
+    make.call("model" if has_own_module(cfg) else "trainer", experiment.executor.rehearse)
     _describe(experiment, federation)
     record = RunFolder(folder, experiment.parameters)
     make.call("paths.output_dir", _keep_configuration, cfg, folder, launch)
-    # the run folder first: what is logged elsewhere, or checkpointed, has its row on disk
+    # the run folder first, so that a round that is logged or checkpointed has its row on disk
     federation.callbacks = [record, *federation.callbacks, forwarding]
     try:
         federation.fit()
     except KeyboardInterrupt:
         way_on = shlex.quote(f"resume={launch.shown(folder)}")
-        log.info("interrupted after %d rounds; go on: python src/train.py %s", federation.round, way_on)
+        log.info("interrupted after %d rounds; to resume: python src/train.py %s", federation.round, way_on)
         raise
     finally:
         federation.close()
     _conclude(record, federation, launch.shown(folder))
-    return record.rows[-1].get(objective(bool(federation.split.personal))) if record.rows else None
+    return record.rows[-1].get(federation.judged.name) if record.rows else None
 
 
 def _keep_configuration(cfg: DictConfig, folder: Path, launch: Launch) -> None:
@@ -128,24 +129,26 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
 
 
 def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
-    """What was reached, what it cost, what the dense model would have cost, where to look."""
+    """Log the accuracy, the bytes, those of the dense model, and the run folder."""
     if not record.rows:
-        log.info("nothing to do: the run has its %d rounds", federation.num_rounds)
+        log.info("nothing to do: the run already has its %d rounds", federation.num_rounds)
         return
     sizes, last = record.parameters, record.rows[-1]
     saved = ""
     if 0 < sizes["shared"] < sizes["dense"]:
         ratio = sizes["dense"] / sizes["shared"]
         saved = f", the dense model would have sent {size(federation.total_bytes * ratio)} ({ratio:.1f}x)"
-    judged = objective(bool(federation.split.personal))
-    accuracy = f"{judged.partition('/')[0]} accuracy {100 * last[judged]:.2f} %" if judged in last else "not tested"
+    judged = federation.judged
+    group, value = judged.name.partition("/")[0], last.get(judged.name)
+    reached = "not tested" if value is None else f"{group} {federation.headline.label} {judged.written(value)}"
+    reached += " %" if value is not None and judged.is_share else ""
     sent = size(federation.total_bytes)
-    log.info("%s after %d rounds | sent %s%s", accuracy, federation.round, sent, saved)
+    log.info("%s after %d rounds | sent %s%s", reached, federation.round, sent, saved)
     log.info("run folder: %s (%s)", folder, ", ".join((METRICS, SUMMARY, CONFIG, CHECKPOINT)))
 
 
 def _record_failure(folder: Path, error: Exception, line: str) -> None:
-    """In the run's own log, with its stack trace, and in its summary; the console has it from `main`."""
+    """Write the error into the run's log, with its stack trace, and into its summary; `main` prints it."""
     from fedpara.callbacks.run_folder import summarise_failure
 
     record = log.makeRecord(log.name, logging.ERROR, "", 0, line, (), (type(error), error, error.__traceback__))

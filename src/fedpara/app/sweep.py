@@ -1,7 +1,7 @@
-"""The jobs of a sweep: a folder that the same command finds again, a process of its own for every job.
+"""The jobs of a sweep: the same command finds its folder again, and every job has a process of its own.
 
-Hydra runs all jobs of a sweep in one process: one that is killed ends the others, and what one leaves behind (a W&B
-run, a CUDA context, the seed of a library) is the next one's start.
+Hydra runs all jobs of a sweep in one process. There, a job that is killed would end the others, and state that one job
+leaves (a W&B run, a CUDA context, the seed of a library) would pass to the next.
 """
 
 import hashlib
@@ -18,15 +18,18 @@ from pathlib import Path
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.overrides import assignment, texts
 from fedpara.app.resume import is_finished, resuming
 from fedpara.errors import signal_name
+from fedpara.metric import Metric
 from fedpara.runs import Run, short_names
 
 log = logging.getLogger(__name__)
 LONGEST_NAME = 100
+WORSE_THAN_ANY = 1e9  # value of a metric that has no bounds
 OF_THE_SWEEP = (
     "hydra.mode", "hydra.run.", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.callbacks",
     "hydra/callbacks",
@@ -34,7 +37,7 @@ OF_THE_SWEEP = (
 
 
 def sweep_name(typed: Sequence[str]) -> str:
-    """`<experiment>-<hash of what was typed>`: the same for the same command, whatever the order of its words."""
+    """`<experiment>-<hash of the command>`: the same for the same command, in whatever order it was typed."""
     overrides = _parse(typed)
     constant = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
     words = sorted(str(override.input_line) for override in overrides)
@@ -43,11 +46,11 @@ def sweep_name(typed: Sequence[str]) -> str:
 
 
 def job_name(typed: Sequence[str], overrides: Sequence[str]) -> str:
-    """A job's name of what varies: `gamma=0.1_seed=0`; `job` where nothing does.
+    """A job's name, made of the values that vary: `gamma=0.1_seed=0`; `job` if nothing varies.
 
     Args:
         typed: the command line of the sweep.
-        overrides: the job's own, of which those that were typed without alternatives are left out.
+        overrides: the job's own; those that are the same in all jobs are left out of its name.
     """
     constant = {override.get_key_element() for override in _parse(typed) if not override.is_sweep_override()}
     values = {key: value for key, _, value in (o.partition("=") for o in texts(overrides)) if key not in constant}
@@ -58,26 +61,33 @@ def job_name(typed: Sequence[str], overrides: Sequence[str]) -> str:
 
 
 def _parse(typed: Sequence[str]) -> list[Override]:
-    """The overrides of a command line, without flags and without Hydra's own, which change no result."""
+    """The overrides of a command line, without flags and Hydra's own, which do not change a result."""
     return OverridesParser.create().parse_overrides([o for o in typed if "=" in o and not o.startswith(("-", "hydra"))])
 
 
-def worst(sweeper: DictConfig) -> float:
-    """What a job without a result returns: the accuracy that no sweeper prefers to another.
+def worst(sweeper: DictConfig, headline: Metric) -> float:
+    """The value that a job without a result returns: the one that the sweeper likes least.
 
-    Not NaN and no exception, which end a sweep of Optuna's, nor an infinity, which ends one of Ax's.
+    It is neither NaN nor an exception, which would end a sweep of Optuna, nor infinite, which would end one of Ax.
     """
-    return 1.0 if minimises(sweeper) else 0.0
+    least, most = (0.0, 1.0) if headline.is_share else (-WORSE_THAN_ANY, WORSE_THAN_ANY)
+    return most if minimises(sweeper) else least
 
 
-def minimises(sweeper: DictConfig) -> bool:
-    """Whether a sweeper looks for the least accuracy: the default of Optuna's, Ax's and Nevergrad's."""
-    direction = OmegaConf.select(sweeper, "direction")
-    return (
-        (direction is not None and "minimize" in str(direction).lower())
-        or OmegaConf.select(sweeper, "optim.maximize") is False
-        or OmegaConf.select(sweeper, "ax_config.experiment.minimize") is True
-    )
+def minimises(sweeper: DictConfig) -> bool | None:
+    """Whether a sweeper minimises, as those of Optuna, Ax and Nevergrad do by default; None: it does not optimise."""
+    direction, maximum = OmegaConf.select(sweeper, "direction"), OmegaConf.select(sweeper, "optim.maximize")
+    if direction is not None:
+        return "minimize" in str(direction).lower()
+    return OmegaConf.select(sweeper, "ax_config.experiment.minimize") if maximum is None else not maximum
+
+
+def headline_of(model: DictConfig) -> Metric:
+    """The metric that judges a configuration's module: the user's own class says so, else it is accuracy."""
+    try:
+        return Metric.of(get_class(model["_target_"])) if "_target_" in model else Metric()
+    except Exception:  # the job will name the error
+        return Metric()
 
 
 def _digest(text: str) -> str:
@@ -85,7 +95,7 @@ def _digest(text: str) -> str:
 
 
 def inherited(hydra_cfg: HydraConf) -> list[str]:
-    """What was typed for Hydra and holds for each job: where configurations are, its keys but those of the sweep."""
+    """The arguments for Hydra that every job inherits: folders of configurations, and keys except the sweep's."""
     flags = {"main": "--config-path", "command-line": "--config-dir"}
     sources = [(flags.get(source.provider), source.path) for source in hydra_cfg.runtime.config_sources]
     typed = [f"{flag}={path}" for flag, path in sources if flag] + [f"--config-name={hydra_cfg.job.config_name}"]
@@ -93,50 +103,50 @@ def inherited(hydra_cfg: HydraConf) -> list[str]:
 
 
 def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
-    """A job of a sweep in a process of its own, where it is not finished; its last accuracy, for a sweeper.
+    """Run a job of a sweep in its own process, unless it is finished; returns its last value, for a sweeper.
 
-    Of a job that did not finish it is the worst one there is: a sweeper that optimises goes on, and goes elsewhere.
+    For a job that did not finish it returns the worst value, so that a sweeper continues and looks elsewhere.
 
     Args:
         hydra_cfg: Hydra's own part of the configuration.
-        program: what a person would start, `src/train.py`.
+        program: the program to start, `src/train.py`.
     """
     folder = Path(cfg.paths.output_dir)
     if is_finished(cfg):
-        log.info("%s: finished before, skipped", folder.name)
+        log.info("%s: skipped, it is already finished", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
         overrides = inherited(hydra_cfg) + texts(hydra_cfg.overrides.task)
         here = Path(hydra_cfg.runtime.cwd)
         run_job(program, overrides, folder, hydra_cfg.job.num, quiet=parallel, here=here)
     run = Run(folder)
-    accuracy = run.last(run.objective) if run.state == "finished" else None
-    return worst(hydra_cfg.sweeper) if accuracy is None else accuracy
+    reached = run.last(run.judged.name) if run.state == "finished" else None
+    return worst(hydra_cfg.sweeper, headline_of(cfg.model)) if reached is None else reached
 
 
 def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path) -> None:
-    """Run one job to its end, from its checkpoint where it has one; says how it ended, and raises nothing for it.
+    """Run one job to its end, from its checkpoint if it has one. Logs how it ended, and does not raise if it fails.
 
     Args:
-        program: what a person would start, `src/train.py`.
-        overrides: the job's own, and what it inherits.
+        program: the program to start, `src/train.py`.
+        overrides: the job's own and the inherited ones.
         folder: its run folder.
-        number: of the job in the sweep; jobs take the devices in turn.
-        quiet: whether its progress goes to its own train.log alone, as where several jobs share a terminal.
-        here: where the sweep was started.
+        number: the job's number in the sweep; jobs take the devices in turn.
+        quiet: whether its progress goes only to its own train.log, because several jobs share a terminal.
+        here: the folder in which the sweep was started.
     """
     arguments = [o for o in overrides if not o.startswith("resume=")]
     arguments += [assignment("hydra.run.dir", str(folder)), "hydra.mode=RUN", f"hydra.job.num={number}"]
     if resume := resuming(folder):
         arguments += resume
-        log.info("%s: goes on after %d rounds", folder.name, len(Run(folder).rows))
+        log.info("%s: resumes after %d rounds", folder.name, len(Run(folder).rows))
     device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
     command = [sys.executable, str(program), *arguments]
     output = subprocess.DEVNULL if quiet else None
     with subprocess.Popen(command, env=os.environ | device, stdout=output, cwd=here) as process:
         try:
             status = process.wait()
-        except KeyboardInterrupt:  # a terminal's Ctrl-C has reached the job too; a scheduler's stop has not
+        except KeyboardInterrupt:  # a Ctrl-C has reached the job too, but a scheduler's signal has not
             _stop(process)
             raise
     if status < 0:
@@ -156,7 +166,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def visible_devices() -> list[str]:
-    """The NVIDIA devices that this process may use, without the seconds that importing torch takes."""
+    """The NVIDIA devices that this process can use, found without importing torch, which takes seconds."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [device for device in chosen.split(",") if device]

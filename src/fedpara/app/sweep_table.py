@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpara.app.sweep import minimises
-from fedpara.record import objective, size
-from fedpara.runs import Run, axes, find_runs
+from fedpara.app.sweep import headline_of, minimises
+from fedpara.metric import Metric
+from fedpara.record import size
+from fedpara.runs import Run, axes, find_runs, judged
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,15 @@ class SweepTable(Callback):
     """Reads the run folders of a sweep and prints the values that varied beside the results."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Warn if a sweeper would look for the lowest accuracy."""
-        if minimises(config.hydra.sweeper):
-            log.warning("hydra.sweeper minimises the accuracy; it should maximise it: hydra.sweeper.direction=maximize")
+        """Warn if a sweeper would look for the worst value."""
+        minimising = minimises(config.hydra.sweeper)
+        if minimising is None or minimising != (headline := headline_of(config.model)).higher_is_better:
+            return
+        kind, verb = ("lowest", "maximi") if minimising else ("highest", "minimi")
+        log.warning(
+            "hydra.sweeper looks for the %s %s; it should %sse it: hydra.sweeper.direction=%sze",
+            kind, headline.label, verb, verb,
+        )  # fmt: skip
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print one row for each job, whichever process ran it, and below the table why jobs failed."""
@@ -39,11 +46,9 @@ class SweepTable(Callback):
 
 
 def table(runs: list[Run], title: str) -> Table:
-    """The values that vary between runs, last and best accuracy, bytes sent, wall time and state."""
-    varying = axes(runs)
-    metric = objective(any(run.objective != objective(False) for run in runs))  # one for all, to be compared
-    shown = "accuracy" if metric == objective(False) else "personal accuracy"
-    columns = *map(escape, varying or ["run"]), shown, "best", "sent", "vs dense", "seconds", "state"
+    """The values that vary between runs, last and best value of their metric, bytes sent, wall time and state."""
+    varying, metric = axes(runs), judged(runs)
+    columns = *map(escape, [*(varying or ["run"]), metric.label]), "best", "sent", "vs dense", "seconds", "state"
     made = Table(*columns, title=title)
     for number, run in enumerate(runs):
         names = [values[number] for values in varying.values()] or [run.name]
@@ -51,15 +56,11 @@ def table(runs: list[Run], title: str) -> Table:
     return made
 
 
-def _outcome(run: Run, metric: str) -> list[str]:
+def _outcome(run: Run, metric: Metric) -> list[str]:
     if not run.rows:
         return [""] * 5
     sizes, sent = run.summary["parameters"], run.rows[-1]["comm/total_bytes"]
     return [
-        _percent(run.last(metric)), _percent(run.best(metric)), size(sent),
+        metric.shown(run.last(metric.name)), metric.shown(run.best(metric)), size(sent),
         f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}", f"{run.seconds:.1f}",
     ]  # fmt: skip
-
-
-def _percent(accuracy: float | None) -> str:
-    return "" if accuracy is None else f"{accuracy:.2%}"

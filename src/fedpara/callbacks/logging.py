@@ -7,7 +7,8 @@ from pytorch_lightning.loggers import Logger
 
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.federation import Federation, FederationCallback, Outcome
-from fedpara.record import RoundRecord, objective
+from fedpara.metric import Metric
+from fedpara.record import RoundRecord
 from fedpara.runs import Run
 
 
@@ -23,11 +24,21 @@ class LoggerForwarding(FederationCallback):
         self.loggers: Sequence[Logger] = loggers
         self.folder = folder
 
-    def on_fit_start(self, federation: Federation) -> None:
-        """Log what W&B lacks of the rounds before: a process that is killed takes W&B's buffer with it."""
+    def judge_by(self, judged: Metric, headline: Metric) -> None:
+        """Tell W&B which metric the run is judged by: its column, and the metric as the module logs it.
+
+        Raises:
+            ValueError: W&B is to watch for a target that the metric cannot have.
+        """
         for logger in self.loggers:
             if isinstance(logger, FederationWandbLogger):
-                logger.judge_by(objective(bool(federation.split.personal)))
+                logger.judge_by(judged, headline)
+
+    def on_fit_start(self, federation: Federation) -> None:
+        """Log what W&B lacks of the rounds before: a process that is killed takes W&B's buffer with it."""
+        self.judge_by(federation.judged, federation.headline)
+        for logger in self.loggers:
+            if isinstance(logger, FederationWandbLogger):
                 for row in Run(self.folder).rows:
                     logger.log_metrics(row)
 
@@ -35,8 +46,8 @@ class LoggerForwarding(FederationCallback):
         """Log the round."""
         for logger in self.loggers:
             logger.log_metrics(record.as_row(), step=record.round)
-            if record.personal_accuracy and isinstance(logger, FederationWandbLogger):
-                logger.log_histogram("personal/acc", record.personal_accuracy, record.round)
+            if record.personal_scores and isinstance(logger, FederationWandbLogger):
+                logger.log_histogram(f"personal/{record.headline.name}", record.personal_scores, record.round)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
         """Close the loggers."""

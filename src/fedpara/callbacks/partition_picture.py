@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import DirectoryPath, validate_call
 
+from fedpara.data import FederatedDataModule
 from fedpara.federation import Federation, FederationCallback
 from fedpara.runs import PARTITION
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PartitionPicture(FederationCallback):
-    """Writes `partition.png`: training examples of every client, by class.
+    """Writes `partition.png`: training examples of every client, by class where there are classes.
 
     Args:
         folder: the run folder.
@@ -28,13 +29,19 @@ class PartitionPicture(FederationCallback):
         if self.path.is_file():
             return
         data = federation.executor.datamodule
-        labels = data.examples[0].labels.numpy()
-        counts = np.stack([np.bincount(labels[part.numpy()], minlength=data.num_classes) for part in data.parts])
-        draw_partition(counts).savefig(self.path, dpi=120)
+        draw_partition(_counts(data)).savefig(self.path, dpi=120)
+
+
+def _counts(data: FederatedDataModule) -> np.ndarray:
+    """(clients, classes) numbers of examples; one column where the labels are no classes."""
+    if data.num_classes is None:
+        return np.array([[len(part)] for part in data.parts])
+    labels = data.examples[0].labels.numpy()
+    return np.stack([np.bincount(labels[part.numpy()], minlength=data.num_classes) for part in data.parts])
 
 
 def draw_partition(counts: np.ndarray) -> "Figure":
-    """A figure of each client's examples: in all (bars) and by class (colour).
+    """A figure of each client's examples: in all (bars) and by class (colour); of a single class the bars alone.
 
     Args:
         counts: (clients, classes) numbers of examples.
@@ -42,11 +49,16 @@ def draw_partition(counts: np.ndarray) -> "Figure":
     from matplotlib.figure import Figure  # takes half a second to import; only runs that draw need it
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    bars, classes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
+    several = counts.shape[1] > 1
+    bars, *rest = figure.subplots(1 + several, 1, sharex=True, squeeze=False, height_ratios=(1, 3)[: 1 + several])[:, 0]
     edges = np.arange(len(counts) + 1) - 0.5
     bars.stairs(counts.sum(1), edges, fill=True, color="#30638e")  # one shape: 100,000 bars take 1 GB
     bars.set_ylabel("examples")
     bars.spines[["top", "right"]].set_visible(False)
+    if not several:
+        bars.set_xlabel("client")
+        return figure
+    (classes,) = rest
     image = classes.imshow(counts.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0)
     classes.set_ylabel("class")
     classes.set_xlabel("client")

@@ -9,13 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from fedpara.federation import Federation, FederationCallback, Outcome, Report
-from fedpara.record import RoundRecord, objective, size
+from fedpara.record import RoundRecord, size
 
 log = logging.getLogger(__name__)
 
 
 class ProgressDisplay(FederationCallback):
-    """Round, clients done, accuracy, bytes so far and time left.
+    """Round, clients done, the metric that the run is judged by, bytes so far and time left.
 
     Args:
         console: where to show it; by default standard output, and its own test of what a terminal is.
@@ -29,16 +29,16 @@ class ProgressDisplay(FederationCallback):
         """Open the display."""
         self._start, self._first = time.perf_counter(), federation.round
         self._clients = 0
-        self._accuracy: float | None = None
+        self._reached: float | None = None
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[clients]}"),
-                TextColumn("{task.fields[accuracy]}", style="green"), TextColumn("{task.fields[sent]}", style="cyan"),
+                TextColumn("{task.fields[reached]}", style="green"), TextColumn("{task.fields[sent]}", style="cyan"),
                 TimeElapsedColumn(), _TimeLeft(self), console=self.console,
             )  # fmt: skip
             self._bar.start()
             self._task = self._bar.add_task(
-                "round", total=federation.num_rounds, completed=federation.round, clients="", accuracy="", sent=""
+                "round", total=federation.num_rounds, completed=federation.round, clients="", reached="", sent=""
             )
 
     def on_client_end(self, federation: Federation, report: Report) -> None:
@@ -50,13 +50,14 @@ class ProgressDisplay(FederationCallback):
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Show the round."""
         self._clients = 0
-        self._accuracy = record.as_row().get(objective(bool(federation.split.personal)), self._accuracy)
-        accuracy = "" if self._accuracy is None else f"acc {self._accuracy:.2%}"
+        self._reached = record.as_row().get(federation.judged.name, self._reached)
+        shown = federation.judged.shown(self._reached)
+        reached = f"{federation.headline.name} {shown}" if shown else ""
         if self._bar:
-            self._bar.update(self._task, completed=record.round, accuracy=accuracy, sent=size(record.total_bytes))
+            self._bar.update(self._task, completed=record.round, reached=reached, sent=size(record.total_bytes))
         else:
             parts = [
-                f"round {record.round}/{federation.num_rounds}", f"loss {record.train_loss:.4f}", accuracy,
+                f"round {record.round}/{federation.num_rounds}", f"loss {record.train_loss:.4f}", reached,
                 f"sent {size(record.total_bytes)}", f"{record.seconds:.1f} s",
                 f"left {self.time_left(record.round, federation.num_rounds)}",
             ]  # fmt: skip

@@ -6,13 +6,15 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.files import UnusableFile, write_atomically
-from fedpara.record import COLUMNS, RoundRecord, objective
+from fedpara.metric import Metric
+from fedpara.record import RoundRecord, columns
 from fedpara.runs import METRICS, SUMMARY, read_rows, read_summary
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
@@ -25,7 +27,8 @@ class RunFolder(FederationCallback):
     """One row a round in metrics.csv, flushed to disk; summary.json, rewritten atomically after each round.
 
     Until the run ends its summary says "interrupted", which is the truth for a reader who finds it after a crash.
-    A column that the run does not measure, or not in that round, is empty.
+    A column that the run does not measure, or not in that round, is empty. A module's further metrics get columns when
+    they are first seen.
 
     Args:
         folder: the run folder.
@@ -43,29 +46,50 @@ class RunFolder(FederationCallback):
     def on_fit_start(self, federation: Federation) -> None:
         """Keep the rows of the rounds that a resumed run has behind it."""
         self.rows = [row for row in read_rows(self.folder / METRICS) if row["round"] <= federation.round]
-        header = io.StringIO()
-        writer = csv.DictWriter(header, COLUMNS)
-        writer.writeheader()
-        writer.writerows(map(_exact, self.rows))
-        write_atomically(self.folder / METRICS, header.getvalue().encode())
+        self.columns = columns(federation.headline)
+        self._write()
         self._summarise("interrupted", federation)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Append the round."""
         self.rows.append(record.as_row())
-        with (self.folder / METRICS).open("a", newline="") as stream:
-            csv.DictWriter(stream, COLUMNS).writerow(_exact(self.rows[-1]))
-            stream.flush()
-            os.fsync(stream.fileno())
+        if self.rows[-1].keys() <= set(self.columns):
+            self._append()
+        else:
+            self._write()
         self._summarise("interrupted", federation)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
         """Say how it ended."""
         self._summarise(outcome, federation)
 
+    def _append(self) -> None:
+        with (self.folder / METRICS).open("a", newline="") as stream:
+            csv.DictWriter(stream, self.columns).writerow(_exact(self.rows[-1]))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _write(self) -> None:
+        """The whole table, with a column for everything in it."""
+        first, *others = self.columns
+        found = dict.fromkeys(name for row in self.rows for name in row if name not in self.columns)
+        tested = [name for name in [*others, *found] if name.startswith("test/")]
+        self.columns = tuple(dict.fromkeys([first, *tested, *others, *found]))
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self.columns)
+        writer.writeheader()
+        writer.writerows(map(_exact, self.rows))
+        write_atomically(self.folder / METRICS, table.getvalue().encode())
+
+    def _best(self, judged: Metric) -> dict[str, Any]:
+        """The first of the best rounds."""
+        tested = [row for row in self.rows if judged.name in row]
+        best = judged.best(row[judged.name] for row in tested)
+        return next((row for row in tested if row[judged.name] == best), {})
+
     def _summarise(self, outcome: Outcome, federation: Federation) -> None:
-        evaluated = [row for row in self.rows if "test/acc" in row]
-        judged = objective(bool(federation.split.personal))
+        judged = federation.judged
+        evaluated = [row for row in self.rows if federation.headline.judged(personal=False).name in row]
         last = self.rows[-1] if self.rows else {}
         summary = {
             "state": outcome,
@@ -75,8 +99,9 @@ class RunFolder(FederationCallback):
             "bytes_per_round": {"up": last.get("comm/up_bytes"), "down": last.get("comm/down_bytes")},
             "metrics": {
                 "last": {**(evaluated[-1] if evaluated else {}), **last},  # the last test, where this round had none
-                "best": max((row for row in evaluated if judged in row), key=lambda row: row[judged], default={}),
+                "best": self._best(judged),
             },
+            "headline": asdict(federation.headline),
             **self._origin,
         }
         write_atomically(self.folder / SUMMARY, json.dumps(summary, indent=2).encode())

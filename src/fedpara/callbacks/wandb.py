@@ -1,6 +1,7 @@
 """Weights & Biases, by Lightning's own logger, with a federation's axes and a true final state."""
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
-from fedpara.record import COLUMNS
+from fedpara.cost import TEST_ACCURACY
+from fedpara.metric import Metric
+from fedpara.record import ACCURACY, COLUMNS
 
 log = logging.getLogger(__name__)
 SETTINGS = {
@@ -22,7 +25,7 @@ LONGEST = {"project": 128, "entity": 128, "id": 128, "group": 128, "name": 128} 
 
 
 class FederationWandbLogger(WandbLogger):
-    """One W&B run for a federation: metrics over `round`, accuracy also over `comm/total_gb`.
+    """One W&B run for a federation: metrics over `round`, the headline (accuracy) also over `comm/total_gb`.
 
     Without an account (no API key, no `WANDB_MODE`) it runs offline and says so in one line.
 
@@ -30,18 +33,19 @@ class FederationWandbLogger(WandbLogger):
         project, group, name, tags, notes, entity: as `wandb.init`.
         save_dir: the folder that holds `wandb/`, one for all runs of a project.
         resumed: whether the run `id` goes on; otherwise W&B starts it anew.
-        target: accuracy, 0 to 1, at whose first sight the GB so far go into the summary as `gb_to_target`; None: no
-            such figure. Of the global model, or of the clients' own where a part of the model is personal.
+        target: of the headline (accuracy: 0 to 1), at whose first sight the GB so far go into the summary as
+            `gb_to_target`; None: no such figure. Of the global model, or of the clients' own where a part of the model
+            is personal.
 
     Raises:
-        ValueError: `target` is not a share, or W&B does not take a name; nothing is started then.
+        ValueError: `target` is no number, or W&B does not take a name; nothing is started then.
     """
 
     def __init__(
         self, project: str, save_dir: str, resumed: Any = None, target: float | None = None, **init: Any
     ) -> None:
-        if target is not None and not 0 < target <= 1:
-            raise ValueError(f"target={target}: must be a number above 0, at most 1")
+        if target is not None and not math.isfinite(target):
+            raise ValueError(f"target={target}: must be a number")
         self.target = target
         _require_names({"project": project, **init})
         Path(save_dir).mkdir(parents=True, exist_ok=True)
@@ -49,14 +53,28 @@ class FederationWandbLogger(WandbLogger):
         self.rounds = int(run.summary.get("round") or 0)  # that W&B has; offline it sees no earlier part of the run
         for group in sorted({column.partition("/")[0] for column in COLUMNS} - {"round"}):
             run.define_metric(f"{group}/*", step_metric="round")
-        run.define_metric("acc_over_gb", step_metric="comm/total_gb")
         super().__init__(experiment=run)
-        self.judge_by("test/acc")
+        self._judge_by(TEST_ACCURACY, ACCURACY)
 
-    def judge_by(self, objective: str) -> None:
-        """Which metric is drawn over GB, has its best in the summary and is to reach the target."""
-        self.objective = objective
-        self.experiment.define_metric(objective, step_metric="round", summary="max")
+    def judge_by(self, judged: Metric, headline: Metric) -> None:
+        """Which metric is drawn over GB, has its best in the summary and is to reach the target.
+
+        Args:
+            judged: the column.
+            headline: the metric as the module logs it, by which the column over GB is named: `acc_over_gb`.
+
+        Raises:
+            ValueError: the target is not a share, while the metric is one.
+        """
+        if self.target is not None and judged.is_share and not 0 < self.target <= 1:
+            raise ValueError(f"target={self.target}: must be a number above 0, at most 1")
+        self._judge_by(judged, headline)
+
+    def _judge_by(self, judged: Metric, headline: Metric) -> None:
+        self.judged, self.over_gb = judged, f"{headline.name}_over_gb"
+        best = "max" if judged.higher_is_better else "min"
+        self.experiment.define_metric(self.over_gb, step_metric="comm/total_gb")
+        self.experiment.define_metric(judged.name, step_metric="round", summary=best)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log a row that holds its own axes, once; W&B's internal step is left alone, so a resumed run appends."""
@@ -64,10 +82,11 @@ class FederationWandbLogger(WandbLogger):
         if row["round"] <= self.rounds:
             return
         self.rounds = int(row["round"])
-        if self.objective in row:
-            row["acc_over_gb"] = row[self.objective]
+        value = row.get(self.judged.name)
+        if value is not None:
+            row[self.over_gb] = value
         self.experiment.log(row)
-        reached = self.target is not None and row.get(self.objective, 0.0) >= self.target
+        reached = self.target is not None and value is not None and self.judged.reaches(value, self.target)
         if reached and self.experiment.summary.get("gb_to_target") is None:
             self.experiment.summary["gb_to_target"] = row["comm/total_gb"]
 

@@ -1,4 +1,4 @@
-"""The wire: packets, codecs, links. Bytes are counted on what was encoded."""
+"""The wire: packets, codecs and links. Bytes are counted on the encoded messages."""
 
 from fedpara.communication.codecs import Cast, Codec, StochasticUniform
 from fedpara.communication.link import Link

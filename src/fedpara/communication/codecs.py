@@ -1,7 +1,7 @@
-"""Codecs: a state to a packet and back.
+"""Codecs, which turn a state into a packet and back.
 
-A codec is an object with `encode(state, seed) -> Packet` and `decode(packet, layout) -> State`; both ends hold the
-layout of what travels. One that says `of_updates` is handed the difference from what the other end knows already.
+A codec is an object with `encode(state, seed) -> Packet` and `decode(packet, layout) -> State`; both ends know the
+layout of the message. A codec with `of_updates` gets the difference from the values that the other end already knows.
 """
 
 from typing import Literal, Protocol, runtime_checkable
@@ -16,20 +16,20 @@ from fedpara.state import Layout, State, TensorSpec
 
 @runtime_checkable
 class Codec(Protocol):
-    """State to packet and back.
+    """Turns a state into a packet and back.
 
     Attributes:
-        of_updates: whether it encodes differences from what the receiver knows, rather than values.
+        of_updates: whether it encodes differences from values that the receiver knows, rather than the values.
     """
 
     of_updates: bool
 
     def encode(self, state: State, seed: int = 0) -> Packet:
-        """The bytes to send for `state`; `seed` is of whatever is random in that."""
+        """The bytes to send for `state`; `seed` determines any random choice."""
         ...
 
     def decode(self, packet: Packet, layout: Layout) -> State:
-        """What the other end reads from the packet."""
+        """The state that the other end reads from the packet."""
         ...
 
 

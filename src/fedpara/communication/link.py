@@ -1,4 +1,4 @@
-"""The link between server and clients: encodes, counts and decodes, each way with its own codec."""
+"""The link between server and clients, which encodes, counts and decodes; each direction has its own codec."""
 
 from pydantic import validate_call
 
@@ -8,10 +8,10 @@ from fedpara.state import Parts, PartsLayout, State, combine, join, separate
 
 
 class Link:
-    """Server to clients (`down`) and client to server (`up`); each end has its half, which knows nothing of the other.
+    """Server to clients (`down`) and client to server (`up`); each end needs only its own half.
 
-    `known` are some of the message's names, which both ends hold already: a codec of updates sends the difference.
-    A layout is that of the message, whose tensors were encoded in its order.
+    `known` holds tensors under some of the message's names that both ends already have: a codec of updates sends the
+    difference. `layout` is that of the message; its order is the order of the encoded tensors.
 
     Example:
         >>> import torch
@@ -30,11 +30,11 @@ class Link:
         self.up_codec, self.down_codec = up_codec, down_codec
 
     def encode_down(self, message: Parts, seed: int = 0) -> Packet:
-        """The broadcast, encoded once, to be counted for each client that receives it."""
+        """The broadcast, encoded once; its bytes count for each client that receives it."""
         return _encode(self.down_codec, message, {}, seed)
 
     def decode_down(self, packet: Packet, layout: PartsLayout) -> Parts:
-        """What a client reads from the broadcast."""
+        """The message that a client reads from the broadcast."""
         return _decode(self.down_codec, packet, layout, {})
 
     def encode_up(self, message: Parts, known: Parts, seed: int = 0) -> Packet:
@@ -42,7 +42,7 @@ class Link:
         return _encode(self.up_codec, message, known, seed)
 
     def decode_up(self, packet: Packet, layout: PartsLayout, known: Parts) -> Parts:
-        """What the server reads from a client's upload."""
+        """The message that the server reads from a client's upload."""
         return _decode(self.up_codec, packet, layout, known)
 
 
@@ -57,5 +57,5 @@ def _decode(codec: Codec, packet: Packet, layout: PartsLayout, known: Parts) -> 
 
 
 def _differing(known: Parts) -> State:
-    """What a difference is taken of: counters travel whole."""
+    """The tensors for which a difference is sent; counters are sent whole."""
     return {name: tensor for name, tensor in join(known).items() if tensor.is_floating_point()}

@@ -1,4 +1,4 @@
-"""What is put on the wire: bytes, and nothing that the receiver knows already."""
+"""The bytes on the wire, without anything that the receiver already knows."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The federated data: one data set, partitioned over clients, served as batches."""
+"""The federated data: one data set, partitioned over clients and given out in batches."""
 
 import os
 from collections.abc import Callable
@@ -19,27 +19,27 @@ NonNegative = Annotated[int, Field(ge=0)]
 
 
 class FederatedDataModule(LightningDataModule):
-    """Train batches of each client and test batches of all.
+    """Training batches of each client, and test batches of all.
 
     Args:
-        dataset: reads the data set; called once, in `setup`.
-        partition: who holds what.
+        dataset: a function that reads the data set; `setup` calls it once.
+        partition: assigns the examples to the clients.
         num_clients: clients in total.
         num_classes, in_channels: shape of the data, for which the network is built; checked against the files. Texts
-            have no channels: None.
-        batch_size: examples of a local step; a client's last batch of an epoch may hold fewer.
-        eval_batch_size: examples of a test batch.
-        max_train, max_test: cap the examples used, drawn at random once for all seeds; None: all.
+            have no channels: None. Labels that are numbers or masks have no classes: None.
+        batch_size: examples in a local step; the last batch of an epoch may have fewer.
+        eval_batch_size: examples in a test batch.
+        max_train, max_test: limits on the examples used, drawn at random, the same for all seeds; None: all.
         local_fraction: share of its training examples that each client keeps, drawn at random, at least one.
-        lone_example: `keep`, `merge` or `drop` a last batch of a single example, see `EpochBatches`.
+        lone_example: `keep`, `merge` or `drop` a last batch of a single example; see `EpochBatches`.
         transform: augmentation of training batches, or None.
-        num_workers: processes that make batches; batches are the same with any number.
-        seed: of the partition.
+        num_workers: processes that make batches; the batches do not depend on it.
+        seed: seed of the partition.
 
     Attributes:
-        parts: after `setup`, of each client its indices into the training examples.
-        prepare: after `setup`, what makes of stored inputs those that the network takes.
-        examples: after `setup`, the training and the test examples, on the CPU.
+        parts: after `setup`, each client's indices into the training examples.
+        prepare: after `setup`, the function that turns stored inputs into inputs of the network.
+        examples: after `setup`, the training and the test examples on the CPU.
 
     Example:
         >>> from fedpara.data import IID, mnist_small
@@ -55,7 +55,7 @@ class FederatedDataModule(LightningDataModule):
         dataset: Any,
         partition: Partition,
         num_clients: Positive,
-        num_classes: Positive,
+        num_classes: Positive | None,
         in_channels: Positive | None,
         batch_size: Positive,
         eval_batch_size: Positive = 500,
@@ -81,7 +81,7 @@ class FederatedDataModule(LightningDataModule):
 
         Raises:
             FileNotFoundError: files are missing and cannot be downloaded.
-            ValueError: too few examples for the clients, or files that are not what they should be.
+            ValueError: there are too few examples for the clients, or a file is damaged or of the wrong kind.
         """
         data = self.read()
         self.name, self.prepare = data.name, data.prepare
@@ -98,7 +98,7 @@ class FederatedDataModule(LightningDataModule):
         return Batches(train, self.prepare, self.transform), Batches(test, self.prepare)
 
     def __getstate__(self) -> dict[str, Any]:
-        """With batches of the examples in memory: a GPU's copies would be sent to workers beside these."""
+        """Pickle the batches on the CPU, so that copies on a GPU are not sent to workers as well."""
         state = dict(vars(self))
         if "examples" in state:
             state["_train"], state["_test"] = self._batches()
@@ -112,24 +112,25 @@ class FederatedDataModule(LightningDataModule):
     def _check(self, data: DataSet) -> None:
         for name, part in (("training", data.train), ("test", data.test)):
             if not len(part) or len(part.inputs) != len(part):
-                raise ValueError(f"{data.name}: {len(part.inputs)} {name} examples and {len(part)} labels of them")
-            whole = part.labels.dtype == torch.int64 and part.labels.dim() == 1
-            if not whole or part.labels.min() < 0 or part.labels.max() >= data.num_classes:
+                raise ValueError(f"{data.name}: {len(part.inputs)} {name} examples but {len(part)} labels")
+            if data.num_classes is None:
+                continue
+            if not part.have_classes or part.labels.min() < 0 or part.labels.max() >= data.num_classes:
                 raise ValueError(f"{data.name}: {name} labels must be whole numbers from 0 to {data.num_classes - 1}")
-        found = {"num_classes": data.num_classes}
+        found: dict[str, int | None] = {"num_classes": data.num_classes}
         found |= {"in_channels": data.train.inputs.shape[1]} if self.in_channels is not None else {}
         for name, value in found.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)}: {data.name} has {value}")
 
     def to(self, device: torch.device) -> None:
-        """Keep the examples on `device` from now on, so that batches are made there; workers make theirs on the CPU."""
+        """Move the examples to `device`, so that batches are made there; worker processes make theirs on the CPU."""
         if self.num_workers:
             return
         self._train, self._test = self._train.to(device), self._test.to(device)
 
     def num_examples(self, client: int) -> int:
-        """Training examples of a client."""
+        """Number of a client's training examples."""
         return len(self.parts[client])
 
     def test_part(self, client: int) -> Tensor:
@@ -143,25 +144,25 @@ class FederatedDataModule(LightningDataModule):
         return self._loader(self._train, self._keys(client, seed))
 
     def clients_with_a_lone_example(self) -> list[int]:
-        """Those with a training batch of a single example."""
+        """The clients with a training batch of a single example."""
         return [client for client in range(self.num_clients) if self._keys(client, seed=0).has_lone_example]
 
     def _keys(self, client: int, seed: int) -> EpochBatches:
         return EpochBatches(self.parts[client], self.batch_size, seed, lone_example=self.lone_example)
 
     def test_dataloader(self, client: int | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test set in its own order, or the part of it that has a client's own distribution."""
+        """The test set in its own order, or the part that follows a client's own distribution."""
         chosen = torch.arange(len(self.examples[1])) if client is None else self.test_part(client)
         return self._loader(self._test, EpochBatches(chosen, self.eval_batch_size, seed=0, shuffle=False))
 
     def _loader(self, batches: Batches, keys: EpochBatches) -> DataLoader[tuple[Tensor, Tensor]]:
         workers = min(self.num_workers, len(keys), os.cpu_count() or 1)
-        own = torch.Generator()  # not the one that dropout draws from
+        own = torch.Generator()  # leaves the global one to dropout
         return DataLoader(cast(Dataset, batches), batch_size=None, sampler=keys, num_workers=workers, generator=own)
 
 
 def _capped(examples: Examples, largest: int | None) -> Examples:
-    """At most `largest` examples, in their order, the same in every run; all where None."""
+    """At most `largest` examples in their order, the same ones in every run; None: all."""
     if largest is None or largest >= len(examples):
         return examples
     generator = torch.Generator().manual_seed(derive_seed(0, 0, 0, "cap"))

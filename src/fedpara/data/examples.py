@@ -1,4 +1,4 @@
-"""Labelled examples in memory, and batches of them, made on the device the examples are on."""
+"""Labelled examples in memory, and batches, which are made on the device of the examples."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Examples:
 
     Attributes:
         inputs: (N, ...) uint8: images (N, C, H, W), or texts (N, T) of character indices.
-        labels: (N,) int64, from 0.
+        labels: (N,) int64, from 0; or (N, ...) of any type where they are no classes: numbers, masks.
         owners: (N,) int64, whose each example is (its writer, its speaking role), the same number in train and test;
             None where a data set does not say.
 
@@ -41,20 +41,26 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def have_classes(self) -> bool:
+        """Whether each label is a whole number, as that of a class."""
+        return self.labels.dtype == torch.int64 and self.labels.dim() == 1
+
     def __getitem__(self, indices: Tensor) -> "Examples":
         owners = None if self.owners is None else self.owners[indices]
         return Examples(self.inputs[indices], self.labels[indices], owners)
 
     def to(self, device: torch.device) -> "Examples":
-        """A copy on `device`; owners stay, no batch holds them."""
+        """A copy on `device`; owners stay where they are, as batches do not contain them."""
         return Examples(self.inputs.to(device), self.labels.to(device), self.owners)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set as its files give it.
+    """A data set as it is stored in files.
 
     Attributes:
+        num_classes: None where labels are no classes, for a module of your own.
         prepare: a batch of inputs as stored to the network's input: `Normalize`, `Tensor.long`, or a callable of your
             own. Clients on machines of their own (`fedpara.deployment`) make it again from what its `to_words` gives.
 
@@ -67,15 +73,15 @@ class DataSet:
     name: str
     train: Examples
     test: Examples
-    num_classes: int
+    num_classes: int | None
     prepare: Prepare
 
 
 class Normalize:
-    """uint8 images to float, zero mean and unit variance.
+    """Turns uint8 images into floats with zero mean and unit variance.
 
     Args:
-        mean, std: per channel, on the scale 0 to 1.
+        mean, std: values per channel, on the scale 0 to 1.
 
     Example:
         >>> Normalize(mean=(0.5,), std=(0.25,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).tolist()
@@ -88,31 +94,31 @@ class Normalize:
         self._scale = 255 * torch.tensor(std)[:, None, None]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W), C as many as `mean` has."""
+        """(B, C, H, W) to the same shape; `mean` has C values."""
         if self._shift.device != pixels.device:
             self._shift, self._scale = self._shift.to(pixels.device), self._scale.to(pixels.device)
         return (pixels.float() - self._shift) / self._scale
 
     def to_words(self) -> dict[str, Any]:
-        """The `_target_` and the arguments by which Hydra makes it again; JSON can hold them."""
+        """The `_target_` and the arguments with which Hydra makes it again, in types that JSON has."""
         return {"_target_": "fedpara.data.Normalize", "mean": list(self.mean), "std": list(self.std)}
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """Augmentation: uint8 batch to uint8 batch. What is random is drawn beforehand, so that no batch waits for it."""
+    """Augmentation of a uint8 batch. Random numbers are drawn beforehand, so that no batch waits for them."""
 
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
-        """(size, ...) on the CPU, a row for each example."""
+        """Draw random numbers (size, ...) on the CPU, one row for each example."""
         ...
 
     def __call__(self, pixels: Tensor, drawn: Tensor) -> Tensor:
-        """(B, C, H, W) and the draws, on one device, to (B, C, H, W)."""
+        """(B, C, H, W) and the drawn numbers, on one device, to (B, C, H, W)."""
         ...
 
 
 class CropAndFlip:
-    """Zero-pad, crop back at random, flip half of the images left to right; each image on its own.
+    """Pads with zeros, crops at random, and flips half of the images left to right; each image on its own.
 
     Args:
         padding: pixels on each side.
@@ -123,13 +129,13 @@ class CropAndFlip:
         self.padding = padding
 
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
-        """(size, 3): rows and columns to move, and whether to flip."""
+        """Draw (size, 3): rows and columns to shift by, and whether to flip."""
         shift = torch.randint(2 * self.padding + 1, (2, size, 1), generator=generator)
         flip = torch.rand(size, 1, generator=generator) < 0.5
         return torch.cat([*shift, flip], dim=1)
 
     def __call__(self, pixels: Tensor, drawn: Tensor) -> Tensor:
-        """One gather over the whole batch."""
+        """Crop and flip the whole batch in one gather."""
         size, channels, height, width = pixels.shape
         index = partial(torch.arange, device=pixels.device)
         padded = torch.nn.functional.pad(pixels, [self.padding] * 4)
@@ -143,11 +149,11 @@ class CropAndFlip:
 
 
 class Batches(Dataset[Batch]):
-    """Whole batches by key (indices, seed): a batch is a function of its key, whichever worker makes it.
+    """Whole batches by key (indices, seed): a batch depends only on its key, not on the worker that makes it.
 
     Args:
-        examples: where batches are taken from.
-        prepare: stored inputs to network inputs.
+        examples: the examples of the batches.
+        prepare: turns stored inputs into inputs of the network.
         transform: augmentation, or None.
     """
 
@@ -179,21 +185,21 @@ class Batches(Dataset[Batch]):
 
 
 def _moved(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    """All of them as one tensor on `device`."""
+    """The parts as one tensor on `device`."""
     whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     return whole if whole.device == device else whole.pin_memory().to(device, non_blocking=True)
 
 
 class EpochBatches(Sampler[Key]):
-    """Keys of an epoch's batches: a fresh order for every epoch, a function of (seed, epoch) alone.
+    """Keys of an epoch's batches, in a new order for every epoch that depends only on (seed, epoch).
 
     Lightning calls `set_epoch` before each epoch. The last batch may be smaller.
 
     Args:
         indices: (n,) int64, the examples of one client.
-        shuffle: whether order depends on the seed; otherwise as given.
-        lone_example: what becomes of a last batch of a single example, which batch norms cannot be trained on: `keep`
-            it, `merge` it into the batch before, or `drop` it in that epoch. A client's only example is kept.
+        shuffle: whether to shuffle; otherwise the order is that of `indices`.
+        lone_example: treatment of a last batch of a single example, on which batch norms cannot train: `keep` it,
+            `merge` it into the batch before, or `drop` it in that epoch. A client's only example is always kept.
     """
 
     def __init__(
@@ -205,12 +211,12 @@ class EpochBatches(Sampler[Key]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration gives."""
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
     @property
     def num_examples(self) -> int:
-        """Of an epoch."""
+        """Number of examples in an epoch."""
         return len(self.indices) - (self._alone and self.lone_example == "drop")
 
     @property

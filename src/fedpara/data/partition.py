@@ -1,8 +1,8 @@
-"""Which client holds which examples: pure functions of labels (or owners), number of clients and seed.
+"""Partitions of the examples over clients: pure functions of labels (or owners), number of clients and seed.
 
-Each takes the training examples, `num_clients` and `seed`, and returns one sorted int64 index tensor per client;
-together they are disjoint and hold every example (`Natural`: of the owners that became clients). Nothing is cached: a
-partition is recomputed for every run.
+Each takes the training examples, `num_clients` and `seed`, and returns one sorted int64 index tensor per client. These
+are disjoint and contain every example (`Natural`: every example of the owners that became clients). Nothing is cached:
+each run computes its partition anew.
 """
 
 import logging
@@ -18,18 +18,23 @@ from torch import Tensor
 from fedpara.data.examples import Examples
 
 log = logging.getLogger(__name__)
-PATIENCE_S = 3.0  # of silence
+PATIENCE_S = 3.0  # seconds before a line in the log
 
 
 class Partition(ABC):
-    """Base: who holds what in training, and what a client's own test distribution is."""
+    """Base class: assigns training examples to clients, and defines a client's own test distribution."""
 
     @abstractmethod
     def __call__(self, train: Examples, num_clients: int, seed: int) -> list[Tensor]:
         """One sorted index tensor into `train` per client."""
 
     def test_part(self, own: Examples, test: Examples, seed: int) -> Tensor:
-        """Indices of the test examples that follow a client's own distribution, that of its labels."""
+        """Indices of the test examples that follow a client's own distribution, that of its labels.
+
+        All of them where labels are no classes: nothing else of an example tells.
+        """
+        if not own.have_classes:
+            return torch.arange(len(test))
         return matching_part(own.labels, test.labels, seed)
 
 
@@ -41,8 +46,13 @@ def _require_enough(num_examples: int, num_clients: int, least: int) -> None:
         )
 
 
+def _require_classes(train: Examples, name: str) -> None:
+    if not train.have_classes:
+        raise ValueError(f"partition={name}: the labels of the data set are no classes; take iid or natural")
+
+
 class IID(Partition):
-    """Random parts of equal size, up to one example.
+    """Random parts whose sizes differ by at most one example.
 
     Example:
         >>> train = Examples(torch.zeros(10, 1, dtype=torch.uint8), torch.arange(10) % 2)
@@ -64,7 +74,7 @@ class IID(Partition):
 class Natural(Partition):
     """A client is an owner: a writer of FEMNIST, a speaking role of Shakespeare (LEAF, Caldas et al. 2018).
 
-    Of more owners than clients `num_clients` are drawn at random, and the others' examples are unused.
+    If there are more owners than clients, `num_clients` of them are drawn at random; the others' examples are not used.
 
     Args:
         min_examples: owners with fewer training examples do not become clients.
@@ -89,7 +99,9 @@ class Natural(Partition):
         if train.owners is None:
             raise ValueError("partition=natural: the data set names no owners; take femnist or shakespeare")
         names, sizes = np.unique(train.owners.numpy(), return_counts=True)
-        order = np.argsort(train.owners.numpy(), kind="stable")  # once: a pass for every owner is quadratic
+        order = np.argsort(
+            train.owners.numpy(), kind="stable"
+        )  # once, because a pass for every owner would be quadratic
         parts = dict(zip(names, np.split(order, np.cumsum(sizes)[:-1]), strict=True))
         owners = names[sizes >= self.min_examples]
         if num_clients > len(owners):
@@ -101,7 +113,7 @@ class Natural(Partition):
         return [torch.from_numpy(parts[owner]) for owner in chosen]
 
     def test_part(self, own: Examples, test: Examples, seed: int) -> Tensor:
-        """The owner's own test examples; where there is none, what has the distribution of the owner's labels."""
+        """The owner's own test examples; if there are none, examples with the distribution of the owner's labels."""
         assert own.owners is not None
         if test.owners is not None and (test.owners == own.owners[0]).any():
             return (test.owners == own.owners[0]).nonzero()[:, 0]
@@ -111,8 +123,9 @@ class Natural(Partition):
 class Shards(Partition):
     """At most `classes_per_client` classes a client (McMahan et al. 2017, section 3, the pathological non-IID split).
 
-    Examples are cut into num_clients x classes_per_client shards, each of one class alone, classes by their sizes;
-    every client is dealt as many at random. (McMahan cut the sorted list into equal shards; some straddle two classes.)
+    Examples are cut into num_clients x classes_per_client shards of one class each; larger classes get more shards.
+    Every client gets the same number of shards at random. (McMahan et al. cut the sorted list into equal shards, some
+    of which contain two classes.)
 
     Args:
         classes_per_client: 2 in FedPara's MNIST experiments.
@@ -135,6 +148,7 @@ class Shards(Partition):
         """
         labels = train.labels
         _require_enough(len(labels), num_clients, self.classes_per_client)
+        _require_classes(train, "shards")
         generator = np.random.default_rng(seed)
         values, sizes = np.unique(labels.numpy(), return_counts=True)
         num_shards = num_clients * self.classes_per_client
@@ -158,13 +172,13 @@ class Shards(Partition):
 class Dirichlet(Partition):
     """Label skew as in FedML (He et al. 2020), which FedPara follows with alpha = 0.5.
 
-    For each class, shares of the clients are drawn from Dirichlet(alpha); a client that already holds its equal share
-    of all examples gets none of the class; the whole draw is repeated until every client holds `min_examples`.
+    For each class, the clients' shares are drawn from Dirichlet(alpha). A client that already has its equal share of
+    all examples gets none of the class. The whole draw is repeated until every client has `min_examples`.
 
     Args:
-        alpha: concentration; small is skewed, large approaches IID.
-        min_examples: least number of examples of a client.
-        max_draws: draws before giving up.
+        alpha: concentration; small values give skewed parts, large ones approach IID.
+        min_examples: smallest number of examples of a client.
+        max_draws: number of draws before giving up.
 
     Example:
         >>> train = Examples(torch.zeros(200, 1, dtype=torch.uint8), torch.arange(200) % 4)
@@ -190,6 +204,7 @@ class Dirichlet(Partition):
         """
         labels = train.labels
         _require_enough(len(labels), num_clients, self.min_examples)
+        _require_classes(train, "dirichlet")
         classes = [np.flatnonzero(labels.numpy() == label) for label in np.unique(labels.numpy())]
         generator, begun = np.random.default_rng(seed), time.monotonic()
         for number in range(1, self.max_draws + 1):
@@ -199,7 +214,7 @@ class Dirichlet(Partition):
             if time.monotonic() > begun + PATIENCE_S:
                 begun = float("inf")
                 log.info(
-                    "partition: %d draws without one that gives every client %d examples; at most %d are tried",
+                    "partition: %d draws so far did not give every client %d examples; at most %d are tried",
                     number,
                     self.min_examples,
                     self.max_draws,
@@ -212,11 +227,11 @@ class Dirichlet(Partition):
     def _draw(
         self, classes: list[np.ndarray], num_examples: int, num_clients: int, generator: np.random.Generator
     ) -> list[np.ndarray] | None:
-        """Each client's examples; None where one has too few. Counted first: cutting takes longer than drawing."""
+        """Each client's examples, or None if one has too few; they are counted first, because cutting is slower."""
         held, drawn = np.zeros(num_clients, dtype=int), []
         for members in classes:
             shares = generator.dirichlet(np.full(num_clients, self.alpha)) * (held < num_examples / num_clients)
-            if not shares.sum() > 0:  # a tiny alpha underflows; the draw is one of those that are repeated
+            if not shares.sum() > 0:  # a tiny alpha underflows; the draw is repeated
                 return None
             cuts = (np.cumsum(shares / shares.sum()) * len(members)).astype(int)[:-1]
             drawn.append((generator.permutation(members), cuts))
@@ -228,14 +243,14 @@ class Dirichlet(Partition):
 
 
 def matching_part(own: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """A client's own test distribution: the largest part of a test set in which classes have the client's proportions.
+    """The largest part of a test set in which classes have the client's proportions: its own test distribution.
 
     Args:
         own: labels of the client's training examples.
         labels: labels of the test set.
 
     Returns:
-        Sorted indices into the test set. A class that the test set lacks is left out.
+        Sorted indices into the test set. Classes that the test set lacks are left out.
     """
     num_classes = int(max(own.max(), labels.max())) + 1
     shares = np.bincount(own.numpy(), minlength=num_classes) / len(own)

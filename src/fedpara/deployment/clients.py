@@ -99,7 +99,7 @@ class DeployedClients:
         silent = [client for client, given in answers.items() if isinstance(given, ClientFailure)]
         if silent:
             log.warning("round %d: not tested: %s", broadcast.round, ", ".join(map(str, sorted(silent))))
-        return {c: float(given.values["accuracy"]) for c, given in answers.items() if isinstance(given, Parcel)}
+        return {c: float(given.values["score"]) for c, given in answers.items() if isinstance(given, Parcel)}
 
     def model(self, client: int, broadcast: Broadcast) -> State:
         """Raise ValueError: the model is on the client's own machine."""

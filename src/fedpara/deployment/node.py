@@ -9,7 +9,7 @@ from fedpara.deployment.folders import localised, owner
 from fedpara.deployment.kept import KeptStates
 from fedpara.deployment.parcel import Parcel, answer
 from fedpara.execution import ClientFailure
-from fedpara.federation import Broadcast, Kept
+from fedpara.federation import Broadcast, Kept, score
 
 
 class Node:
@@ -49,15 +49,15 @@ class Node:
         if reply.report.finite:
             states.write(kept, broadcast.round + 1, int(question.values["last"]))
         if question.values["test"] and reply.report.finite:
-            accuracy = self.executor.evaluate(outcome.state, self.client)["acc"]
-            reply = replace(reply, report=replace(reply.report, accuracy=accuracy))
+            tested = score(self.executor, outcome.state, self.client)
+            reply = replace(reply, report=replace(reply.report, score=tested))
         return answer(reply)
 
     def test(self, question: Parcel) -> Parcel:
-        """Accuracy of the model from which the client would start, on its own test distribution."""
+        """The headline metric of the model from which the client would start, on its own test distribution."""
         broadcast, kept, _ = self._start(question)
         model = self.side.model(broadcast.received["model"], kept)
-        return Parcel(b"", {"accuracy": self.executor.evaluate(model, self.client)["acc"]})
+        return Parcel(b"", {"score": score(self.executor, model, self.client)})
 
     def _start(self, question: Parcel) -> tuple[Broadcast, Kept, KeptStates]:
         asked = question.values

@@ -1,4 +1,4 @@
-"""The executor that the benchmark says is the quickest for a network on a machine (README, "Speed")."""
+"""The executor that our benchmark found fastest for a network on a machine (README, "Speed")."""
 
 import logging
 import os
@@ -15,15 +15,15 @@ from fedpara.execution.training import LocalTraining
 from fedpara.execution.vectorized import VectorizedExecutor
 
 log = logging.getLogger(__name__)
-TOGETHER = 4  # clients in one computation: fewer gain little, with more a round's last chunks leave workers idle
+TOGETHER = 4  # clients in one computation: fewer gain little, and with more a round's last chunks leave workers idle
 
 
 class AutoExecutor(Around):
-    """The first of these that the network and the trainer allow, chosen when there are data to try.
+    """The first executor in this list that the network and the trainer allow; it is chosen once there are data to try.
 
-    On a GPU whole epochs, in a process each where there are several GPUs. On several cores a worker process for each,
-    with several clients in one computation where a network is so small that they fit into a processor's cache. On one
-    core those together, or one client after the other.
+    On a GPU: whole epochs, with one process per GPU if there are several. On several cores: one worker process per
+    core, which trains several clients in one computation if they fit into a processor's cache. On one core: several
+    clients in one computation if they fit, else one client after the other.
 
     Args:
         training: how one client is trained.
@@ -34,7 +34,7 @@ class AutoExecutor(Around):
         super().__init__(SerialExecutor(training))
 
     def prepare(self) -> None:
-        """As of the serial executor; and choose."""
+        """Check the network as the serial executor does, then choose an executor."""
         self.inner.prepare()
         for make in self._candidates():
             try:
@@ -61,7 +61,7 @@ class AutoExecutor(Around):
         yield from [ProcessesExecutor] if several else []
 
     def _together_pays(self) -> bool:
-        """Whether several clients can be trained together, and fit into a processor's cache."""
+        """Whether several clients can be trained together and fit into a processor's cache."""
         try:
             return VectorizedExecutor(self.training).affordable() >= TOGETHER
         except ValueError:

@@ -10,7 +10,7 @@ import torch
 from fedpara.algorithms.base import Correction
 from fedpara.data.datamodule import FederatedDataModule
 from fedpara.execution.training import LocalTraining
-from fedpara.models.module import ClassificationModule
+from fedpara.models.contract import FederatedModule
 from fedpara.state import State
 
 FailureKind = Literal["dropped", "late", "diverged", "crashed", "out_of_memory"]
@@ -107,7 +107,7 @@ class Executor(Protocol):
         ...
 
     @property
-    def module(self) -> ClassificationModule:
+    def module(self) -> FederatedModule:
         """The module in this process, whose weights are those of whatever was loaded last."""
         ...
 
@@ -161,7 +161,10 @@ class Executor(Protocol):
         ...
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
-        """`acc` (0 to 1) and `loss` (nats) of a model on the whole test set, or on a client's own test distribution."""
+        """What the module logs of a model on the whole test set, or on a client's own test distribution.
+
+        Of classification `acc` (0 to 1) and `loss` (nats).
+        """
         ...
 
     def close(self) -> None:
@@ -188,7 +191,7 @@ class Around:
         return self.inner.training
 
     @property
-    def module(self) -> ClassificationModule:
+    def module(self) -> FederatedModule:
         """As of the inner executor."""
         return self.inner.module
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from fedpara.execution.training import LocalTraining
 from fedpara.execution.transfer import Room, dump
 
 Outcome = LocalResult | ClientFailure
+Work = TypeVar("Work", bound=Hashable)  # a pool's name for what it has in hand
 WINDOW = 8  # chunks a worker that may be in memory, waiting, in training or done
 
 
@@ -24,7 +25,7 @@ class WorkerDied(Exception):
     """The worker that trained is dead, and its work lost; the text says of what it died."""
 
 
-class Pool(Protocol):
+class Pool(Protocol[Work]):
     """Workers that train what they are handed.
 
     Attributes:
@@ -43,15 +44,15 @@ class Pool(Protocol):
         """What this task shares with those that are submitted from now on, by identity, travels once."""
         ...
 
-    def submit(self, tasks: list[ClientTask]) -> Hashable:
+    def submit(self, tasks: list[ClientTask]) -> Work:
         """Have the tasks trained; a name for them."""
         ...
 
-    def wait(self, work: Collection[Any], block: bool) -> Iterable[Any]:
+    def wait(self, work: Collection[Work], block: bool) -> Iterable[Work]:
         """Which of the work is done; with `block`, after something has happened."""
         ...
 
-    def outcomes(self, work: Any) -> list[Outcome]:
+    def outcomes(self, work: Work) -> list[Outcome]:
         """What became of the tasks.
 
         Raises:
@@ -65,7 +66,7 @@ class Pool(Protocol):
         ...
 
 
-class ParallelExecutor(Around):
+class ParallelExecutor(Around, Generic[Work]):
     """Trains a round's clients in a pool of workers, each with an executor of its own; tests models in this process.
 
     When a worker dies its tasks are trained again by another; two deaths more, and a task's own clients fail alone.
@@ -103,10 +104,10 @@ class ParallelExecutor(Around):
             raise ValueError(f"inner={here.name}: must train in its own process, as serial does")
         super().__init__(here)
         self.make, self.threads, self.chunk = inner, threads, chunk
-        self._pool: Pool | None = None
+        self._pool: Pool[Work] | None = None
 
     @abstractmethod
-    def _start(self) -> Pool:
+    def _start(self) -> Pool[Work]:
         """The pool, with its first task at hand."""
 
     def close(self) -> None:
@@ -119,8 +120,8 @@ class ParallelExecutor(Around):
         """Results in the order of the tasks, as they come; whoever does not take all of them ends the workers too."""
         chunks, more = _chunks(iter(tasks), self.chunk, max(1, self.workers)), True
         num_threads = torch.get_num_threads()
-        jobs: deque[_Job] = deque()  # a window over the tasks, in their order, so that memory is bounded
-        pool: Pool | None = None
+        jobs: deque[_Job[Work]] = deque()  # a window over the tasks, in their order, so that memory is bounded
+        pool: Pool[Work] | None = None
         try:
             torch.set_num_threads(self.threads)  # here too: every core is taken, and idle threads would wait for one
             while True:
@@ -143,7 +144,7 @@ class ParallelExecutor(Around):
         finally:
             torch.set_num_threads(num_threads)
 
-    def _hand_out(self, pool: Pool, jobs: "deque[_Job]") -> None:
+    def _hand_out(self, pool: Pool[Work], jobs: "deque[_Job[Work]]") -> None:
         """Keep the workers busy: first what was lost, then the longest, so that all end together."""
         suspects = [job for job in jobs if pool.die_together and job.losses and job.outcomes is None]
         waiting = [job for job in suspects or jobs if job.work is None and job.outcomes is None]
@@ -152,7 +153,7 @@ class ParallelExecutor(Around):
         for job in waiting[: max(0, room)]:
             job.work = pool.submit(job.tasks)
 
-    def _num_examples(self, job: "_Job") -> int:
+    def _num_examples(self, job: "_Job[Work]") -> int:
         return sum(self.datamodule.num_examples(task.client) for task in job.tasks)
 
 
@@ -163,7 +164,7 @@ def _chunks(tasks: Iterator[ClientTask], size: int, workers: int) -> Iterator[li
         yield from (turn[start : start + even] for start in range(0, len(turn), even))
 
 
-def _collect(pool: Pool, jobs: "deque[_Job]") -> None:
+def _collect(pool: Pool[Work], jobs: "deque[_Job[Work]]") -> None:
     """Take what is done; wait for something where the first job is not."""
     training = {job.work: job for job in jobs if job.work is not None}
     for work in pool.wait(training, block=jobs[0].outcomes is None):
@@ -179,7 +180,7 @@ def _collect(pool: Pool, jobs: "deque[_Job]") -> None:
 
 
 @dataclass(eq=False)
-class _Job:
+class _Job(Generic[Work]):
     """Tasks handed to a worker together.
 
     Attributes:
@@ -189,12 +190,12 @@ class _Job:
     """
 
     tasks: list[ClientTask]
-    work: Any = None
+    work: Work | None = None
     outcomes: list[Outcome] | None = None
     losses: int = 0
 
 
-def sendable(thing: Any, room: Room, name: str) -> bytes:
+def sendable(thing: object, room: Room, name: str) -> bytes:
     """What workers are made of, without its tensors, which are given places in `room`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Faults by seed: clients that fail as those of a real federation do, the same in every run of a seed."""
+"""Injected faults: clients fail as in a real federation, and in the same way in every run with the same seed."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -20,18 +20,18 @@ ERRORS: dict[FailureKind, Exception] = {
 
 
 class FaultInjection(Around):
-    """An executor of which some clients fail; who, is a function of (seed, round, client, attempt) alone.
+    """An executor with clients that fail; which ones fail depends only on (seed, round, client, attempt).
 
-    One that diverges trains and then returns a NaN and an infinity, for the server to find. The others do not train:
-    of a client that never answers, answers after the deadline or dies, the server has nothing.
+    A client that diverges trains and then returns a NaN and an infinity, which the server must find. The others do not
+    train, because the server gets nothing from a client that never answers, answers after the deadline or dies.
 
     Args:
-        executor: trains those that do not fail, and tests models.
+        executor: trains the clients that do not fail, and tests models.
         dropout, straggle, nan, crash, out_of_memory: shares of the clients that never answer, answer too late, return
-            NaN, raise an exception, run out of memory; 1 at most together.
+            NaN, raise an exception, or run out of memory; their sum is at most 1.
 
     Raises:
-        ValueError: the shares are more than all.
+        ValueError: the sum of the shares is above 1.
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
@@ -49,10 +49,12 @@ class FaultInjection(Around):
             "dropped": dropout, "late": straggle, "diverged": nan, "crashed": crash, "out_of_memory": out_of_memory,
         }  # fmt: skip
         if (total := sum(self.shares.values())) > 1 + 1e-9:
-            raise ValueError(f"dropout={dropout}: must leave the shares of all faults at 1 or less, they are {total:g}")
+            raise ValueError(
+                f"dropout={dropout}: the shares of all faults must sum to at most 1, they sum to {total:g}"
+            )
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
-        """Results of the clients that are spared, in the order of the tasks, then the failures."""
+        """Yield the results of the clients that do not fail, in the order of the tasks, then the failures."""
         fates: dict[int, FailureKind] = {}
 
         def training() -> Iterator[ClientTask]:
@@ -73,7 +75,7 @@ class FaultInjection(Around):
         )
 
     def fate(self, task: ClientTask) -> FailureKind | None:
-        """What becomes of the task; None: it is spared. The task's own seed is a function of (seed, round, client)."""
+        """The failure of the task, or None; the task's own seed is a function of (seed, round, client)."""
         draw = np.random.default_rng(derive_seed(task.seed, task.attempt, task.client, "fault")).random()
         for kind, share in self.shares.items():
             if draw < share:
@@ -83,7 +85,7 @@ class FaultInjection(Around):
 
 
 def _injured(state: State) -> State:
-    """The same with a NaN first and an infinity last in its first floating-point tensor."""
+    """The state with a NaN first and an infinity last in its first floating-point tensor."""
     name = next(name for name, tensor in state.items() if tensor.is_floating_point())
     tensor = state[name].clone(memory_format=torch.contiguous_format)
     tensor.view(-1)[-1], tensor.view(-1)[0] = float("inf"), float("nan")

@@ -8,7 +8,6 @@ Every parameter gets a first dimension, the client, and so do FedPara's factors,
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,10 @@ from fedpara.nn import Factorization
 from fedpara.private.torch import own_buffers, own_parameters
 from fedpara.state import State, tensors
 
-Forward = Callable[[Any, Tensor], Tensor]
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def _convolution(function: Callable[..., Tensor], layer: Any, inputs: Tensor) -> Tensor:
+def _convolution(function: Callable[..., Tensor], layer: Convolution, inputs: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
     bias = None if bias is None else bias.flatten()
     groups = len(weight) * layer.groups
@@ -41,13 +40,20 @@ def _group_norm(layer: nn.GroupNorm, inputs: Tensor) -> Tensor:
     )
 
 
-FOLDED: dict[type[nn.Module], Forward] = {
-    nn.Conv1d: partial(_convolution, F.conv1d),
-    nn.Conv2d: partial(_convolution, F.conv2d),
-    nn.Conv3d: partial(_convolution, F.conv3d),
-    nn.Linear: _linear,
-    nn.GroupNorm: _group_norm,
-}
+def _forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What a folded layer computes, of its stacked parameters; None: its kind is not one that can be folded."""
+    match layer:
+        case nn.Conv1d():
+            return partial(_convolution, F.conv1d, layer)
+        case nn.Conv2d():
+            return partial(_convolution, F.conv2d, layer)
+        case nn.Conv3d():
+            return partial(_convolution, F.conv3d, layer)
+        case nn.Linear():
+            return partial(_linear, layer)
+        case nn.GroupNorm():
+            return partial(_group_norm, layer)
+    return None
 
 
 class Dropouts(nn.Module):
@@ -89,12 +95,12 @@ class Folded(nn.Module):
     def _fold(self, name: str, layer: nn.Module, stacks: dict[nn.Parameter, nn.Parameter]) -> None:
         """One layer; `stacks` are the parameters so far and what became of them, for layers that share one."""
         own = [key for key, value in own_parameters(layer).items() if value is not None]
-        forward = next((FOLDED[kind] for kind in FOLDED if isinstance(layer, kind)), None)
+        forward = _forward(layer)
         if isinstance(layer, nn.Dropout):
             parent, _, last = name.rpartition(".")
             setattr(self.network.get_submodule(parent), last, Dropouts(layer.p, self))
         elif forward and getattr(layer, "padding_mode", "zeros") == "zeros" and getattr(layer, "affine", True):
-            layer.forward = partial(forward, layer)
+            layer.forward = forward
         elif own_buffers(layer) or (
             own and not isinstance(layer, Factorization | nn.utils.parametrize.ParametrizationList)
         ):

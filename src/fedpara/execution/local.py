@@ -1,15 +1,16 @@
 """Lightning callbacks of one client's local training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from fedpara.algorithms.base import Correction
+from fedpara.data.examples import Batch
 from fedpara.nn import Factorization, Hadamard, factorizations, jacobian_correction
 from fedpara.state import State
 
@@ -53,10 +54,10 @@ class LocalRecord(Callback):
         self._loss = self._loss + loss.detach().float() * (size * divided_by)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
         """Add a batch, whose loss Lightning has divided for accumulation; a whole epoch has added its own."""
-        if outputs:
+        if isinstance(outputs, Mapping) and "loss" in outputs:
             self.add(outputs["loss"], len(batch[1]), trainer.accumulate_grad_batches)
 
 
@@ -136,7 +137,7 @@ class JacobianCorrection(Callback):
             if isinstance(factorization, Hadamard):
                 self._handles.append(factorization.register_forward_hook(self._watch))
 
-    def _watch(self, factorization: Factorization, _: Any, weight: Tensor) -> None:
+    def _watch(self, factorization: Factorization, _: object, weight: Tensor) -> None:
         if weight.requires_grad and not self._correcting:
             weight.register_hook(self._keep(factorization))
 

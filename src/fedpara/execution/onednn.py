@@ -12,19 +12,19 @@ a convolution some 20 microseconds, so it is put in only where a network has suc
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedpara.private.torch import TorchDispatchMode, suggest_memory_format
+from fedpara.private.torch import DispatchKeySet, TorchDispatchMode, suggest_memory_format
 
 SIMD_CHANNELS = 16  # the floats of the widest register
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of inputs, weight, bias
 
 
 def is_affected(weight: Sequence[int], stride: Sequence[int]) -> bool:
@@ -70,9 +70,18 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.found = False
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        operator: Callable[..., object],
+        types: Collection[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if operator is torch.ops.aten.convolution.default:
-            self.found |= is_affected(args[1].shape, args[3])
+            _, weight, _, stride, *_ = args
+            assert isinstance(weight, Tensor)
+            assert isinstance(stride, Sequence)
+            self.found |= is_affected(weight.shape, stride)
         return operator(*args, **(kwargs or {}))
 
 
@@ -82,7 +91,15 @@ def _install() -> torch.library.Library:
     operator = torch.ops.aten.convolution_backward.default
     kernel = torch.library.get_kernel(operator, "CPU")
 
-    def checked(keys: Any, gradient: Tensor, inputs: Tensor, weight: Tensor, bias: Any, stride: Any, *rest: Any) -> Any:
+    def checked(
+        keys: DispatchKeySet,
+        gradient: Tensor,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Sequence[int] | None,
+        stride: Sequence[int],
+        *rest: object,
+    ) -> Gradients:
         if not is_affected(weight.shape, stride):
             return kernel.call_boxed(keys, gradient, inputs, weight, bias, stride, *rest)
         safe = contiguous(inputs), contiguous(weight)

@@ -1,6 +1,7 @@
 """Clients of a round in parallel, in worker processes on this machine that keep their model."""
 
 import os
+from concurrent.futures import Future
 from typing import Annotated
 
 import torch
@@ -10,12 +11,13 @@ from fedpara.execution.base import MakeExecutor
 from fedpara.execution.dispatch import ParallelExecutor
 from fedpara.execution.serial import SerialExecutor
 from fedpara.execution.training import LocalTraining
+from fedpara.execution.transfer import Place
 from fedpara.execution.workers import Workers, size
 
 Positive = Annotated[int, Field(ge=1)]
 
 
-class ProcessesExecutor(ParallelExecutor):
+class ProcessesExecutor(ParallelExecutor[Future[Place | bytes]]):
     """Trains a round's clients in worker processes; tests models in this one.
 
     A result is the inner executor's in a process with as many threads, bit for bit, whichever worker trained it.

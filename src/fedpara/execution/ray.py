@@ -15,8 +15,9 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar, cast
 
+import numpy as np
 import torch
 from pydantic import Field, SkipValidation, validate_call
 from torch import Tensor
@@ -30,12 +31,32 @@ from fedpara.state import State
 
 log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
-Parcel = tuple[bytes, Any]  # an object without its tensors, and the memory they lie in: numpy, which Ray does not copy
+Parcel = tuple[bytes, np.ndarray]  # an object without its tensors, and the memory they lie in, which Ray does not copy
+Result = TypeVar("Result")
 PATIENCE_S = 60  # without any actor, until the log says what is waited for
 TRIES = 3  # actors that die as they start, before it is taken for a fault of theirs
 
 
-class RayExecutor(ParallelExecutor):
+if TYPE_CHECKING:  # Ray is an option
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+    class Method(Protocol[Result]):
+        """A method of an actor."""
+
+        def remote(self, *given: object) -> ObjectRef[Result]:
+            """Have it run there."""
+            ...
+
+    class Handle(ActorHandle["Actor"]):
+        """An `Actor`, wherever it is."""
+
+        ready: Method[None]
+        train: Method[Parcel]
+        evaluate: Method[dict[str, float]]
+
+
+class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
     """Trains a round's clients in Ray actors, each with a model, an executor and its node's examples.
 
     A result is the inner executor's in a process with as many threads, bit for bit, whichever actor trained it. The
@@ -145,18 +166,17 @@ class Actors:
 
         self.ray, self._wanted = ray, wanted
         given = ray.put(model), ray.put(data), threads, torch.get_float32_matmul_precision()
-        options: dict[str, Any] = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0)}
+        options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0)}
         options |= {"memory": needs["memory"]} if "memory" in needs else {}
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_own_paths())}}
-        kind: Any = ray.remote(Actor)
-        kind = kind.options(scheduling_strategy="SPREAD", runtime_env=environment, **options)
-        self._make = partial(kind.remote, *given)
+        kind = ray.remote(Actor).options(scheduling_strategy="SPREAD", runtime_env=environment, **options)
+        self._make = cast("Callable[[], Handle]", partial(kind.remote, *given))
         self.size, self._failed = 0, 0
-        self._idle: list[Any] = []
-        self._starting: dict[Any, Any] = {}
-        self._training: dict[Any, Any] = {}
+        self._idle: list[Handle] = []
+        self._starting: dict[ObjectRef[None], Handle] = {}
+        self._training: dict[ObjectRef[Parcel], Handle] = {}
         self._common = Room(0, 0)
-        self._common_memory: Any = None
+        self._common_memory: ObjectRef[np.ndarray] | None = None
 
     def capacity(self, work: int) -> int:
         """Pieces of work that may be in hand, one for every actor that has answered; as many start as there is work."""
@@ -176,7 +196,7 @@ class Actors:
         dump(task, self._common)
         self._common_memory = self.ray.put(_written(self._common))
 
-    def submit(self, tasks: list[ClientTask]) -> Any:
+    def submit(self, tasks: list[ClientTask]) -> "ObjectRef[Parcel]":
         """Have the tasks trained by an idle actor."""
         actor = self._idle.pop()
         data, memory = _parcel(tasks, room=Room(0, sys.maxsize, known=self._common.laid, memory=1))
@@ -184,7 +204,7 @@ class Actors:
         self._training[work] = actor
         return work
 
-    def wait(self, work: Collection[Any], block: bool) -> Iterable[Any]:
+    def wait(self, work: "Collection[ObjectRef[Parcel]]", block: bool) -> "Iterable[ObjectRef[Parcel]]":
         """Which of the work is done; with `block`, after something has happened or a while."""
         references = [*work, *self._starting]
         done, _ = self.ray.wait(references, timeout=PATIENCE_S if block else 0)
@@ -198,7 +218,7 @@ class Actors:
                 self._welcome(reference)
         return [reference for reference in done if reference in self._training]
 
-    def _welcome(self, reference: Any) -> None:
+    def _welcome(self, reference: "ObjectRef[None]") -> None:
         actor = self._starting.pop(reference)
         try:
             self._get(reference)
@@ -210,7 +230,7 @@ class Actors:
             self._idle.append(actor)
             self._failed = 0
 
-    def outcomes(self, work: Any) -> list[Outcome]:
+    def outcomes(self, work: "ObjectRef[Parcel]") -> list[Outcome]:
         """What became of the tasks.
 
         Raises:
@@ -231,7 +251,7 @@ class Actors:
     def evaluate(self, state: State, client: int | None) -> dict[str, float]:
         """In an actor; what is in training there comes first."""
         data, memory = _parcel(state)
-        lost: list[Any] = []  # of what one trained, `outcomes` will say the same
+        lost: list[Handle] = []  # of what one trained, `outcomes` will say the same
         while True:
             alive = [actor for actor in [*self._training.values(), *self._idle] if actor not in lost]
             if not alive:
@@ -239,13 +259,12 @@ class Actors:
                 self.wait([], block=True)
                 continue
             try:
-                metrics: dict[str, float] = self._get(alive[-1].evaluate.remote(data, memory, client))
-                return metrics
+                return self._get(alive[-1].evaluate.remote(data, memory, client))
             except WorkerDied:
                 lost.append(alive[-1])
                 self._idle = [actor for actor in self._idle if actor not in lost]
 
-    def _get(self, reference: Any) -> Any:
+    def _get(self, reference: "ObjectRef[Result]") -> Result:
         exceptions = self.ray.exceptions
         try:
             return self.ray.get(reference)
@@ -261,18 +280,18 @@ class Actors:
                 self.ray.kill(actor)
 
 
-def _parcel(thing: Any, write: Callable[[Any, Room], bytes] = dump, room: Room | None = None) -> Parcel:
+def _parcel(thing: object, write: Callable[[object, Room], bytes] = dump, room: Room | None = None) -> Parcel:
     room = room or Room(0, sys.maxsize)
     return write(thing, room), _written(room)
 
 
-def _written(room: Room) -> Any:
+def _written(room: Room) -> np.ndarray:
     memory = torch.empty(room.end, dtype=torch.uint8)
     room.write(memory)
     return memory.numpy()
 
 
-def _tensor(memory: Any) -> Tensor:
+def _tensor(memory: np.ndarray) -> Tensor:
     """Memory of the object store, which is not to be written."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -291,11 +310,11 @@ def _join(address: str | None) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a line for every start, about a token
     before = signal.getsignal(signal.SIGTERM)
-    own: dict[str, Any] = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
     try:
         if address not in (None, "auto", "local"):  # Ray itself would try for minutes
             socket.create_connection(_host_and_port(address), timeout=10).close()
-        ray.init(address or "local", logging_level=logging.WARNING, **({} if address else own))
+        cpus, dashboard = (None, None) if address else (len(os.sched_getaffinity(0)), False)
+        ray.init(address or "local", logging_level=logging.WARNING, num_cpus=cpus, include_dashboard=dashboard)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"address={address}: no Ray cluster answers there; `ray start --head` starts one, null takes this machine"
@@ -354,12 +373,12 @@ class Actor:
         self.executor: Executor = make(LocalTraining(datamodule=datamodule, **values))
         datamodule.to(self.executor.device)
 
-    def train(self, data: bytes, common: Any, own: Any) -> Parcel:
+    def train(self, data: bytes, common: np.ndarray, own: np.ndarray) -> Parcel:
         """The outcomes of these tasks."""
         tasks = load(data, _tensor(common), _tensor(own), copy=False)
         return _parcel([portable(outcome) for outcome in self.executor.run(tasks)])
 
-    def evaluate(self, data: bytes, memory: Any, client: int | None) -> dict[str, float]:
+    def evaluate(self, data: bytes, memory: np.ndarray, client: int | None) -> dict[str, float]:
         """Accuracy and loss of a state."""
         metrics: dict[str, float] = self.executor.evaluate(load(data, _tensor(memory), copy=False), client)
         return metrics

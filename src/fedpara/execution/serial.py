@@ -5,12 +5,12 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from pydantic import validate_call
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
@@ -21,6 +21,8 @@ from fedpara.execution.local import GradientCorrection, JacobianCorrection, Loca
 from fedpara.execution.onednn import guard
 from fedpara.execution.training import ONLY_BY_BATCH, LocalTraining
 from fedpara.execution.whole_epochs import CudaGraphs, Epochs, NotCaptured, WholeEpochs
+from fedpara.metric import Metric
+from fedpara.models.contract import FederatedModule, own_methods
 from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.private import lightning
 from fedpara.private.torch import unscales_gradients
@@ -35,6 +37,7 @@ class SerialExecutor:
 
     Where the Trainer is given objects (callbacks, plugins, a profiler), which may remember a client or change what they
     are attached to, each task has a Trainer of its own, with copies of them, and a copy of the module as it was built.
+    A module that is not a plain `ClassificationModule` may remember a client too: each task has a copy of it.
 
     Args:
         training: how one client is trained. On a GPU the module's optimizer becomes the fused one where it has that.
@@ -72,7 +75,8 @@ class SerialExecutor:
         self.training = training
         self.module, self.datamodule, self.max_epochs = training.module, training.datamodule, training.max_epochs
         self._objects = training.objects
-        self._pristine = copy.deepcopy(self.module) if self._objects else self.module
+        self._own = type(self.module) is not ClassificationModule
+        self._pristine = copy.deepcopy(self.module) if self._objects else None
         if training.wants_gpu and not torch.accelerator.is_available():
             raise ValueError(f"accelerator={training.accelerator}: there is no GPU; take trainer=cpu")
         probe = training.trainer()
@@ -81,14 +85,16 @@ class SerialExecutor:
         self.device = probe.strategy.root_device
         precision = str(training.precision or probe.precision)
         self._scaled = precision in ("16", "16-mixed")
-        if self._scaled and unscales_gradients(self.module.configure_optimizers()):
+        if unscales_gradients(training.optimization(probe).optimizer) and self._scaled:
             raise ValueError(f"precision={precision}: must be bf16-mixed, or model.optimizer.fused=false")
         _require_hardware(precision, self.device)
-        if self.device.type == "cuda" and not self._scaled:
+        if isinstance(self.module, ClassificationModule) and self.device.type == "cuda" and not self._scaled:
             self.module.fuse()
         torch.backends.cudnn.allow_tf32 = training.matmul_precision != "highest"  # convolutions are products too
         torch.set_float32_matmul_precision(training.matmul_precision)
         self.module.network.to(memory_format=training.memory_format)  # type: ignore[call-overload]
+        if self._own:
+            self._pristine = self._pristine or copy.deepcopy(self.module)
         self.corrections = Corrections(training.jacobian_correction)
         self._whole = self._whole_epochs() if whole_epochs else None
         self._trainers: dict[str, Trainer] = {}
@@ -104,11 +110,15 @@ class SerialExecutor:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """See that the network takes what the data set gives.
+        """See that the network takes what the data set gives; of a module of another kind, `rehearse` sees that.
 
         Raises:
             ValueError: it does not.
         """
+        if isinstance(self.module, ClassificationModule):
+            self._require_logits()
+
+    def _require_logits(self) -> None:
         one, network = self.example(), self.module.network.to(self.device)
         try:
             with evaluating(network):
@@ -147,21 +157,35 @@ class SerialExecutor:
         return "they have no other example; take another partition, or a network without batch norm"
 
     def rehearse(self) -> None:
-        """One step an epoch of one client, where the Trainer is given objects: what they refuse, all would fail with.
+        """One step an epoch of one client, and a test on one batch, where something of it is a user's own.
+
+        That is, where the Trainer is given objects, or the module is not a plain `ClassificationModule`: what they
+        refuse, all clients would fail with.
 
         Raises:
-            ValueError: the Trainer cannot train with them, or not for all epochs.
+            ValueError: the Trainer cannot train with them, or not for all epochs; the module cannot be tested.
         """
-        if not (self._objects and self.datamodule.num_examples(0)):  # in deploy/ the server has no client's
+        if not self.datamodule.num_examples(0):  # in deploy/ the server has no client's
             return
+        if self._objects or self._own:
+            self._rehearse()
+
+    def _rehearse(self) -> None:
         loader, record = self.loader(0, seed=0), LocalRecord()
         examples, _ = next(iter(loader.sampler))
+        module = copy.deepcopy(self._pristine)
+        assert isinstance(module, LightningModule)
         try:
             with torch.random.fork_rng(), interruptible():
-                trainer = self.training.trainer(limit_train_batches=1)
-                lightning.set_callbacks(trainer, [*lightning.callbacks(trainer), record])
-                trainer.fit(self._own_module(), loader)
-            self._require_all_epochs(0, record, len(examples))
+                trainer = self.training.trainer(limit_train_batches=1, limit_test_batches=1)
+                given = lightning.callbacks(trainer)
+                lightning.set_callbacks(trainer, [*given, record])
+                trainer.fit(module, loader)
+                lightning.set_callbacks(trainer, given)
+                self._require_all_epochs(0, record, len(examples))
+                if self._own:
+                    (metrics,) = trainer.test(module, self.datamodule.test_dataloader(), verbose=False)
+                    Metric.of(module).of_test(_named(metrics))
         except Exception as error:
             cause = str(error) or type(error).__name__
             raise ValueError(f"a client cannot be trained with what it is given: {cause}") from error
@@ -218,9 +242,9 @@ class SerialExecutor:
             time.perf_counter() - start,
         )
 
-    def _own_module(self) -> ClassificationModule:
+    def _own_module(self) -> FederatedModule:
         """The one module, or a copy as it was built where something could be left behind in it."""
-        return copy.deepcopy(self._pristine) if self._objects else self.module
+        return self.module if self._pristine is None or self._whole else copy.deepcopy(self._pristine)
 
     @torch.no_grad()
     def _load(self, network: torch.nn.Module, state: State) -> None:
@@ -231,9 +255,8 @@ class SerialExecutor:
             if not torch.equal(buffer, value := value.to(buffer)):  # constants may be views that cannot be written
                 buffer.resize_(value.shape).copy_(value)
 
-    def _train(
-        self, task: ClientTask, module: ClassificationModule, loader: DataLoader[Batch], record: LocalRecord
-    ) -> None:
+    def _train(self, task: ClientTask, module: FederatedModule, loader: DataLoader[Batch], record: LocalRecord) -> None:
+        assert isinstance(module, LightningModule)
         gradient = self.corrections.gradient
         gradient.correction = task.correction
         torch.manual_seed(substream(task.seed, "dropout"))
@@ -254,6 +277,9 @@ class SerialExecutor:
         return loader
 
     def _whole_epochs(self) -> WholeEpochs:
+        for name in own_methods(self.module, ClassificationModule)[:1]:
+            raise ValueError(f"{type(self.module).__name__} has a {name} of its own: take executor.whole_epochs=false")
+        assert isinstance(self.module, ClassificationModule)
         given = self.training.arguments
         for name in ONLY_BY_BATCH & given.keys() | self._objects:
             raise ValueError(f"{name}={given[name]!r}: must be absent, or executor.whole_epochs=false")
@@ -262,12 +288,13 @@ class SerialExecutor:
         return WholeEpochs(self.module, CudaGraphs() if self.device.type == "cuda" and not self._scaled else None)
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
-        """Accuracy and loss on the test set or a client's part of it; a weight is composed once, not once a batch."""
+        """What the module logs on the test set or a client's part of it; a weight is composed once, not a batch."""
         module = self._own_module()
+        assert isinstance(module, LightningModule)
         self._load(module.network, state)
         with parametrize.cached(), self.kept_trainer("test", self.max_epochs) as trainer:
             (metrics,) = trainer.test(module, self.datamodule.test_dataloader(client), verbose=False)
-        return {name: float(value) for name, value in metrics.items()}
+        return _named(metrics)
 
     def close(self) -> None:
         """Nothing runs beside this process."""
@@ -312,6 +339,11 @@ def epochs_of(loader: DataLoader[Batch]) -> Epochs:
     assert isinstance(batches, Batches)
     assert isinstance(keys, EpochBatches)
     return Epochs(batches, keys)
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a module logged in its test; one that has `test/` before its names means the same."""
+    return {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
 
 
 def _require_hardware(precision: str, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from fedpara.data.datamodule import FederatedDataModule
-from fedpara.models.module import ClassificationModule
+from fedpara.models.contract import FederatedModule, Optimization, optimization_of, require_module
 from fedpara.private.lightning import stay_on_device
 
 CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
@@ -57,6 +57,7 @@ class LocalTraining:
         >>> from functools import partial
         >>> from torch import nn
         >>> from fedpara.data import IID, mnist_small
+        >>> from fedpara.models import ClassificationModule
         >>> module = ClassificationModule(nn.Linear(784, 10), partial(torch.optim.SGD, lr=0.1), num_classes=10)
         >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
         >>> training = LocalTraining(module, data, max_epochs=2, accelerator="cpu", options={"gradient_clip_val": 1.0})
@@ -64,7 +65,7 @@ class LocalTraining:
         (2, 0.0)
 
     Attributes:
-        module: the LightningModule; its `learning_rate_factor` is set for every task.
+        module: the LightningModule, which keeps the contract of `FederatedModule`.
         datamodule: gives each client's batches and the test batches.
         max_epochs: local epochs of a client.
         precision: as of a Trainer; None: its default, 32-true.
@@ -77,10 +78,11 @@ class LocalTraining:
         trainer_class: makes the Trainer.
 
     Raises:
-        ValueError: it would train no epoch, or without end, or with what a client's Trainer cannot be given.
+        ValueError: it would train no epoch, or without end, or with what a client's Trainer cannot be given; the module
+            does not keep the contract.
     """
 
-    module: ClassificationModule
+    module: Annotated[FederatedModule, BeforeValidator(require_module)]
     datamodule: FederatedDataModule
     max_epochs: Annotated[int, BeforeValidator(_require_epochs)]
     precision: object = None
@@ -123,6 +125,17 @@ class LocalTraining:
         )
         stay_on_device(trainer)
         return trainer
+
+    def optimization(self, trainer: Trainer | None = None) -> Optimization:
+        """What the module's `configure_optimizers` gives, asked before any training.
+
+        Args:
+            trainer: what the module sees as its own meanwhile; None: a new one.
+
+        Raises:
+            ValueError: it gives what a client cannot be trained with.
+        """
+        return optimization_of(self.module, trainer or self.trainer())
 
     def without_data(self) -> dict[str, object]:
         """All but the examples, by name: these travel to another process in a way of their own."""

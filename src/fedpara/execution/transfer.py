@@ -12,8 +12,8 @@ share is written once, before the first is sent, and nobody changes it until the
 
 import io
 import pickle
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def _look(memory: Tensor, place: Place) -> Tensor:
     return memory[start : start + shape.numel() * dtype.itemsize].view(dtype).as_strided(shape, strides)
 
 
-def dump(thing: Any, room: Room) -> bytes:
+def dump(thing: object, room: Room) -> bytes:
     """`thing` without its tensors, which are given places in `room`; those without a place are in the bytes."""
     file = io.BytesIO()
     _Pickler(file, room).dump(thing)
@@ -92,14 +92,15 @@ class _Pickler(pickle.Pickler):
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self._room = room
 
-    def persistent_id(self, thing: Any) -> Place | None:
+    def persistent_id(self, thing: object) -> Place | None:
         return self._room.place(thing) if type(thing) is Tensor else None
 
-    def reducer_override(self, thing: Any) -> Any:
+    def reducer_override(self, thing: object) -> tuple[Callable[..., nn.Module], tuple[type, object]]:
         """torch refuses to pickle a module with parametrizations, since its class is made on the spot."""
         if isinstance(thing, nn.Module) and parametrize.is_parametrized(thing):
-            kind: Any = parametrize.type_before_parametrizations(thing)
-            return _rebuild, (kind, kind.__getstate__(thing))
+            kind = parametrize.type_before_parametrizations(thing)
+            state = cast(Callable[[nn.Module], object], kind.__getstate__)(thing)
+            return _rebuild, (kind, state)
         return NotImplemented
 
 
@@ -113,7 +114,7 @@ class _Unpickler(pickle.Unpickler):
         return tensor.clone() if self._copy else tensor
 
 
-def _rebuild(kind: type[nn.Module], attributes: dict[str, Any]) -> nn.Module:
+def _rebuild(kind: type[nn.Module], attributes: dict[str, object]) -> nn.Module:
     """A module with parametrizations. See Note [Parametrized modules in a pickle]."""
     module = kind.__new__(kind)
     module.__dict__.update(attributes)

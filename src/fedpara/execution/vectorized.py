@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field, validate_call
@@ -19,7 +19,8 @@ from fedpara.execution.base import Around, ClientFailure, ClientTask, LocalResul
 from fedpara.execution.folding import Folded, require_foldable
 from fedpara.execution.serial import SerialExecutor, epochs_of
 from fedpara.execution.training import LocalTraining
-from fedpara.execution.whole_epochs import descend
+from fedpara.execution.whole_epochs import descend, the_optimizer
+from fedpara.models.contract import own_methods
 from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.nn import Factorization
 from fedpara.sampling import substream
@@ -49,13 +50,13 @@ class ManyClients(LightningModule):
         """A fresh one, at the round's learning rate."""
         return self.module[0].optimizer_of(self.network.parameters())
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: "Chunk", device: torch.device, dataloader_idx: int) -> "Chunk":
         """Batches are made where they are needed."""
         return batch
 
     def training_step(self, chunk: "Chunk", index: int) -> None:
         """All steps of all epochs; a client that has done its own goes along on padding, its result taken before."""
-        optimizer: Any = self.optimizers()
+        optimizer = the_optimizer(self)
         for batch in chunk:
             inputs, labels, share = self.trainer.precision_plugin.convert_input(batch)
             self.folded.sizes, self.folded.generators = chunk.sizes, chunk.generators
@@ -157,14 +158,16 @@ class VectorizedExecutor(Around):
         chunk_size: Annotated[int, Field(ge=1)] | None = None,
         memory_gb: Annotated[float, Field(gt=0)] | None = None,
     ) -> None:
+        module = training.module
+        for name in own_methods(module, ClassificationModule)[:1]:
+            raise ValueError(f"{type(module).__name__} has a {name} of its own: {WAY_OUT}")
+        assert isinstance(module, ClassificationModule)
+        self._plain = module
         self._one = SerialExecutor(training, whole_epochs=True)  # tests models, and trains those of a chunk that raised
         super().__init__(self._one)
         self.corrections = self._one.corrections
-        module = training.module
         self.chunk_size, self.memory_gb = chunk_size, memory_gb
         self._many: dict[int, ManyClients] = {}
-        if type(module).training_step is not ClassificationModule.training_step:
-            raise ValueError(f"{type(module).__name__} has a training_step of its own: {WAY_OUT}")
         optimizer = type(module.configure_optimizers()).__name__
         if optimizer not in ELEMENTWISE:
             raise ValueError(f"{optimizer} may mix clients, it is none of {', '.join(sorted(ELEMENTWISE))}: {WAY_OUT}")
@@ -230,7 +233,7 @@ class VectorizedExecutor(Around):
     def _train_chunk(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
         start = time.perf_counter()
         if len(tasks) not in self._many:
-            self._many[len(tasks)] = ManyClients(self.module, len(tasks)).to(self.device)
+            self._many[len(tasks)] = ManyClients(self._plain, len(tasks)).to(self.device)
         many = self._many[len(tasks)]
         many.folded.load([task.state for task in tasks])
         self.module.learning_rate_factor = tasks[0].learning_rate_factor

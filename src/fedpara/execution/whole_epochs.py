@@ -1,9 +1,9 @@
 """A local epoch as one batch of Lightning's: its loops once an epoch instead of once a step, on a GPU no host at all.
 
-What a user's LightningModule keeps: `training_step`, `configure_optimizers`, `on_before_optimizer_step` of its
-callbacks, the Trainer's precision and device; a captured step repeats what they did on the device, not their Python.
-What it loses: `self.log`, hooks around single batches, gradient clipping and accumulation by the Trainer, schedulers
-that step within an epoch. `executor.whole_epochs=false` has them all.
+It trains a `ClassificationModule`, of any network and optimizer. It keeps `on_before_optimizer_step` of the callbacks
+and the Trainer's precision and device; a captured step repeats what they did on the device, not their Python. Hooks
+around single batches, schedulers, gradient clipping and accumulation are for `executor.whole_epochs=false`, and so is a
+module with a training of its own.
 
 Note [Replayed steps]
 ~~~~~~~~~~~~~~~~~~~~~
@@ -20,8 +20,7 @@ Capturing takes steps to warm up, which change weights and moments: both are cop
 moments that did not exist before are set to zero. Random numbers of those steps are drawn from a fork.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from pytorch_lightning import LightningModule
@@ -29,7 +28,9 @@ from torch import Tensor
 
 from fedpara.data.examples import Batch, Batches, EpochBatches
 from fedpara.execution.local import LocalRecord
+from fedpara.models.module import ClassificationModule
 
+Epoch = Iterator[Batch]
 Step = Callable[[], Tensor]
 Capture = Callable[[Step], Step]
 
@@ -70,19 +71,19 @@ class WholeEpochs(LightningModule):
         variant: whatever makes a client's step another one than the last client's; a step is captured for each.
     """
 
-    def __init__(self, module: Any, capture: Capture | None = None) -> None:
+    def __init__(self, module: ClassificationModule, capture: Capture | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.module, self.capture = module, capture
         self.network = module.network
         self.record = LocalRecord()
-        self.variant: Any = None
-        self._captured: dict[Any, tuple[Batch, Step]] = {}
+        self.variant: Hashable = None
+        self._captured: dict[Hashable, tuple[Batch, Step]] = {}
         self._kept: torch.optim.Optimizer | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh one; where steps are captured, the one that they hold, made as new."""
-        fresh: torch.optim.Optimizer = self.module.configure_optimizers()
+        fresh = self.module.configure_optimizers()
         if fresh.defaults.get("dampening") or not fresh.defaults.get("fused"):
             self.capture = None  # zeros are no fresh start then; only fused steps read the rate where it is
         if self.capture is None:
@@ -107,11 +108,11 @@ class WholeEpochs(LightningModule):
         for state in self._kept.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: Epoch, device: torch.device, dataloader_idx: int) -> Epoch:
         """Batches are made where they are needed."""
         return batch
 
-    def training_step(self, epoch: Iterable[Batch], index: int) -> None:
+    def training_step(self, epoch: Epoch, index: int) -> None:
         """All steps of one epoch."""
         for batch in epoch:
             batch = self.trainer.precision_plugin.convert_input(batch)
@@ -119,7 +120,7 @@ class WholeEpochs(LightningModule):
             self.record.add(loss, len(batch[1]))
 
     def _step(self, batch: Batch) -> Tensor:
-        optimizer: Any = self.optimizers()
+        optimizer = the_optimizer(self)
         optimizer.zero_grad()
         loss = self.module.training_step(batch, 0)
         descend(self, optimizer, loss)
@@ -147,7 +148,14 @@ class WholeEpochs(LightningModule):
         return step()
 
 
-def descend(module: LightningModule, optimizer: Any, loss: Tensor) -> None:
+def the_optimizer(module: LightningModule) -> torch.optim.Optimizer:
+    """The only one of a module that takes its steps itself."""
+    optimizer = module.optimizers()
+    assert isinstance(optimizer, torch.optim.Optimizer)  # Lightning's own, of a class made on the spot
+    return optimizer
+
+
+def descend(module: LightningModule, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """The backward pass and the optimizer's step, outside of autocast as Lightning takes them batch by batch.
 
     A factor's gradient would be a product of bfloat16 numbers otherwise, and the next step might find this one's
@@ -168,8 +176,9 @@ class CudaGraphs:
 
     def __init__(self, warm_up: int = 3) -> None:
         self.warm_up = warm_up
-        self._aside: Any = None  # one stream for all: there are 32, and the graphs' own must not be among those
-        self._pool: Any = None
+        # one stream for all: there are 32, and the graphs' own must not be among those
+        self._aside: torch.cuda.Stream | None = None
+        self._last: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, step: Step) -> Step:
         """On the current device.
@@ -191,9 +200,9 @@ class CudaGraphs:
                 torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._last.pool() if self._last else None):
             loss = step()
-        self._pool = graph.pool()
+        self._last = graph
 
         def replay() -> Tensor:
             graph.replay()

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import active_children, forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
-from typing import Any
 
 import torch
 import torch.multiprocessing
@@ -81,7 +81,7 @@ class Workers:
         self._common = Room(*self._broadcast)
         self.size = number
         self._given = _Given(model, data, self._memory, threads, num_devices, torch.get_float32_matmul_precision())
-        self._context: Any = torch.multiprocessing.get_context("spawn" if num_devices else "forkserver")
+        self._context: BaseContext = torch.multiprocessing.get_context("spawn" if num_devices else "forkserver")
         self._start()
 
     def _start(self) -> None:

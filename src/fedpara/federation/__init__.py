@@ -2,11 +2,11 @@
 
 from fedpara.federation.callback import FederationCallback, Outcome
 from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply, Report
-from fedpara.federation.clients import Clients, MakeClients, SimulatedClients, in_turn, simulated
+from fedpara.federation.clients import Clients, MakeClients, SimulatedClients, in_turn, score, simulated
 from fedpara.federation.round import Federation
 from fedpara.federation.store import ClientStore
 
 __all__ = [
     "Broadcast", "Clients", "ClientSide", "ClientStore", "Federation", "FederationCallback", "Kept", "Layouts",
-    "MakeClients", "Outcome", "Reply", "Report", "SimulatedClients", "in_turn", "simulated",
+    "MakeClients", "Outcome", "Reply", "Report", "SimulatedClients", "in_turn", "score", "simulated",
 ]  # fmt: skip

@@ -50,7 +50,7 @@ class Report:
         train_loss: mean over all examples of all local epochs, in nats.
         seconds: wall time of the training.
         finite: whether the trained model is finite. The client says so, since the server never sees a personal part.
-        accuracy: of the trained model, from 0 to 1, on the client's own test distribution; None: it was not tested.
+        score: headline metric of the trained model on the client's own test distribution; None: it was not tested.
     """
 
     client: int
@@ -60,7 +60,7 @@ class Report:
     train_loss: float
     seconds: float
     finite: bool
-    accuracy: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)

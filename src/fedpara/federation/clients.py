@@ -8,6 +8,7 @@ from typing import Protocol
 from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.federation.client import Broadcast, ClientSide, Kept, Reply
 from fedpara.federation.store import ClientStore
+from fedpara.metric import Metric
 from fedpara.state import State
 
 
@@ -40,7 +41,7 @@ class Clients(Protocol):
         ...
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
-        """Accuracy, 0 to 1, of the model from which each client would start, on its own test distribution.
+        """The headline metric of the model from which each client would start, on its own test distribution.
 
         Clients that do not answer are left out.
         """
@@ -111,7 +112,7 @@ class SimulatedClients:
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
         """Test the clients' models on the executor, one by one."""
-        return {client: self._accuracy(self.model(client, broadcast), client) for client in clients}
+        return {client: score(self.executor, self.model(client, broadcast), client) for client in clients}
 
     def model(self, client: int, broadcast: Broadcast) -> State:
         """Joined from the broadcast and the client's part in the store."""
@@ -130,10 +131,12 @@ class SimulatedClients:
         self._pending[result.client] = kept
         if not (test and reply.report.finite):
             return reply
-        return replace(reply, report=replace(reply.report, accuracy=self._accuracy(result.state, result.client)))
+        return replace(reply, report=replace(reply.report, score=score(self.executor, result.state, result.client)))
 
-    def _accuracy(self, state: State, client: int) -> float:
-        return self.executor.evaluate(state, client)["acc"]
+
+def score(executor: Executor, state: State, client: int) -> float:
+    """The headline metric of a model on a client's own test distribution."""
+    return Metric.of(executor.module).of_test(executor.evaluate(state, client))
 
 
 def simulated(executor: Executor, folder: Path | None = None, memory_gb: float = 1.0) -> MakeClients:

@@ -17,6 +17,7 @@ from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Repl
 from fedpara.federation.clients import Clients, MakeClients, simulated
 from fedpara.federation.tally import Tally
 from fedpara.interruption import interruption
+from fedpara.metric import Metric
 from fedpara.record import RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
@@ -190,8 +191,9 @@ class Federation:
             idle_seconds=max(0.0, self.clients.workers * tally.train_seconds - tally.busy_seconds),
             wait_seconds=tally.wait_seconds,
             seconds=time.perf_counter() - start,
-            personal_accuracy=personal,
-            trained_accuracy=tuple(tally.trained_accuracy),
+            personal_scores=personal,
+            trained_scores=tuple(tally.trained_scores),
+            headline=self.headline,
         )
 
     def model(self, client: int | None = None) -> State:
@@ -199,6 +201,16 @@ class Federation:
         if client is None:
             return self.client_side.model(self.server["model"], Kept())
         return self.clients.model(client, self.broadcast(self.round))
+
+    @property
+    def headline(self) -> Metric:
+        """The metric by which the module is judged, as it logs it."""
+        return Metric.of(self.executor.module)
+
+    @property
+    def judged(self) -> Metric:
+        """The column by which the run is judged."""
+        return self.headline.judged(bool(self.split.personal))
 
     @property
     def personal(self) -> Mapping[int, State]:
@@ -211,14 +223,14 @@ class Federation:
         return self.clients.store.memories if self.clients.store else {}
 
     def evaluate(self) -> dict[str, float]:
-        """`test/acc` and `test/loss` of the global model with the initial personal part."""
+        """The metrics of the global model with the initial personal part, as the module logs them: `test/<name>`."""
         metrics = self.executor.evaluate(self.model())
         return {f"test/{name}": value for name, value in metrics.items()}
 
     def evaluate_personal(self, round_index: int) -> tuple[float, ...]:
-        """Accuracy of the model from which every client would start a round, from 0 to 1, on its own distribution."""
-        accuracy = self.clients.evaluate(range(self.num_clients), self.broadcast(round_index))
-        return tuple(accuracy[client] for client in sorted(accuracy))
+        """The headline of the model from which every client would start a round, on its own distribution."""
+        scores = self.clients.evaluate(range(self.num_clients), self.broadcast(round_index))
+        return tuple(scores[client] for client in sorted(scores))
 
     def broadcast(self, round_index: int) -> Broadcast:
         """The message that the server would send in a round, from its present state."""

@@ -15,7 +15,7 @@ class Tally:
     """Sums over the clients of one round that succeeded, and the failures of the others."""
 
     def __init__(self) -> None:
-        self.trained_accuracy: list[float] = []
+        self.trained_scores: list[float] = []
         self.succeeded: list[int] = []
         self.failures: list[ClientFailure] = []
         self.up_bytes = 0
@@ -36,8 +36,8 @@ class Tally:
     def add(self, report: Report) -> None:
         """Add a client that succeeded."""
         self.succeeded.append(report.client)
-        if report.accuracy is not None:
-            self.trained_accuracy.append(report.accuracy)
+        if report.score is not None:
+            self.trained_scores.append(report.score)
         self.loss_sum += report.train_loss * report.num_examples
         self.num_examples += report.num_examples
         self.busy_seconds += report.seconds

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from fedpara.models.contract import Batch
+
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
-Batch = tuple[Tensor, Tensor]
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # Adagrad is not in every PyTorch, on a GPU
 
 
@@ -28,7 +29,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class ClassificationModule(LightningModule):
-    """Cross-entropy on (images, labels).
+    """Cross-entropy on (images, labels); keeps the contract of `FederatedModule`.
 
     Args:
         network: images to logits.

@@ -35,6 +35,7 @@ Note [Operators that run]
 `TorchDispatchMode` sees every operator of a network, which shows convolutions that are not layers. torch documents it
 but keeps it in `torch.utils._python_dispatch`. `suggest_memory_format` (`torch._prims_common`) says in which memory
 format a compiled network expects a gradient; `Tensor.is_contiguous` answers another question where a dimension is 1.
+A kernel that is put in front of another one is handed a `torch._C.DispatchKeySet`, which has no public name.
 """
 
 import torch
@@ -44,6 +45,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "DispatchKeySet",
     "TorchDispatchMode",
     "flat_weights_names",
     "inject",
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 transforming = torch._C._are_functorch_transforms_active  # see Note [torch.func at work]
+DispatchKeySet = torch._C.DispatchKeySet  # the type alone; see Note [Operators that run]
 lstm = torch._VF.lstm  # see Note [One LSTM call]
 
 

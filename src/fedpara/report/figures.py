@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedpara.cost import SPEEDS_MBPS
+from fedpara.metric import Metric
 from fedpara.record import three_digits
 from fedpara.report.settings import Setting
 
@@ -22,11 +23,11 @@ Colours = dict[str, Any]
 
 
 def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
-    """Figures by name: `accuracy`, and where there is more than one setting `size` and `cost`.
+    """Figures by name: `accuracy`, or another metric's name; with several settings also `size` and `cost`.
 
     Args:
         found: in the order of their colours.
-        target: metric from 0 to 1 for the cost to target; None: no such figure.
+        target: of the metric, for the cost to it; None: no such figure.
     """
     shown = [setting for setting in found if len(setting.mean_curve)]
     if not shown:
@@ -35,7 +36,7 @@ def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
     scale = 1 if len(shown) <= 10 else 1 / (len(shown) - 1)
     colours = {s.label: palette(number if scale == 1 else number * scale) for number, s in enumerate(shown)}
     with mpl.rc_context(STYLE):
-        figures = {"accuracy": _accuracy(shown, colours)}
+        figures = {shown[0].metric.label.rpartition(" ")[2]: _accuracy(shown, colours)}
         if len({setting.ratio for setting in shown} - {None}) > 1:
             figures["size"] = _size(shown, colours)
         if target is not None and 1 < len(shown) <= LEGEND_ENTRIES and any(s.cost(target, 10) for s in shown):
@@ -63,7 +64,7 @@ def _accuracy(shown: Sequence[Setting], colours: Colours) -> Figure:
         axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0].xaxis.set_major_formatter("{x:g}")
         axes[0].xaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel(f"{_name(shown[0].metric)} (%)")
+    axes[0].set_ylabel(_name(shown[0].metric) + (" (%)" if shown[0].metric.is_share else ""))
     if 1 < len(shown) <= LEGEND_ENTRIES:
         axes[1].legend(loc="best")
     elif len(shown) > LEGEND_ENTRIES:
@@ -80,7 +81,7 @@ def _seeds(axis: Axes, setting: Setting, column: int, factor: float, colour: Any
 
 
 def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
-    """The last accuracy against the share of the dense model's parameters that travels, with 95 % intervals."""
+    """The metric, last tested, against the share of the dense model's parameters that travels; 95 % intervals."""
     figure = Figure(figsize=(5.6, 4), layout="constrained")
     axis = figure.subplots()
     few = len(shown) <= LEGEND_ENTRIES
@@ -93,10 +94,11 @@ def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
             color=colours[setting.label], label=setting.label,
         )  # fmt: skip
     axis.set_xlabel("parameters that travel, share of the dense model (%)")
-    axis.set_ylabel(f"{_name(shown[0].metric)}, last (%)")
+    axis.set_ylabel(f"{_name(shown[0].metric)}, last" + (" (%)" if shown[0].metric.is_share else ""))
     axis.margins(0.12)
-    low, high = axis.get_ylim()
-    axis.set_ylim(max(low, -2), min(high, 102))  # of two seeds the interval is soon wider than all shares
+    if shown[0].metric.is_share:
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -2), min(high, 102))  # of two seeds the interval is soon wider than all shares
     if few:
         axis.legend(loc="best")
     return figure
@@ -104,7 +106,8 @@ def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
 
 def _cost(shown: Sequence[Setting], colours: Colours, target: float) -> Figure:
     """Bars of the GB sent, and of the time over links of 2, 10, 50 Mbps, until the target was first reached."""
-    panels = {f"MB to {target:.0%}": [_mean([c.num_bytes / 1e6 for c in s.cost(target, 10)]) for s in shown]}
+    words = f"{target:.0%}" if shown[0].metric.is_share else f"{target:.4g}"
+    panels = {f"MB to {words}": [_mean([c.num_bytes / 1e6 for c in s.cost(target, 10)]) for s in shown]}
     for speed in SPEEDS_MBPS:
         minutes = [_mean([cost.seconds / 60 for cost in setting.cost(target, speed)]) for setting in shown]
         panels[f"minutes at {speed} Mbps"] = minutes
@@ -128,5 +131,5 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _name(metric: str) -> str:
-    return {"test/acc": "test accuracy", "personal/acc_mean": "personal accuracy"}.get(metric, metric)
+def _name(metric: Metric) -> str:
+    return {"test/acc": "test accuracy", "personal/acc_mean": "personal accuracy"}.get(metric.name, metric.name)

@@ -14,11 +14,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedpara.cost import SPEEDS_MBPS
-from fedpara.record import objective, size, three_digits
+from fedpara.metric import Metric
+from fedpara.record import size, three_digits
 from fedpara.report.figures import draw
 from fedpara.report.paper import Comparison, compare
 from fedpara.report.settings import Estimate, Setting, common_target, settings
-from fedpara.runs import Run, axes
+from fedpara.runs import Run, axes, headline, judged
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 NONE = "-"
@@ -30,17 +31,20 @@ def write_report(
     """Write report.html, report.csv and a PNG for each figure into `folder`; returns their paths.
 
     Args:
-        target: metric from 0 to 1 to which costs are counted; None: the largest that every setting reached.
-        metric: a column of metrics.csv from 0 to 1, such as `personal/acc_mean`; None: what the runs are judged by.
+        target: of the metric, to which costs are counted; None: the best that every setting reached.
+        metric: a column of metrics.csv, such as `personal/acc_mean`; None: what the runs are judged by.
 
     Raises:
-        ValueError: no run has measured `metric`.
+        ValueError: no run has measured `metric`; the target is no share, while the metric is one.
     """
-    metric = metric or objective(any(run.objective != objective(False) for run in runs))
-    found = settings(runs, metric)
+    chosen = _metric(metric, runs)
+    if target is not None and chosen.is_share and not 0 < target <= 1:
+        raise ValueError(f"target={target:g}: must be a number above 0, at most 1")
+    found = settings(runs, chosen)
     if not any(setting.counted for setting in found):
-        raise ValueError(f"metric={metric}: no run has measured it")
-    found.sort(key=lambda setting: -setting.last.mean if setting.last else 1.0)
+        raise ValueError(f"metric={chosen.name}: no run has measured it")
+    sign = -1.0 if chosen.higher_is_better else 1.0
+    found.sort(key=lambda setting: (0, sign * setting.last.mean) if setting.last else (1, 0.0))
     target = common_target(found) if target is None else target
     folder.mkdir(parents=True, exist_ok=True)
     in_order = sorted(found, key=lambda setting: setting.ratio or 0.0)
@@ -51,6 +55,15 @@ def write_report(
     for name, content in written.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in written]
+
+
+def _metric(column: str | None, runs: Sequence[Run]) -> Metric:
+    """Of a column that is not the headline's more is better, unless it is a loss."""
+    usual = judged(runs)
+    if column is None or column == usual.name:
+        return usual
+    own = next((run.headline for run in runs if column in (run.judged.name, f"test/{run.headline.name}")), None)
+    return Metric(column, own.higher_is_better if own else "loss" not in column)
 
 
 def _page(
@@ -64,8 +77,9 @@ def _page(
         title=title,
         states=", ".join(f"{count} {state}" for state, count in sorted(states.items())),
         answer=_answer(found, target),
-        metric=found[0].metric,
-        target=_percent(target),
+        metric=found[0].metric.name,
+        label=found[0].metric.label,
+        target="" if target is None else found[0].metric.target(target),
         figures={name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()},
         settings=_setting_table(found, target),
         comparisons=_comparison_table(compare(found)),
@@ -76,37 +90,41 @@ def _page(
 
 
 def _answer(found: list[Setting], target: float | None) -> str:
-    """What the runs were made to find out, in a sentence or two: `found` is in the order of its accuracy."""
-    best = found[0]
+    """What the runs were made to find out, in a sentence or two: `found` is in the order of its metric."""
+    best, metric = found[0], found[0].metric
     assert best.last is not None
     assert best.gigabytes is not None
     part = f" (of {len(best.counted)} of its {len(best.runs)} seeds)" if len(best.counted) < len(best.runs) else ""
-    sentence = f"Best: {best.label}, {_estimate(best.last)} % for {size(1e9 * best.gigabytes.mean)}{part}."
+    unit = " %" if metric.is_share else f" {metric.name}"
+    reached = f"{_value(best.last, metric)}{unit}"
+    sentence = f"Best: {best.label}, {reached} for {size(1e9 * best.gigabytes.mean)}{part}."
     near = [s.label for s in found[1:] if s.last and _overlap(s.last, best.last)]
     if near:
         sentence += f" Within 95 % intervals of it: {'; '.join(near[:4])}{' and others' if len(near) > 4 else ''}."
-    costs = [(sum(c.num_bytes for c in cost) / len(cost), s) for s in found if target and (cost := s.cost(target, 10))]
+    aimed = [(s, s.cost(target, 10)) for s in found] if target is not None else []
+    costs = [(sum(c.num_bytes for c in cost) / len(cost), s) for s, cost in aimed if cost]
     if len(costs) > 1:
         ranked = sorted(costs, key=lambda pair: pair[0])
         (least, cheapest), (most, dearest) = ranked[0], ranked[-1]
         times = f" ({most / least:.1f} times as much)" if least else ""  # local training sends nothing
         sentence += (
-            f" To {_percent(target)}, {cheapest.label} sends the least, {size(least)}, "
+            f" To {metric.target(target or 0.0)}, {cheapest.label} sends the least, {size(least)}, "
             f"and {dearest.label} the most, {size(most)}{times}."
         )
     return sentence
 
 
-def _overlap(low: Estimate, high: Estimate) -> bool:
+def _overlap(one: Estimate, other: Estimate) -> bool:
     """Whether the intervals of two means meet; not known, hence False, for a single seed."""
-    return low.mean + low.half_width >= high.mean - high.half_width
+    return abs(one.mean - other.mean) <= one.half_width + other.half_width
 
 
 def _setting_table(found: list[Setting], target: float | None) -> Table:
     names = list(dict.fromkeys(name for setting in found for name in setting.values))  # runs without overrides have one
-    heads = [*names, "seeds", "parameters", "of dense, %", "last, %", "best, %", "GB"]
+    metric = found[0].metric
+    heads = [*names, "seeds", "parameters", "of dense, %", f"last{metric.unit}", f"best{metric.unit}", "GB"]
     if target is not None:
-        heads += [f"MB to {_percent(target)}", "rounds", *(f"min at {speed} Mbps" for speed in SPEEDS_MBPS), "MJ"]
+        heads += [f"MB to {metric.target(target)}", "rounds", *(f"min at {speed} Mbps" for speed in SPEEDS_MBPS), "MJ"]
     heads = ["setting" if head == "" else head for head in heads]
     values = [[setting.values.get(name, NONE) for name in names] for setting in found]
     return _measured(heads, [own + _setting_row(setting, target) for own, setting in zip(values, found, strict=True)])
@@ -122,7 +140,7 @@ def _setting_row(setting: Setting, target: float | None) -> list[str]:
     seeds = f"{len(setting.counted)}" + (f" of {len(setting.runs)}" if len(setting.counted) < len(setting.runs) else "")
     ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
     shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
-    row = [seeds, shared, ratio, _estimate(setting.last), _estimate(setting.best)]
+    row = [seeds, shared, ratio, _value(setting.last, setting.metric), _value(setting.best, setting.metric)]
     row.append(NONE if setting.gigabytes is None else three_digits(setting.gigabytes.mean))
     if target is None:
         return row
@@ -147,18 +165,19 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def _run_table(runs: Sequence[Run]) -> Table:
-    varying = axes(runs)
+    varying, metric = axes(runs), headline(runs)
+    tested, personal = metric.judged(False), metric.judged(True)
     heads = [
-        "run", *varying, "state", "rounds", "test/acc last, %", "test/acc best, %", "personal/acc_mean last, %", "GB",
-        "seconds", "error",
+        "run", *varying, "state", "rounds", f"{tested.name} last{tested.unit}", f"{tested.name} best{tested.unit}",
+        f"{personal.name} last{personal.unit}", "GB", "seconds", "error",
     ]  # fmt: skip
     rows = []
     for number, run in enumerate(runs):
-        shares = (run.last("test/acc"), run.best("test/acc"), run.last("personal/acc_mean"))
+        values = (run.last(tested.name), run.best(tested), run.last(personal.name))
         sent = f"{run.rows[-1]['comm/total_bytes'] / 1e9:.4f}" if run.rows else NONE
         rows.append([
-            run.name, *(values[number] for values in varying.values()), run.state, str(len(run.rows)),
-            *(NONE if share is None else f"{100 * share:.2f}" for share in shares),
+            run.name, *(column[number] for column in varying.values()), run.state, str(len(run.rows)),
+            *(NONE if value is None else metric.written(value) for value in values),
             sent, f"{run.seconds:.1f}", run.summary.get("error", ""),
         ])  # fmt: skip
     return _measured(heads, rows)
@@ -215,5 +234,8 @@ def _mean(values: Sequence[float], form: Callable[[float], str] = three_digits) 
     return form(mean) if mean == mean else NONE
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:g} %"
+def _value(value: Estimate | None, metric: Metric) -> str:
+    """An estimate of the metric: percents to a tenth, what is no share to four digits."""
+    if value is None or metric.is_share:
+        return _estimate(value)
+    return f"{value.mean:.4g}" + (f" ± {value.half_width:.2g}" if value.half_width > 0 else "")

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 from scipy.special import stdtrit
 
-from fedpara.cost import SPEEDS_MBPS, CostToTarget, cost_to_target
+from fedpara.cost import SPEEDS_MBPS, TEST_ACCURACY, CostToTarget, cost_to_target
+from fedpara.metric import Metric
 from fedpara.record import GIGABYTE
 from fedpara.runs import Run, axes
 
@@ -36,12 +37,12 @@ class Setting:
     Attributes:
         values: what sets it apart from the others, by axis.
         runs: one a seed, in any state.
-        metric: the metric that is reported of them, from 0 to 1.
+        metric: the column that is reported of them; accuracy in percent, what is no share as it is.
     """
 
     values: dict[str, str]
     runs: list[Run]
-    metric: str = "test/acc"
+    metric: Metric = TEST_ACCURACY
 
     @property
     def label(self) -> str:
@@ -51,13 +52,13 @@ class Setting:
     @cached_property
     def counted(self) -> list[Run]:
         """The runs that means are over: the finished ones; where there are none, all that have a tested round."""
-        tested = [run for run in self.runs if run.last(self.metric) is not None]
+        tested = [run for run in self.runs if run.last(self.metric.name) is not None]
         return [run for run in tested if run.state == "finished"] or tested
 
     def curve(self, run: Run) -> np.ndarray:
-        """The tested rounds of a run: (n, 3) array of round, GB sent so far, metric in percent."""
-        tested = [row for row in run.rows if self.metric in row]
-        return np.array([[r["round"], r["comm/total_bytes"] / GIGABYTE, 100 * r[self.metric]] for r in tested])
+        """The tested rounds of a run: (n, 3) array of round, GB sent so far, metric (accuracy in percent)."""
+        tested = [(row, row[self.metric.name]) for row in run.rows if self.metric.name in row]
+        return np.array([[r["round"], r["comm/total_bytes"] / GIGABYTE, self.metric.scaled(m)] for r, m in tested])
 
     @cached_property
     def mean_curve(self) -> np.ndarray:
@@ -73,13 +74,13 @@ class Setting:
 
     @property
     def last(self) -> Estimate | None:
-        """The metric when last tested, in percent."""
-        return self.estimate(lambda run: _percent(run.last(self.metric)))
+        """The metric when last tested."""
+        return self.estimate(lambda run: self._scaled(run.last(self.metric.name)))
 
     @property
     def best(self) -> Estimate | None:
-        """The metric at its best, in percent."""
-        return self.estimate(lambda run: _percent(run.best(self.metric)))
+        """The metric at its best."""
+        return self.estimate(lambda run: self._scaled(run.best(self.metric)))
 
     @property
     def gigabytes(self) -> Estimate | None:
@@ -98,22 +99,20 @@ class Setting:
         return sizes["shared"] / sizes["dense"] if sizes else None
 
     def cost(self, target: float, speed_mbps: float) -> list[CostToTarget]:
-        """What it took each counted run to reach `target` (0 to 1); without the runs that never did."""
+        """What it took each counted run to reach `target` (accuracy: 0 to 1); without the runs that never did."""
         found = [_cost(run, self.metric, target, speed_mbps) for run in self.counted]
         return [cost for cost in found if cost is not None]
 
+    def _scaled(self, value: float | None) -> float | None:
+        return None if value is None else self.metric.scaled(value)
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
-
-def _cost(run: Run, metric: str, target: float, speed_mbps: float) -> CostToTarget | None:
+def _cost(run: Run, metric: Metric, target: float, speed_mbps: float) -> CostToTarget | None:
     unknown = {f"cost/round_s_{speed}mbps": math.nan for speed in SPEEDS_MBPS}  # runs of before the columns existed
-    rows = [unknown | row | ({"test/acc": row[metric]} if metric in row else {}) for row in run.rows]
-    return cost_to_target(rows, target, speed_mbps)
+    return cost_to_target([unknown | row for row in run.rows], target, speed_mbps, metric)
 
 
-def settings(runs: Sequence[Run], metric: str = "test/acc") -> list[Setting]:
+def settings(runs: Sequence[Run], metric: Metric = TEST_ACCURACY) -> list[Setting]:
     """Runs grouped by everything that varies but the seed.
 
     Runs without an overrides.yaml go by their folder's name; a number at its end is the seed: `dense-0`.
@@ -132,6 +131,10 @@ def _stem(name: str) -> str:
 
 
 def common_target(found: Sequence[Setting]) -> float | None:
-    """The largest whole percent that every setting's mean curve reached, from 0 to 1; None where nothing was tested."""
-    peaks = [setting.mean_curve[:, 2].max() for setting in found if len(setting.mean_curve)]
-    return math.floor(min(peaks)) / 100 if peaks else None
+    """What every setting's mean curve reached, of accuracy a whole percent, from 0 to 1; None: nothing was tested."""
+    metric = found[0].metric
+    best, worst = (np.max, np.min) if metric.higher_is_better else (np.min, np.max)
+    peaks = [best(setting.mean_curve[:, 2]) for setting in found if len(setting.mean_curve)]
+    if not peaks:
+        return None
+    return math.floor(worst(peaks)) / 100 if metric.is_share else float(worst(peaks))

@@ -1,0 +1,193 @@
+"""The contract of a LightningModule that clients train, and the reader of what its `configure_optimizers` returns."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from inspect import getattr_static
+from typing import Protocol, runtime_checkable
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Batch = tuple[Tensor, Tensor]
+METHODS = ("training_step", "test_step", "configure_optimizers")
+
+
+@runtime_checkable
+class FederatedModule(Protocol):
+    """What a LightningModule must have for clients to train it; loss, metrics, optimizer and schedulers are its own.
+
+    A batch is (inputs, labels), as the data set gives them. What `test_step` logs becomes the columns `test/<name>`.
+    Two class attributes may say which of these metrics a run is judged by: `headline`, its name, and
+    `higher_is_better`. Without them it is `acc`, and more is better.
+
+    Each client is trained with a copy of the module as it was built. With `optimizer.step()` called by the module
+    itself (manual optimization), `training_step` must return the loss all the same.
+
+    Attributes:
+        network: what is factorised, sent and averaged; every parameter that is trained is in it.
+        learning_rate_factor: set before each client's training; the federation lowers it round by round.
+
+    Example:
+        >>> class Regression(LightningModule):
+        ...     headline, higher_is_better = "mse", False
+        ...     learning_rate_factor = 1.0
+        ...     def __init__(self, network):
+        ...         super().__init__()
+        ...         self.network = network
+        ...     def training_step(self, batch, batch_index):
+        ...         inputs, targets = batch
+        ...         return nn.functional.mse_loss(self.network(inputs), targets)
+        ...     def test_step(self, batch, batch_index):
+        ...         self.log("mse", self.training_step(batch, batch_index), batch_size=len(batch[0]))
+        ...     def configure_optimizers(self):
+        ...         return Adam(self.parameters(), lr=0.01 * self.learning_rate_factor)
+        >>> from torch.optim import Adam
+        >>> type(require_module(Regression(nn.Linear(4, 1)))).__name__
+        'Regression'
+    """
+
+    network: nn.Module
+    learning_rate_factor: float
+
+    def training_step(self, batch: Batch, batch_index: int) -> STEP_OUTPUT:
+        """The loss of a batch, as a tensor or under `loss`: the mean over its examples."""
+        ...
+
+    def test_step(self, batch: Batch, batch_index: int) -> STEP_OUTPUT:
+        """Logs metrics, here or in `on_test_epoch_end`; they must be means over all examples of the loader."""
+        ...
+
+    def configure_optimizers(self) -> object:
+        """One fresh optimizer, its learning rates times `learning_rate_factor`, and any schedulers.
+
+        In any form that Lightning takes. It is called before the first round too, to see what it gives.
+        """
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterable[nn.Parameter]:
+        """As of every `nn.Module`."""
+        ...
+
+
+def require_module(module: object) -> FederatedModule:
+    """See that the module keeps the contract.
+
+    Raises:
+        ValueError: what it lacks.
+    """
+    name = type(module).__name__
+    if not isinstance(module, LightningModule):
+        raise ValueError(f"{name}: must be a LightningModule, see fedpara.models.FederatedModule")
+    missing = [one for one in ("network", "learning_rate_factor") if not hasattr(module, one)]
+    missing += [one for one in METHODS if getattr(type(module), one) is getattr(LightningModule, one)]
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(missing)}: see fedpara.models.FederatedModule")
+    if not isinstance(module.network, nn.Module):
+        raise ValueError(f"{name}.network is a {type(module.network).__name__}: must be an nn.Module")
+    sent = {id(parameter) for parameter in module.network.parameters()}
+    outside = [one for one, parameter in module.named_parameters() if id(parameter) not in sent]
+    if outside:
+        raise ValueError(f"{name}.{outside[0]}: must be in {name}.network, which alone is sent and averaged")
+    assert isinstance(module, FederatedModule)
+    return module
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What `configure_optimizers` gives, whichever of Lightning's forms it has.
+
+    Attributes:
+        optimizer: the only one.
+        schedulers: of its learning rate, as given: schedulers, or dictionaries that hold one.
+    """
+
+    optimizer: Optimizer
+    schedulers: tuple[object, ...] = ()
+
+
+def read_optimization(given: object) -> Optimization:
+    """Lightning's forms: an optimizer, a list of one, a pair of lists, a dictionary, or a list of one dictionary.
+
+    Raises:
+        ValueError: it has no optimizer, or several: those would be stepped by the module itself, on one loss each,
+            while an algorithm's correction is for one.
+
+    Example:
+        >>> from torch.optim import SGD
+        >>> from torch.optim.lr_scheduler import StepLR
+        >>> optimizer = SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+        >>> read_optimization({"optimizer": optimizer, "lr_scheduler": StepLR(optimizer, 1)}).optimizer is optimizer
+        True
+    """
+    optimizers, schedulers = _parts(given)
+    if len(optimizers) != 1:
+        raise ValueError(
+            f"configure_optimizers gives {len(optimizers)} optimizers: must be 1, to which corrections belong"
+        )
+    return Optimization(optimizers[0], tuple(schedulers))
+
+
+def _parts(given: object) -> tuple[list[Optimizer], list[object]]:
+    """All optimizers, and all schedulers."""
+    match given:
+        case None:
+            return [], []
+        case Optimizer():
+            return [given], []
+        case {"optimizer": Optimizer() as optimizer}:
+            assert isinstance(given, Mapping)
+            scheduler = given.get("lr_scheduler")
+            return [optimizer], [] if scheduler is None else [scheduler]
+        case [[*several], schedulers]:
+            optimizers, own = _parts(several)
+            return optimizers, own + (list(schedulers) if isinstance(schedulers, list | tuple) else [schedulers])
+        case [*several]:
+            parts = [_parts(one) for one in several]
+            return [one for found, _ in parts for one in found], [one for _, found in parts for one in found]
+    raise ValueError(f"configure_optimizers gives a {type(given).__name__}: must be a form that Lightning takes")
+
+
+def optimization_of(module: FederatedModule, trainer: Trainer) -> Optimization:
+    """What the module's `configure_optimizers` gives, asked before any training.
+
+    Args:
+        trainer: what the module sees as its own meanwhile.
+
+    Raises:
+        ValueError: it cannot be asked, it does not give one optimizer, or the learning rates do not follow
+            `learning_rate_factor`.
+    """
+    assert isinstance(module, LightningModule)
+    name, before = type(module).__name__, module.learning_rate_factor
+    module.trainer = trainer
+    try:
+        module.learning_rate_factor = 0.5
+        half = read_optimization(module.configure_optimizers())
+        module.learning_rate_factor = 1.0
+        whole = read_optimization(module.configure_optimizers())
+    except Exception as error:
+        text = f"{name}: {error}" if isinstance(error, ValueError) else f"{name}.configure_optimizers: {error}"
+        raise ValueError(text) from error
+    finally:
+        module.trainer = None
+        module.learning_rate_factor = before
+    for group, other in zip(whole.optimizer.param_groups, half.optimizer.param_groups, strict=True):
+        if abs(float(group["lr"]) - 2 * float(other["lr"])) > 1e-6 * float(group["lr"]):
+            raise ValueError(
+                f"{name}.configure_optimizers: must multiply its learning rates by self.learning_rate_factor"
+            )
+    return whole
+
+
+def own_methods(module: object, ours: type[LightningModule]) -> list[str]:
+    """What the module's class does in training otherwise than `ours`, the most telling first.
+
+    Args:
+        ours: a class whose training is known.
+    """
+    apart = ("test", "val", "predict", "checkpoint")
+    names = [name for name in dir(ours) if not name.startswith("_") and not any(word in name for word in apart)]
+    own = [name for name in names if getattr_static(type(module), name, None) is not getattr_static(ours, name)]
+    return sorted(own, key=lambda name: name not in METHODS)
