@@ -24,10 +24,10 @@ class ForeignLoad:
         return max(0.0, self._foreign_seconds() - seconds) / (time.perf_counter() - start)
 
     def _foreign_seconds(self) -> float:
-        processes = _processes()
+        processes = all_processes()
         # of this process count only its own time: its children are the waiting variants, which count as foreign
         own = [p for p in processes if p == os.getpid() or descends(p, self.own, processes)]
-        return _busy_seconds() - sum(processes[process][1] for process in own)
+        return busy_seconds() - sum(processes[process][1] for process in own)
 
 
 def descends(process: int, ancestor: int, processes: dict[int, tuple[int, float]]) -> bool:
@@ -37,14 +37,14 @@ def descends(process: int, ancestor: int, processes: dict[int, tuple[int, float]
     return process == ancestor
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Seconds of all processors and processes since the start of the machine, with those taken by a virtual host."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     user, nice, system, _idle, _iowait, interrupts, soft, stolen = fields
     return (user + nice + system + interrupts + soft + stolen) / TICKS
 
 
-def _processes() -> dict[int, tuple[int, float]]:
+def all_processes() -> dict[int, tuple[int, float]]:
     """The parent and the seconds of every process, including its ended children."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):

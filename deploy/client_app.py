@@ -1,4 +1,4 @@
-"""The Flower app of a SuperNode: parcels in messages, nothing more. Flower starts a process of it for each message."""
+"""The Flower app of a SuperNode, which only translates messages. Flower starts a process of it for each message."""
 
 import shlex
 from pathlib import Path
@@ -29,6 +29,6 @@ def _answer(message: Message, context: Context, what: Literal["train", "test"]) 
 
     folder = context.node_config.get("folder")
     if not isinstance(folder, str):
-        raise ValueError('--node-config: must say folder="...", where the data of this client are')
+        raise ValueError('--node-config: must give folder="...", the folder with the data of this client')
     node = Node(shlex.split(str(context.run_config["overrides"])), Path(folder))
     return Message(content(getattr(node, what)(read_message(message))), reply_to=message)

@@ -1,4 +1,4 @@
-"""A deployed run beside its simulation, and its bytes on the socket beside those counted."""
+"""Compares a deployed run with its simulation, and its bytes on the socket with the counted ones."""
 
 import json
 import threading
@@ -41,10 +41,10 @@ class Meter:
 
 
 def show(deployed: Path, simulated: Path, readings: list[tuple[int, int]]) -> float:
-    """Print both runs, round by round; the largest difference between their parameters.
+    """Print both runs, round by round; returns the largest difference between their parameters.
 
     Args:
-        readings: of `Meter`.
+        readings: the readings of a `Meter`.
     """
     lines = (deployed / PARTICIPANTS).read_text().splitlines()
     pairs = zip(Run(deployed).rows, Run(simulated).rows, strict=True)
@@ -60,14 +60,14 @@ def show(deployed: Path, simulated: Path, readings: list[tuple[int, int]]) -> fl
             f"{n + 1:5} | {_accuracies(own)}, {_accuracies(other)} | {counted_up:,}, {up:,} ({_over(up, counted_up)})",
             f"| {counted_down:,}, {tests:,}, {down:,} ({_over(down, sent)}) | {own['time/round_s']:.1f}",
         )
-    print(f"  all | up {_over(totals[1], totals[0])}, down {_over(totals[3], totals[2])} beside what was counted")
+    print(f"  all | up {_over(totals[1], totals[0])}, down {_over(totals[3], totals[2])} more than counted")
     difference = largest_difference(deployed, simulated)
-    print(f"largest difference of any value that the servers keep: {difference:g}")
+    print(f"largest difference of any value in the servers' states: {difference:g}")
     return difference
 
 
 def _accuracies(row: dict[str, float]) -> str:
-    """Of the global model, and the mean of the clients' own where there are any."""
+    """Accuracy of the global model, and the mean of the clients' own models if they were tested."""
     return " ".join(f"{row[name]:.6f}" for name in ("test/acc", "personal/acc_mean") if name in row)
 
 
@@ -76,7 +76,7 @@ def _over(measured: int, counted: int) -> str:
 
 
 def largest_difference(deployed: Path, simulated: Path) -> float:
-    """Of all that the two servers keep."""
+    """The largest difference of any value in the two servers' states."""
     one, other = (load_file(folder / CHECKPOINT) for folder in (deployed, simulated))
     assert one.keys() == other.keys()
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)

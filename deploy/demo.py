@@ -1,9 +1,9 @@
-"""A federation of real processes on this machine, beside its simulation: `python deploy/demo.py`.
+"""A federation of real processes on this machine, compared with its simulation: `python deploy/demo.py`.
 
     python deploy/demo.py method=pfedpara partition=dirichlet   # any experiment; out=<folder> keeps everything
 
-One SuperLink and four SuperNodes on loopback, each in a folder of its own, with TLS and with keys by which the
-SuperLink knows its nodes; a fifth node, whose key it does not know. All that nodes send and receive passes a relay.
+It starts one SuperLink and four SuperNodes on loopback, each in its own folder, with TLS and with keys that identify
+the nodes. A fifth node has an unknown key. All traffic of the nodes passes through a relay, which counts it.
 """
 
 import json
@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 ENVIRONMENT = os.environ | {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    "OMP_NUM_THREADS": "1",  # the processes share the machine, and a sum in another order is another sum
+    "OMP_NUM_THREADS": "1",  # another number of threads would add in another order, and give other bits
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",  # seconds; 1 by default
@@ -38,11 +38,11 @@ ENVIRONMENT = os.environ | {
 
 
 class Demonstration:
-    """The processes of a deployment, and where they are.
+    """The processes of a deployment and their folders.
 
     Args:
-        folder: a folder for each, their keys and logs.
-        overrides: of the experiment.
+        folder: holds a folder for each process, the keys and the logs.
+        overrides: the experiment's overrides.
     """
 
     def __init__(self, folder: Path, overrides: list[str]) -> None:
@@ -54,7 +54,7 @@ class Demonstration:
         self.certificate = folder / "server.pem"
 
     def prepare(self) -> None:
-        """Data, keys, and where `flwr` finds the SuperLink."""
+        """Write data, keys, and the file that tells `flwr` where the SuperLink is."""
         from keys import write_certificate, write_node_key
 
         write_certificate(self.folder)
@@ -67,25 +67,25 @@ class Demonstration:
         (home / "config.toml").write_text(f'[superlink]\ndefault = "demo"\n\n[superlink.demo]\n{link}')
 
     def names(self) -> list[str]:
-        """Of the nodes, as they are registered."""
+        """The registered names of the nodes."""
         return [f"client-{client}" for client in range(NUM_CLIENTS)]
 
     def superlink(self) -> list[Any]:
-        """The command of the server's end."""
+        """The command that starts the server's end."""
         key, cert = self.folder / "server.key", self.certificate
         tls = ["--ssl-certfile", cert, "--ssl-keyfile", key, "--ssl-ca-certfile", cert]
         safe = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
         return ["flower-superlink", "--port", self.port, *tls, *safe]
 
     def supernode(self, name: str, superlink_port: int) -> list[Any]:
-        """The command of a client's end."""
+        """The command that starts a client's end."""
         known = ["--root-certificates", self.certificate, "--auth-supernode-private-key", self.folder / f"{name}.key"]
         own = ["--port", free_port(), "--node-config", f'folder="{self.folder / "data" / name}"']
         return ["flower-supernode", "--superlink", f"127.0.0.1:{superlink_port}", *known, *own]
 
     @contextmanager
     def running(self, name: str, command: list[Any]) -> Iterator[subprocess.Popen[bytes]]:
-        """A process with a home of its own, whose output is in `<name>.log`."""
+        """Run a process with its own home; its output goes to `<name>.log`."""
         typed, home = list(map(str, command)), {"FLWR_HOME": str(self.folder / f"home-{name}")}
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(typed, stdout=log, stderr=log, env=ENVIRONMENT | home, start_new_session=True)
@@ -95,10 +95,10 @@ class Demonstration:
             end(process)
 
     def call(self, name: str, command: list[Any], shown: bool = False) -> None:
-        """Run to the end.
+        """Run a command to its end.
 
         Raises:
-            CalledProcessError: it failed; its output is shown.
+            CalledProcessError: it failed; its output is printed.
         """
         typed, home = list(map(str, command)), {"FLWR_HOME": str(self.folder / f"home-{name}")}
         output = None if shown else subprocess.PIPE
@@ -108,18 +108,18 @@ class Demonstration:
         done.check_returncode()
 
     def refused(self) -> list[str]:
-        """What a node whose key is not registered is told, and what the SuperLink writes of it."""
+        """Start a node with an unregistered key; returns what it and the SuperLink write about that."""
         with self.running("unknown", self.supernode("unknown", self.port)) as process:
             process.wait(120)
         told = [line for line in self.log("unknown") if "[code" in line]
         return told + [line for line in self.log("superlink") if "activate-node" in line and " 200" not in line]
 
     def log(self, name: str) -> list[str]:
-        """Lines that a process has written so far, without their colours."""
+        """The lines that a process has written so far, without colours."""
         return re.sub(r"\x1b\[\d+m", "", (self.folder / f"{name}.log").read_text()).splitlines()
 
     def await_nodes(self, timeout_s: float = 120) -> None:
-        """Until all are connected."""
+        """Wait until all nodes are connected."""
         end = time.monotonic() + timeout_s
         while not all(any("SuperNode ID" in line for line in self.log(name)) for name in self.names()):
             if time.monotonic() > end:
@@ -136,13 +136,13 @@ class Demonstration:
 
 
 def free_port() -> int:
-    """One that nothing listens to at the moment."""
+    """A port on which nothing listens at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Politely, then not."""
+    """Terminate a process; kill it if it does not end."""
     process.terminate()
     try:
         process.wait(10)
@@ -152,7 +152,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def demonstrate(folder: Path, overrides: list[str]) -> float:
-    """All of it; the largest difference between the two runs."""
+    """Run the demonstration; returns the largest difference between the two runs."""
     from compare import Meter, show
     from fedpara.runs import METRICS
 
@@ -176,7 +176,7 @@ def demonstrate(folder: Path, overrides: list[str]) -> float:
 
 
 def await_port(port: int, timeout_s: float = 60) -> None:
-    """Until something listens to it."""
+    """Wait until something listens on the port."""
     end = time.monotonic() + timeout_s
     while True:
         try:
@@ -188,7 +188,7 @@ def await_port(port: int, timeout_s: float = 60) -> None:
 
 
 def main() -> None:
-    """Exit status 1 where the deployed run is not the simulated one at 1e-4."""
+    """The command line; the exit status is 1 if the runs differ by more than 1e-4."""
     if find_spec("flwr") is None:
         sys.stderr.write("error: deploy/ needs Flower: pip install -e '.[flower]' in an environment of its own\n")
         sys.exit(2)
@@ -199,7 +199,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             difference = demonstrate(folder, overrides)
-        except subprocess.CalledProcessError as error:  # which has said why
+        except subprocess.CalledProcessError as error:  # the command has printed the reason
             sys.exit(error.returncode)
     sys.exit(difference > 1e-4)
 

@@ -1,4 +1,4 @@
-"""A certificate and keys for the demonstration, fresh. For real hosts openssl and ssh-keygen make the same: README."""
+"""New certificate and keys for the demonstration. The README makes the same with openssl and ssh-keygen."""
 
 import datetime
 import ipaddress
@@ -14,7 +14,7 @@ LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
 
 def write_certificate(folder: Path) -> None:
-    """Write the SuperLink's `server.pem` and `server.key`, signed by itself: clients trust it and no other."""
+    """Write the SuperLink's `server.pem` and `server.key`: a self-signed certificate, which clients trust alone."""
     key, now = ec.generate_private_key(ec.SECP384R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedpara demonstration")])
     certificate = (
@@ -30,7 +30,7 @@ def write_certificate(folder: Path) -> None:
 
 
 def write_node_key(path: Path) -> None:
-    """Write a node's private key, and beside it, `.pub`, the public one by which the SuperLink knows it."""
+    """Write a node's private key, and beside it `.pub`, the public key that identifies the node."""
     key = ec.generate_private_key(ec.SECP384R1())
     _write(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)

@@ -1,14 +1,14 @@
-"""Parcels as Flower's messages."""
+"""Converts between parcels and Flower's messages."""
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedpara.deployment.parcel import Parcel
 
-TYPES = {"train": "train", "test": "evaluate"}  # methods of `Node`, in Flower's words
+TYPES = {"train": "train", "test": "evaluate"}  # methods of `Node` and their names in Flower
 
 
 def content(parcel: Parcel) -> RecordDict:
-    """The payload as it is, one array of bytes; the values beside it."""
+    """The content of a message: the payload as one array of bytes, and the values."""
     packet = Array("uint8", (len(parcel.payload),), "fedpara.packet", parcel.payload)
     return RecordDict({"packet": ArrayRecord({"payload": packet}), "values": ConfigRecord(dict(parcel.values))})
 

@@ -1,18 +1,18 @@
-"""A relay in front of a TCP port that counts every byte of every connection, both ways."""
+"""A relay in front of a TCP port that counts the bytes of all connections, both ways."""
 
 import socket
 import threading
 
 
 class CountingRelay:
-    """Passes all bytes from a port of loopback on to another, unread.
+    """Forwards all bytes from one loopback port to another.
 
     Args:
-        target: the port to pass on to.
+        target: the port to forward to.
 
     Attributes:
-        port: where it listens.
-        up_bytes, down_bytes: carried to the target and back so far, in all connections.
+        port: the port on which it listens.
+        up_bytes, down_bytes: bytes forwarded to the target and back so far, in all connections.
     """
 
     def __init__(self, target: int) -> None:

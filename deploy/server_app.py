@@ -1,4 +1,4 @@
-"""The Flower app of the SuperLink: finds the clients' nodes, and carries parcels to them and back."""
+"""The Flower app of the SuperLink: it finds the clients' nodes, and sends parcels to them and back."""
 
 import logging
 import shlex
@@ -16,7 +16,7 @@ from fedpara.execution import ClientFailure
 from messages import TYPES, content, read_message
 
 log = logging.getLogger(__name__)
-NAME = "client-"  # and the number: what a node of a client is registered as
+NAME = "client-"  # a client's node is registered as this plus the client's number
 app = ServerApp()
 
 
@@ -24,8 +24,8 @@ class FlowerNodes:
     """Clients as SuperNodes: client 3 is the node whose key was registered under the name `client-3`.
 
     Args:
-        patience_s: for which a client is waited for that is not connected, or does not answer.
-        poll_s: between two looks for answers, and for nodes.
+        patience_s: seconds to wait for a client that is not connected or does not answer.
+        poll_s: seconds between two checks for answers and nodes.
     """
 
     def __init__(self, grid: Grid, patience_s: float, poll_s: float) -> None:
@@ -34,7 +34,7 @@ class FlowerNodes:
     def ask(
         self, questions: Mapping[int, Parcel], what: Literal["train", "test"]
     ) -> Iterator[tuple[int, Parcel | ClientFailure]]:
-        """Answers as they come; then `dropped`, who was not connected, and `late`, who did not answer in time."""
+        """Yield answers as they come, then `dropped` clients, not connected, and `late` ones, without an answer."""
         end = time.monotonic() + self.patience_s
         unsent, asked = set(questions), dict[str, int]()
         while (unsent or asked) and time.monotonic() < end:
@@ -51,7 +51,7 @@ class FlowerNodes:
         yield from ((client, ClientFailure(client, "late")) for client in sorted(asked.values()))
 
     def _connected(self, clients: set[int]) -> Iterator[tuple[int, int]]:
-        """Of some clients those that are there, with their nodes."""
+        """Yield the given clients that are connected, with their nodes."""
         for node in self.grid.get_nodes() if clients else []:
             number = node.name.removeprefix(NAME)
             if node.name.startswith(NAME) and number.isdecimal() and int(number) in clients:
@@ -66,18 +66,18 @@ def _failure(client: int, reply: Message) -> ClientFailure:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run, which is that of its folder: started again it goes on.
+    """Start the run of a folder, or resume it.
 
     Raises:
-        RuntimeError: it failed; its log and its summary.json say why.
+        RuntimeError: the run failed; its log and its summary.json have the reason.
     """
     from fedpara.deployment.server import run  # torch takes seconds to import
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every look, each sent up as a line of the log
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for every check, which Flower would send up
     given = context.run_config
     for name in ("data", "folder"):
         if not given[name]:
-            raise ValueError(f"--run-config: must say {name}=..., a folder of the server's")
+            raise ValueError(f"--run-config: must give {name}=..., a folder on the server")
     nodes = FlowerNodes(grid, float(given["patience-s"]), float(given["poll-s"]))
     try:
         run(shlex.split(str(given["overrides"])), Path(str(given["data"])), Path(str(given["folder"])), nodes)

@@ -27,7 +27,7 @@ def main() -> None:
         return
     try:
         print(made.save().url)
-    except Exception as error:  # of W&B: no account, no network, no such entity
+    except Exception as error:  # W&B's: no account, no network, no such entity
         _stop(f"entity={made.entity}: W&B refused ({' '.join(str(error).split())[:300]})")
 
 

@@ -29,6 +29,7 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("repository")
     torch.set_num_threads(1)
     compose_quickly()
+    os.fsync = lambda descriptor: None  # for time: only a machine that loses its power needs it
 
 
 def pytest_collection_finish():

@@ -42,6 +42,15 @@ def test_tensors_and_strings_come_back_to_the_bit(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_soon_after(tmp_path, monkeypatch):
+    done = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(os.readlink(f"/proc/self/fd/{number}")))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("renamed"), replace(*names)))
+    write_tensors(tmp_path / "x", STATE, {})
+    assert done == [str(tmp_path / ".x.partial"), "renamed", str(tmp_path)]
+
+
 @given(st.data())
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_of_any_kind_is_one_line(tmp_path, data):
@@ -100,32 +109,56 @@ def state_of(value, size=10):
     return {"w": torch.full((size,), float(value))}
 
 
-def test_client_states_are_a_mapping_that_holds_a_budget_in_memory(tmp_path):
+@pytest.fixture
+def read(monkeypatch):
+    """The clients whose files have been read since one last looked."""
+    files, tensors = [], read_tensors
+    monkeypatch.setattr(
+        "fedpara.storage.read_tensors", lambda path, layout: files.append(path) or tensors(path, layout)
+    )
+
+    def clients():
+        found = [int(path.name.partition("-")[0]) for path in files]
+        files.clear()
+        return found
+
+    return clients
+
+
+def test_client_states_are_a_mapping_that_holds_a_budget_in_memory(tmp_path, read):
     states = ClientStates(tmp_path / "clients", layout_of(state_of(0)), memory_bytes=3 * 40)
     for client in range(8):
         states[client] = state_of(client)
     assert list(states) == list(range(8))
     assert len(states) == 8
-    assert list(states._in_memory) == [5, 6, 7]
+    assert all(same(states[client], state_of(client)) for client in (5, 6, 7))
+    assert read() == []  # the last three are in memory
     assert all(same(states[client], state_of(client)) for client in range(8))
+    assert read() == list(range(8))  # each of these made room for itself
     states[5]
     states[0] = state_of(100)
-    assert list(states._in_memory) == [7, 5, 0]
-    assert states._held_bytes == 3 * 40
     assert same(states[0], state_of(100))
+    assert all(same(states[client], state_of(client)) for client in (7, 5))
+    assert read() == []
+    states[6]
+    assert read() == [6]  # the one used longest ago had gone
     assert states.get(9) is None
-    del states[0]
-    assert 0 not in states
-    assert states._held_bytes == 2 * 40
+    del states[7]
+    assert 7 not in states
+    states[1]
+    assert read() == [1]
+    assert [len(states[client]) for client in (6, 5, 1)] == [1, 1, 1]
+    assert read() == []  # what was deleted had left its room
 
 
-@pytest.mark.parametrize("memory_bytes", [0, 39, 10**9])
-def test_the_budget_changes_nothing_but_memory(tmp_path, memory_bytes):
+@pytest.mark.parametrize(("memory_bytes", "held"), [(0, 0), (39, 0), (119, 2), (10**9, 7)])
+def test_the_budget_changes_nothing_but_memory(tmp_path, read, memory_bytes, held):
     states = ClientStates(tmp_path, layout_of(state_of(0)), memory_bytes)
     for value in range(20):
         states[value % 7] = state_of(value)
-    assert [float(states[client]["w"][0]) for client in range(7)] == [14, 15, 16, 17, 18, 19, 13]
-    assert sum(tensor.nbytes for state in states._in_memory.values() for tensor in state.values()) <= memory_bytes
+    order = [value % 7 for value in range(19, 12, -1)]  # the one used last first: those that are held stay so
+    assert [float(states[client]["w"][0]) for client in order] == [19, 18, 17, 16, 15, 14, 13]
+    assert len(read()) == 7 - held
 
 
 def test_versions_named_by_a_checkpoint_stay_until_they_are_pruned(tmp_path):
@@ -249,7 +282,6 @@ def go_on(folder):
 def test_a_run_killed_before_any_of_its_writes_goes_on_to_the_same_end(tmp_path, monkeypatch, step):
     """Before each; by default before every fifth."""
     monkeypatch.setattr("fedpara.callbacks.run_folder.git_commit", lambda: None)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for time: a killed process needs none
     (tmp_path / "whole").mkdir()
     whole, whole_kept = go_on(tmp_path / "whole")
     for last_call in count(1, step):

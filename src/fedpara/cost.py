@@ -32,7 +32,7 @@ def megajoules(num_bytes: float) -> float:
 
 @dataclass(frozen=True)
 class CostToTarget:
-    """What it took until a metric first reached a target.
+    """The cost until a metric first reached a target.
 
     Attributes:
         rounds: rounds until then.
@@ -50,10 +50,10 @@ class CostToTarget:
 def cost_to_target(
     rows: Iterable[Mapping[str, float]], target: float, speed_mbps: float, metric: Metric = TEST_ACCURACY
 ) -> CostToTarget | None:
-    """The cost until a metric first reached `target` (of accuracy 0 to 1), or None where it never did.
+    """The cost until a metric first reached `target` (accuracy: 0 to 1), or None if it never did.
 
     Args:
-        rows: the rounds from the first on, under the names of metrics.csv; rounds that were not tested count too.
+        rows: all rounds from the first, with the columns of metrics.csv; untested rounds count too.
         metric: a column.
 
     Example:

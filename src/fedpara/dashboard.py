@@ -16,7 +16,7 @@ def workspace(entity: str, project: str, name: str = "FedPara", headline: Metric
     """Sections on accuracy, ranks, traffic, clients' own models, differences between runs, and training.
 
     Args:
-        headline: the metric by which the runs are judged, as their module logs it.
+        headline: the metric that judges the runs, as their module logs it.
     """
     best = f"test/{headline.name}.{'max' if headline.higher_is_better else 'min'}"
     return ws.Workspace(

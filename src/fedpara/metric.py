@@ -1,4 +1,4 @@
-"""The metric that stands for how good a model is: its name, whether more of it is better, how it is shown."""
+"""The metric that measures a model: its name, whether more is better, and how to show it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ class Metric:
     """A metric by which models are compared; the default is accuracy.
 
     Attributes:
-        name: as a module logs it in its test, `acc`; or a column of metrics.csv, `test/acc`.
+        name: the name under which a module logs it in its test, `acc`; or a column of metrics.csv, `test/acc`.
         higher_is_better: as in torchmetrics.
 
     Example:
@@ -22,15 +22,15 @@ class Metric:
 
     @classmethod
     def of(cls, module: object) -> "Metric":
-        """What a module's class says in `headline` and `higher_is_better`; accuracy where it says nothing."""
+        """The metric in `headline` and `higher_is_better` of a module's class; by default accuracy."""
         name = str(getattr(module, "headline", "acc"))
         return cls(name.removeprefix("test/"), bool(getattr(module, "higher_is_better", True)))
 
     def of_test(self, logged: Mapping[str, float]) -> float:
-        """Its value among what a module logged in its test.
+        """Its value among the metrics that a module logged in its test.
 
         Raises:
-            ValueError: it logged none of that name.
+            ValueError: the module did not log it.
         """
         if self.name not in logged:
             names = ", ".join(logged) or "nothing"
@@ -38,59 +38,59 @@ class Metric:
         return logged[self.name]
 
     def judged(self, personal: bool) -> "Metric":
-        """The column by which a run is judged.
+        """The column that judges a run.
 
         Args:
-            personal: whether a part of the model stays with the clients. The global model has that part untrained, so
-                that its metric says nothing; the mean over the clients' own models does.
+            personal: whether a part of the model stays with the clients. That part is untrained in the global model, so
+                the mean over the clients' own models is taken instead.
         """
         return replace(self, name=f"personal/{self.name}_mean" if personal else f"test/{self.name}")
 
     @property
     def is_share(self) -> bool:
-        """Whether it is an accuracy, from 0 to 1, which people read in percent."""
+        """Whether it is an accuracy from 0 to 1, which is shown in percent."""
         return self.name.rpartition("/")[2].removeprefix("trained_").startswith("acc")
 
     @property
     def label(self) -> str:
-        """Its name for people: of `test/acc` it is `accuracy`, of `test/mse` it is `mse`."""
+        """A readable name: `accuracy` for `test/acc`, `mse` for `test/mse`."""
         group, _, name = self.name.rpartition("/")
         word = "accuracy" if self.is_share else name.removesuffix("_mean")
         return f"personal {word}" if group == "personal" else word
 
     @property
     def worst_percentile(self) -> int:
-        """Where the worst off of many clients are: 10 where more is better, else 90."""
+        """The percentile of the worst clients: 10 if more is better, else 90."""
         return 10 if self.higher_is_better else 90
 
     def shown(self, value: float | None) -> str:
-        """A value for people; empty where there is none."""
+        """A readable value; empty for None."""
         if value is None:
             return ""
         return f"{value:.2%}" if self.is_share else f"{value:.4g}"
 
     def scaled(self, value: float) -> float:
-        """As it is written in tables: in percent where it is a share."""
+        """The value for tables: in percent if it is a share."""
         return 100 * value if self.is_share else value
 
     @property
     def unit(self) -> str:
-        """Behind the head of a column of `scaled` values: `, %`, or nothing."""
+        """The end of a column's head for `scaled` values: `, %`, or nothing."""
         return ", %" if self.is_share else ""
 
     def written(self, value: float) -> str:
-        """As a cell of a table: `71.23` for a share of 0.7123, four digits of any other value."""
+        """A value in a table: `71.23` for a share of 0.7123, four digits for any other value."""
         return f"{100 * value:.2f}" if self.is_share else f"{value:.4g}"
 
     def target(self, value: float) -> str:
-        """A value to be reached, for people: `80 %`, `0.25`."""
+        """A readable target: `80 %`, `0.25`."""
         return f"{100 * value:g} %" if self.is_share else f"{value:.4g}"
 
     def best(self, values: Iterable[float]) -> float | None:
-        """The best of some values, NaN aside; None where there are none."""
+        """The best of some values, ignoring NaN; None if there are none."""
         numbers = [value for value in values if value == value]
         return max(numbers, default=None) if self.higher_is_better else min(numbers, default=None)
 
     def reaches(self, value: float, target: float) -> bool:
-        """Whether a value is as good as the target, or better."""
+        """Whether a value is at least as good as the target."""
         return value >= target if self.higher_is_better else value <= target

@@ -1,4 +1,4 @@
-"""The record of one round: what was learned, what was sent, how long it took."""
+"""The record of one round: metrics, bytes and times."""
 
 import math
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from fedpara.cost import SPEEDS_MBPS, megajoules, round_seconds
 from fedpara.metric import Metric
 
 GIGABYTE = 1e9
-FATES = ("succeeded", "dropped", "late", "diverged", "crashed", "out_of_memory")  # of a round's clients
+FATES = ("succeeded", "dropped", "late", "diverged", "crashed", "out_of_memory")  # of a client in a round
 ACCURACY = Metric()
 
 
 def columns(headline: Metric = ACCURACY) -> tuple[str, ...]:
-    """Of metrics.csv and W&B, in the order in which they are shown; a module's further metrics follow its headline.
+    """The columns of metrics.csv and W&B in their order; a module's further metrics follow its headline.
 
     Args:
-        headline: as a module logs it.
+        headline: the metric as a module logs it.
     """
     own, worst = headline.name, headline.worst_percentile
     tested = ["test/acc", "test/loss"] if headline == ACCURACY else [f"test/{own}"]
@@ -37,24 +37,24 @@ class RoundRecord:
     """Figures of one finished round.
 
     Attributes:
-        round: rounds finished so far, from 1.
-        train_loss: mean over the round's training examples, in nats; NaN where no client succeeded.
-        metrics: evaluation by name (of classification `test/acc` from 0 to 1, `test/loss` in nats); empty where the
+        round: number of the round, from 1.
+        train_loss: mean loss over the round's training examples, in nats; NaN if no client succeeded.
+        metrics: test metrics by name (for classification `test/acc` from 0 to 1, `test/loss` in nats); empty if the
             round was not tested.
-        up_bytes, down_bytes: bytes from all clients of the round to the server and back.
-        total_bytes: both ways, all rounds so far.
-        num_clients: clients of the round.
-        clients: their numbers by what became of them: `succeeded` and the kinds of failure.
+        up_bytes, down_bytes: bytes from all clients of the round to the server, and back.
+        total_bytes: bytes both ways in all rounds so far.
+        num_clients: number of clients in the round.
+        clients: number of clients by outcome: `succeeded` and the kinds of failure.
         client_seconds: mean wall time of a client's local training.
-        seconds: wall time of the round, evaluation included.
-        train_seconds: wall time in which clients were trained and their uploads aggregated.
-        busy_seconds: in which a worker trained a client that succeeded, summed over the workers.
-        idle_seconds: what the workers had besides while clients were trained, summed over them.
-        wait_seconds: in which the server waited for the next result, with nothing to aggregate.
-        personal_scores: on each client's own test distribution, of the model it would start from: what the server has
-            now and what the client keeps; empty where not measured.
-        trained_scores: likewise of the models that the round's clients had just trained, before they were averaged.
-        headline: the metric that these are, as the module logs it.
+        seconds: wall time of the round, with tests.
+        train_seconds: wall time of the training and aggregation.
+        busy_seconds: time in which workers trained clients that succeeded, summed over the workers.
+        idle_seconds: the workers' other time during the training, summed over the workers.
+        wait_seconds: time in which the server waited for a result and had nothing to aggregate.
+        personal_scores: scores on each client's own test distribution of the model from which it would start now; empty
+            if they were not measured.
+        trained_scores: the same for the models that the round's clients had just trained, before averaging.
+        headline: the metric of these scores, as the module logs it.
     """
 
     round: int
@@ -76,7 +76,7 @@ class RoundRecord:
     headline: Metric = ACCURACY
 
     def as_row(self) -> dict[str, float]:
-        """The record under the names of `columns`; what was not measured is left out."""
+        """The record by the names of `columns`, without values that were not measured."""
         own, worst = self.headline.name, self.headline.worst_percentile
         return {
             "round": self.round,
@@ -99,7 +99,7 @@ class RoundRecord:
         }
 
     def _cost(self) -> dict[str, float]:
-        """The round over links of the paper's three speeds, and the energy so far."""
+        """Seconds of the round over links of the paper's three speeds, and the energy so far."""
         client_bytes = (self.up_bytes + self.down_bytes) / self.num_clients
         seconds = {
             f"cost/round_s_{speed}mbps": round_seconds(self.client_seconds, client_bytes, speed)
@@ -109,10 +109,10 @@ class RoundRecord:
 
 
 def spread(name: str, values: tuple[float, ...], worst: int = 10) -> dict[str, float]:
-    """Mean over clients, and a percentile: how the worst off fare.
+    """The mean over clients, and a percentile that shows the worst clients.
 
     Args:
-        worst: which percentile; the tenth where more is better.
+        worst: the percentile; the tenth if more is better.
     """
     import numpy as np  # programs that only read a record's names start without it
 
@@ -122,11 +122,11 @@ def spread(name: str, values: tuple[float, ...], worst: int = 10) -> dict[str, f
 
 
 def three_digits(value: float) -> str:
-    """For people, without an exponent: `0.0599`, `24.0`, `12,345`."""
+    """A readable number without an exponent: `0.0599`, `24.0`, `12,345`."""
     places = 2 - math.floor(math.log10(value)) if value > 0 else 0
     return f"{value:,.{max(0, places)}f}"
 
 
 def size(num_bytes: float) -> str:
-    """Bytes for people, decimal: `20.3 GB`, `4.1 MB`."""
+    """A readable number of bytes in decimal units: `20.3 GB`, `4.1 MB`."""
     return f"{num_bytes / GIGABYTE:.2f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 1e6:.2f} MB"

@@ -101,7 +101,7 @@ class Run:
 
     @property
     def headline(self) -> Metric:
-        """The metric that its module is judged by, as it logs it; older folders name none, theirs is accuracy."""
+        """The metric that judges its module, as the module logs it; accuracy in older folders, which do not name it."""
         return Metric(**self.summary.get("headline", {}))
 
     @property
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def judged(self) -> Metric:
-        """The column by which the run is judged."""
+        """The column that judges the run."""
         return self.headline.judged(self.is_personal)
 
     @property
@@ -155,7 +155,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        whole, _, _ = path.read_bytes().decode().rpartition("\n")  # a loss of power may leave half a row
+        whole, _, _ = path.read_bytes().decode().rpartition("\n")  # a power loss can leave half a row
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(whole))]
         return [{**row, "round": int(row["round"])} for row in rows]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -210,12 +210,12 @@ def _number(text: str) -> tuple[bool, float, str]:
 
 
 def headline(runs: Sequence[Run]) -> Metric:
-    """The one that most of the runs have."""
+    """The headline that most of the runs have."""
     return next(iter(Counter(run.headline for run in runs if run.summary).most_common(1)), (Metric(), 0))[0]
 
 
 def judged(runs: Sequence[Run]) -> Metric:
-    """One column for all of them, to be compared."""
+    """One column that judges all runs, for comparisons."""
     return headline(runs).judged(any(run.is_personal for run in runs))
 
 

@@ -35,7 +35,7 @@ def test_offline_without_an_account_and_says_how_to_look_and_upload(offline, cap
         run(offline)
     (line,) = [r.message for r in caplog.records if "W&B" in r.message]
     folder = next((offline / "wandb").glob("offline-run-*-run-0.1"))
-    assert line == f"W&B is offline; look: wandb leet {folder.parent}; upload: wandb sync {folder}"
+    assert line == f"W&B is offline; to look: wandb leet {folder.parent}; to upload: wandb sync {folder}"
     assert wandb.run is None  # closed: the next run of a sweep starts afresh
 
 

@@ -4,6 +4,7 @@ import copy
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.data import IID, FederatedDataModule
 from fedpara.data.examples import CropAndFlip, Normalize
-from fedpara.execution import ClientTask, LocalResult, SerialExecutor, VectorizedExecutor
+from fedpara.execution import ClientTask, LocalResult, LocalTraining, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.execution.local import GradientCorrection
-from fedpara.execution.whole_epochs import NotCaptured
+from fedpara.execution.whole_epochs import CudaGraphs, NotCaptured, WholeEpochs
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, jacobian_correction
 from helpers.federations import convolutional, local_training, make_federation, tiny_images
@@ -161,19 +162,37 @@ def test_trying_an_example_leaves_the_network_training():
     assert all(module.training for module in federation.executor.module.network.modules())
 
 
-def rehearsed(step):
+class Rehearsed:
     """As `CudaGraphs`, on a CPU: steps to warm up, which must leave no trace, then the operators of one recorded."""
-    recording = Recording()
-    for _ in range(3):
-        step()
-    with recording:
-        loss = step()
 
-    def replay():
-        recording.replay()
-        return loss
+    def __init__(self):
+        self.num_steps = 0
 
-    return replay
+    def __call__(self, step):
+        self.num_steps += 1
+        recording = Recording()
+        for _ in range(3):
+            step()
+        with recording:
+            loss = step()
+
+        def replay():
+            recording.replay()
+            return loss
+
+        return replay
+
+
+@pytest.fixture
+def captured_by(monkeypatch):
+    """Has the executors that are made from now on capture their steps in a way of ours, as they would on a GPU."""
+
+    def by(capture):
+        whole_epochs = "fedpara.execution.serial.WholeEpochs"
+        monkeypatch.setattr(whole_epochs, lambda module, _: WholeEpochs(module, capture))
+        return capture
+
+    return by
 
 
 ALGORITHMS = [FedAvg, partial(FedProx, mu=0.3), Scaffold, FedDyn]
@@ -181,7 +200,7 @@ ALGORITHMS = [FedAvg, partial(FedProx, mu=0.3), Scaffold, FedDyn]
 
 @pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["fedavg", "fedprox", "scaffold", "feddyn"])
-def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(algorithm, captured):
+def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(captured_by, algorithm, captured):
     """With dropout, momentum, decay of the rate and eq. 9; captured: what a CUDA graph needs, on memory that stays."""
 
     def final(**options):
@@ -192,10 +211,10 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(algorithm, ca
         momentum = 0.9 if algorithm in (FedAvg, FedDyn) else 0
         optimizer = partial(torch.optim.SGD, lr=0.1, momentum=momentum, fused=captured)
         federation.executor.module.make_optimizer = optimizer
-        if captured and options:
-            federation.executor._whole.capture = rehearsed
         return [federation.run_round() for _ in range(3)], federation.server
 
+    if captured:
+        captured_by(Rehearsed())
     (records, server), (others, quick) = final(), final(whole_epochs=True)
     for part, state in server.items():
         for name, tensor in state.items():
@@ -205,24 +224,17 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(algorithm, ca
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_captured_steps_are_the_eager_ones_bit_for_bit(precision, batch_norm):
+def test_captured_steps_are_the_eager_ones_bit_for_bit(captured_by, precision, batch_norm):
     """Clients of unequal size, with and without corrections in turn: a step for each of both and each size of batch."""
     torch.manual_seed(0)
     network = factorize(ResNet([4], [1], 3, in_channels=1), FedPara(gamma=0.4)) if batch_norm else None
     optimizer = fused(partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01))
-    eager, captured = (
-        convolutional(
-            SerialExecutor,
-            False,
-            copy.deepcopy(network),
-            optimizer,
-            precision,
-            whole_epochs=True,
-            strength=0.5,
-        )
-        for _ in range(2)
-    )
-    captured._whole.capture = rehearsed
+
+    def made():
+        given = copy.deepcopy(network), optimizer, precision
+        return convolutional(SerialExecutor, False, *given, whole_epochs=True, strength=0.5)
+
+    eager, recorded, captured = made(), captured_by(Rehearsed()), made()
     state = eager.initial_state()
     offset = {name: torch.randn(tensor.shape) / 100 for name, tensor in state.items()}
     corrections = [Correction(), Correction(0.1, state, offset), Correction(), Correction(0.1, offset, state)]
@@ -230,35 +242,33 @@ def test_captured_steps_are_the_eager_ones_bit_for_bit(precision, batch_norm):
     for one, other in zip(eager.run(tasks), captured.run(tasks), strict=True):
         assert one.train_loss == other.train_loss
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
-    assert len(captured._whole._captured) > 4
+    assert recorded.num_steps > 4
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
-def test_a_fused_optimizer_gives_the_plain_ones_model_captured_or_not(optimizer):
+def test_a_fused_optimizer_gives_the_plain_ones_model_captured_or_not(captured_by, optimizer):
     """And a captured one is as new for every client, at its own rate."""
     torch.manual_seed(0)
-    plain, whole, captured = (
-        executor(factorize(MLP([16, 8, 3]), FedPara(gamma=0.5)), optimizer=made, whole_epochs=True)
-        for made in (optimizer, fused(optimizer), fused(optimizer))
-    )
-    captured._whole.capture = rehearsed
+    plain, whole = (executor(optimizer=made, whole_epochs=True) for made in (optimizer, fused(optimizer)))
+    recorded = captured_by(Rehearsed())
+    captured = executor(optimizer=fused(optimizer), whole_epochs=True)
     tasks = [ClientTask(client, plain.initial_state(), 1 / (client + 1), seed=client) for client in range(3)]
     for expected, *results in zip(plain.run(tasks), whole.run(tasks), captured.run(tasks), strict=True):
         for result in results:
             assert result.learning_rate_sum == pytest.approx(expected.learning_rate_sum)
             for name, tensor in expected.state.items():
                 torch.testing.assert_close(result.state[name], tensor, rtol=0, atol=1e-6, msg=name)
-    assert captured._whole._captured
+    assert recorded.num_steps > 0
 
 
-def test_a_step_that_would_read_its_rate_on_the_host_is_not_captured():
+def test_a_step_that_would_read_its_rate_on_the_host_is_not_captured(captured_by):
+    recorded = captured_by(Rehearsed())
     made = executor(whole_epochs=True)
-    made._whole.capture = rehearsed
     (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
-    assert (result.num_steps, made._whole._captured) == (4, {})
+    assert (result.num_steps, recorded.num_steps) == (4, 0)
 
 
-def test_a_step_that_no_graph_can_hold_is_run_as_it_is(caplog):
+def test_a_step_that_no_graph_can_hold_is_run_as_it_is(captured_by, caplog):
     def refuse(step):
         step()
         raise NotCaptured("called a synchronizing CUDA operation")
@@ -266,9 +276,9 @@ def test_a_step_that_no_graph_can_hold_is_run_as_it_is(caplog):
     torch.manual_seed(0)
     made = executor(optimizer=fused(torch.optim.SGD), whole_epochs=True)
     tasks = [ClientTask(client, made.initial_state(), 1.0, seed=client) for client in range(2)]
-    expected = list(made.run(tasks))
-    made._whole.capture = refuse
-    for one, other in zip(expected, made.run(tasks), strict=True):
+    captured_by(refuse)
+    refused = executor(optimizer=fused(torch.optim.SGD), whole_epochs=True)
+    for one, other in zip(made.run(tasks), refused.run(tasks), strict=True):
         assert (one.num_steps, one.train_loss) == (other.num_steps, other.train_loss)
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
     warned = [record.args[0].args for record in caplog.records if record.levelname == "WARNING"]
@@ -322,13 +332,18 @@ def test_no_step_sees_the_last_ones_weights_in_autocasts_memory(executor_class, 
 
 def test_corrections_of_a_shape_are_always_in_the_same_memory():
     """Clients of one chunk have other shapes than one client, whose captured step would look there."""
-    module = executor().module
     gradient = GradientCorrection()
     places = []
     for clients in ((), (3,), ()):
+        network = nn.ParameterDict({"w": torch.ones(*clients, 2)})
+        network["w"].grad = torch.zeros(*clients, 2)
+        module = SimpleNamespace(network=network, device=torch.device("cpu"))
         gradient.correction = Correction(offset={"w": torch.ones(*clients, 2)})
         gradient.on_train_start(None, module)
-        places.append(gradient._offset["w"].data_ptr())
+        with Recording() as recording:
+            gradient.on_before_optimizer_step(None, module, None)
+        (added,) = (given[1] for operator, given, *_ in recording.calls if operator is torch.ops.aten.add_.Tensor)
+        places.append(added.data_ptr())
     assert places[0] == places[2] != places[1]
 
 
@@ -341,12 +356,14 @@ def test_float32_is_float32_in_convolutions_too():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_trainer_with_a_loss_scale_is_not_kept_for_the_next_client(scaled):
+def test_a_trainer_with_a_loss_scale_is_not_kept_for_the_next_client(scaled, monkeypatch):
     """Which steps are skipped would depend on who trained before."""
     made = executor()
-    made._scaled = scaled
-    list(made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)]))
-    assert ("fit" in made._trainers) != scaled
+    made._scaled = scaled  # as where there is a GPU
+    trainers, trainer = [], LocalTraining.trainer
+    monkeypatch.setattr(LocalTraining, "trainer", lambda training: trainers.append(0) or trainer(training))
+    list(made.run([ClientTask(client, made.initial_state(), 1.0, seed=0) for client in range(3)]))
+    assert len(trainers) == (3 if scaled else 1)
 
 
 def test_a_gpus_whole_epochs_take_no_batches_of_loader_workers(monkeypatch):
@@ -380,22 +397,23 @@ def test_whole_epochs_refuse_what_they_leave_out():
 
 
 @pytest.mark.gpu
-def test_a_local_epoch_never_waits_for_the_gpu():
+def test_a_local_epoch_never_waits_for_the_gpu(monkeypatch):
     torch.manual_seed(0)
     made = executor(accelerator="gpu", precision="bf16-mixed", max_epochs=3, whole_epochs=True)
     made.datamodule.to(made.device)
     tasks = [ClientTask(client, made.initial_state(), 1.0, seed=client) for client in range(3)]
-    step = made._whole.training_step
+    step, capture, captured = WholeEpochs.training_step, CudaGraphs.__call__, []
 
-    def watched(epoch, index):
-        if made._whole._captured:  # capturing itself waits
+    def watched(module, epoch, index):
+        if captured:  # capturing itself waits
             torch.cuda.set_sync_debug_mode("error")
         try:
-            step(epoch, index)
+            step(module, epoch, index)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    made._whole.training_step = watched
+    monkeypatch.setattr(CudaGraphs, "__call__", lambda graphs, step: captured.append(step) or capture(graphs, step))
+    monkeypatch.setattr(WholeEpochs, "training_step", watched)
     for result, eager in zip(made.run(tasks), executor(accelerator="gpu", max_epochs=3).run(tasks), strict=True):
         for name, value in result.state.items():
             torch.testing.assert_close(value.cpu(), eager.state[name].cpu(), atol=2e-2, rtol=0)

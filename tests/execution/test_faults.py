@@ -192,11 +192,12 @@ class Break(FederationCallback):
 
     def on_fit_start(self, federation):
         executor = federation.executor
-        fit, step = executor._fit, executor.module.training_step
+        run, step = executor.run, executor.module.training_step
 
-        def tracked(task):
-            self.client = task.client
-            return fit(task)
+        def tracked(tasks):
+            for task in tasks:
+                self.client = task.client
+                yield task
 
         def training_step(batch, batch_idx):
             if batch_idx == 1 and self.client in self.clients:
@@ -204,7 +205,7 @@ class Break(FederationCallback):
                 raise self.error
             return step(batch, batch_idx)
 
-        executor._fit, executor.module.training_step = tracked, training_step
+        executor.run, executor.module.training_step = lambda tasks: run(tracked(tasks)), training_step
 
 
 corrected = partial(make, training={"jacobian_correction": 1.0})

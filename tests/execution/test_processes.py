@@ -86,8 +86,10 @@ def test_the_longest_tasks_go_first(monkeypatch, told):
     sizes, handed = [3, 1, 5, 2, 4], []
     list(executor.run(tasks(executor)))
     monkeypatch.setattr(executor.datamodule, "num_examples", sizes.__getitem__)
-    submit = executor._pool.submit
-    monkeypatch.setattr(executor._pool, "submit", lambda chunk: handed.append(chunk[0].client) or submit(chunk))
+    submit = workers.Workers.submit
+    monkeypatch.setattr(
+        workers.Workers, "submit", lambda pool, chunk: handed.append(chunk[0].client) or submit(pool, chunk)
+    )
     assert [result.client for result in executor.run(tasks(executor))] == [0, 1, 2, 3, 4]
     assert handed == [2, 4, 0, 3, 1]
 
@@ -101,7 +103,7 @@ def test_a_client_that_raises_fails_alone_with_its_error_and_its_trace(told):
     assert [type(outcome) for outcome in outcomes] == [LocalResult, ClientFailure] * 2 + [LocalResult]
     assert outcomes[1].reason == "crashed (ValueError: a bug)"
     assert outcomes[3].reason == "crashed (RuntimeError: Unspeakable: unspeakable)"
-    assert "in _fit" in outcomes[1].error.__notes__[0]
+    assert "in loader" in outcomes[1].error.__notes__[0]
 
 
 def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_three_fails_alone(told):
@@ -247,7 +249,7 @@ def test_examples_are_held_once_and_nothing_is_left_of_a_closed_executor(semapho
     held = executor.datamodule.examples[0].inputs
     assert held.is_shared()
     assert torch.equal(held, images)
-    assert executor.datamodule._train.examples.inputs is held
+    assert executor.datamodule.client_dataloader(0, 0).dataset.examples.inputs is held
     assert semaphores()
     executor.close()
     assert not semaphores()

@@ -24,11 +24,11 @@ ray = pytest.importorskip("ray")
 class Patient(Obedient):
     """Its clients wait besides where the folder says so, and say on which node."""
 
-    def _fit(self, task):
-        while (self.folder / f"hold-{task.client}").exists():
+    def loader(self, client, seed):
+        while (self.folder / f"hold-{client}").exists():
             (self.folder / f"waiting-{ray.get_runtime_context().get_node_id()}").touch()
             time.sleep(0.02)
-        return super()._fit(task)
+        return super().loader(client, seed)
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +188,9 @@ def test_a_model_is_tested_where_the_gpus_are(told, cluster):
     [
         (
             {"cpus": 64},
-            "cpus=64: must be, .* what some node has .*; no node has more than 1, 0 and",
+            "cpus=64: must fit on one node, .*; no node has more than 1, 0 and",
         ),
-        ({"gpus": 0.5}, "cpus=1: must be"),
+        ({"gpus": 0.5}, "cpus=1: must fit"),
         ({"cpus": 0}, "cpus\n.*greater than 0"),
         ({"actors": 0}, "actors\n.*greater than or equal to 1"),
         ({"inner": partial(RayExecutor)}, "inner=ray: must train in its own process"),

@@ -225,7 +225,7 @@ def test_a_guarded_convolution_is_computed_in_contiguous_memory():
 def test_a_guarded_convolution_gives_gradients_in_the_memory_that_a_compiled_network_expects(
     inputs_format, weight_format
 ):
-    onednn._install()
+    onednn.guard(nn.Conv2d(6, 5, 1, stride=2), torch.randn(4, 6, 8, 8))
     images = torch.randn(4, 6, 8, 8).to(memory_format=inputs_format)
     weight = torch.randn(5, 6, 1, 1).to(memory_format=weight_format)
     given = torch.randn(4, 5, 4, 4), images, weight, [5], [2, 2], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3
@@ -391,7 +391,7 @@ class Refusing(Callback):
 
 
 def test_a_refusal_without_words_is_named():
-    with pytest.raises(ValueError, match="cannot be trained with what it is given: AssertionError"):
+    with pytest.raises(ValueError, match="cannot be trained with this Trainer and module: AssertionError"):
         made_of(lambda: MLP([16, 8, 3]), callbacks=[Refusing()]).rehearse()
 
 

@@ -19,15 +19,11 @@ from helpers.recording import Recording
 
 
 @pytest.fixture(autouse=True)
-def together(request, monkeypatch):
-    """None is trained by the serial executor, which a chunk that raises falls back to."""
-    if "fails_alone" in request.node.name:
-        return
-
-    def refuse(self, tasks):
-        raise AssertionError("the chunk raised")
-
-    monkeypatch.setattr(VectorizedExecutor, "_one_by_one", refuse)
+def together(request, caplog):
+    """None is trained by the serial executor, which a chunk that raises falls back to, and says so."""
+    yield
+    alone = [record for record in caplog.get_records("call") if "trained one by one" in record.msg]
+    assert bool(alone) == ("fails_alone" in request.node.name)
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -154,7 +150,7 @@ def test_networks_that_cannot_be_folded_say_so(network, reason):
 
 
 def test_optimizers_and_losses_that_mix_clients_are_refused():
-    with pytest.raises(ValueError, match="LBFGS may mix clients, it is none of ASGD, Adadelta"):
+    with pytest.raises(ValueError, match="LBFGS may mix clients, it is not one of ASGD, Adadelta"):
         convolutional(VectorizedExecutor, optimizer=partial(torch.optim.LBFGS, lr=0.1))
 
     class Other(ClassificationModule):
@@ -164,7 +160,7 @@ def test_optimizers_and_losses_that_mix_clients_are_refused():
     network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
     data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
     other = Other(network, partial(torch.optim.SGD, lr=0.1), 3)
-    with pytest.raises(ValueError, match="Other has a training_step of its own: take executor=serial or processes"):
+    with pytest.raises(ValueError, match="Other has its own training_step: take executor=serial or processes"):
         VectorizedExecutor(local_training(other, data))
 
 

@@ -94,8 +94,8 @@ class Obedient(SerialExecutor):
         super().__init__(training)
         self.folder = folder
 
-    def _fit(self, task):
-        told = self.folder / str(task.client)
+    def loader(self, client, seed):
+        told = self.folder / str(client)
         if told.is_file():
             word = told.read_text()
             if word in ("die", "die once"):
@@ -106,7 +106,7 @@ class Obedient(SerialExecutor):
                 (self.folder / f"asleep-{os.getpid()}").touch()
                 time.sleep(60)
             raise Unspeakable(word, 2) if word == "unspeakable" else ValueError(word)
-        return super()._fit(task)
+        return super().loader(client, seed)
 
 
 class Unspeakable(Exception):

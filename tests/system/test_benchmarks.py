@@ -89,8 +89,8 @@ def test_a_processes_own_are_its_descendants():
 
 def test_foreign_load_is_read_off_proc(monkeypatch):
     others = iter([5.0, 5.0 + 3.0])
-    monkeypatch.setattr(load, "_busy_seconds", lambda: next(others))
-    monkeypatch.setattr(load, "_processes", lambda: {1: (0, 0.0)})
+    monkeypatch.setattr(load, "busy_seconds", lambda: next(others))
+    monkeypatch.setattr(load, "all_processes", lambda: {1: (0, 0.0)})
     clock = iter([100.0, 102.0])
     monkeypatch.setattr(load.time, "perf_counter", lambda: next(clock))
     assert load.ForeignLoad(own=1).cores() == 1.5

@@ -382,7 +382,7 @@ def test_bad_input_is_one_line_and_status_2(shell, override, line):
 
 def test_missing_data(shell, tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    status, error, _ = shell("experiment=fedpara_cifar100", "logger=none")
+    status, error, _ = shell("experiment=fedpara_cifar100", "logger=none", *NARROW["vgg16"])
     assert status == 2
     (line,) = [line for line in error.splitlines() if line.startswith("error")]
     assert line.startswith(
@@ -394,7 +394,7 @@ def test_missing_data(shell, tmp_path, monkeypatch):
 
 def test_corrupt_data(shell, tmp_path):
     write_cifar(tmp_path / "data" / "cifar-100-python")
-    status, error, _ = shell("experiment=fedpara_cifar100", "logger=none")
+    status, error, _ = shell("experiment=fedpara_cifar100", "logger=none", *NARROW["vgg16"])
     assert (status, error.count("\n")) == (2, 1)
     assert error.startswith(f"error: {tmp_path}/data/cifar-100-python/train: MD5 is ")
 

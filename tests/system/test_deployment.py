@@ -306,4 +306,4 @@ def test_real_processes_on_loopback_are_the_simulation_and_refuse_a_stranger():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No SuperNode found with the given public key" in done.stdout
-    assert "largest difference of any value that the servers keep: 0\n" in done.stdout
+    assert "largest difference of any value in the servers' states: 0\n" in done.stdout

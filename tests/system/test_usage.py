@@ -223,7 +223,7 @@ def test_a_job_that_failed_after_a_good_round_is_no_good_result(tmp_path, monkey
         {"runtime": {"choices": {"hydra/launcher": "basic"}, "cwd": str(tmp_path), "config_sources": []}, "sweeper": {},
          "job": {"num": 0, "config_name": "train"}, "overrides": {"task": [], "hydra": []}}
     )  # fmt: skip
-    cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "federation": {"num_rounds": 2}})
+    cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "federation": {"num_rounds": 2}, "model": {}})
     assert sweep.job(cfg, hydra_cfg, tmp_path) == 0.0
 
 
@@ -250,10 +250,10 @@ def test_information_is_printed(shell, what):
 
 HOPELESS = "partition=dirichlet partition.alpha=0.001 partition.min_examples=3"
 NAMED = {
-    "logger=wandb logger.wandb.project=a/b": "logger.wandb.project='a/b': W&B does not take it (Invalid project name",
-    "logger=wandb +logger.wandb.entity=a/b": "logger.wandb.entity='a/b': W&B does not take it (Invalid project name",
-    "logger=wandb logger.wandb.id=a/b": "logger.wandb.id='a/b': W&B does not take it (Run ID cannot contain",
-    f"logger=wandb logger.wandb.tags=[{'x' * 65}]": f"logger.wandb.tags=['{'x' * 65}']: W&B does not take it (",
+    "logger=wandb logger.wandb.project=a/b": "logger.wandb.project='a/b': W&B does not accept it (Invalid project name",
+    "logger=wandb +logger.wandb.entity=a/b": "logger.wandb.entity='a/b': W&B does not accept it (Invalid project name",
+    "logger=wandb logger.wandb.id=a/b": "logger.wandb.id='a/b': W&B does not accept it (Run ID cannot contain",
+    f"logger=wandb logger.wandb.tags=[{'x' * 65}]": f"logger.wandb.tags=['{'x' * 65}']: W&B does not accept it (",
     f"logger=wandb logger.wandb.group={'x' * 129}": f"logger.wandb.group='{'x' * 129}': must be a text of 1 to 128",
     "logger=wandb logger.wandb.project=''": "logger.wandb.project='': must be a text of 1 to 128 characters",
     "seed=99999999999999999999": "seed=99999999999999999999: must be a whole number, 0 to 2^63 - 1",

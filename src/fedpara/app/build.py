@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains n
     from fedpara.models import FederatedModule
 
 NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # typed under `factorization`, read by other objects
-READ_ELSEWHERE = {"network", "keep_dense", "head"}  # likewise of `model`
+READ_ELSEWHERE = {"network", "keep_dense", "head"}  # the same for `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
     "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",
@@ -62,7 +62,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
 
 
 def _classifier(cfg: DictConfig, network: "nn.Module") -> "FederatedModule":
-    """The module for classification, with `model.optimizer`."""
+    """Make the module for classification with `model.optimizer`."""
     from fedpara.models import ClassificationModule
 
     make = Make(cfg)
@@ -84,12 +84,14 @@ def groups(cfg: DictConfig) -> list[str]:
 
 
 def _own_module(model: DictConfig, network: "nn.Module") -> "FederatedModule":
-    """The user's module, called with `network` and with all keys of `model` that are not read elsewhere."""
+    """Make the user's module from `network` and all keys of `model` that are not read elsewhere."""
     from fedpara.models.contract import require_module
 
     options: Any = OmegaConf.to_container(model, resolve=True)
     own = {key: value for key, value in options.items() if key not in READ_ELSEWHERE}
-    if "_target_" not in (own.get("optimizer") or {}):  # an experiment sets its rate, though the model has none
+    if "_target_" not in (
+        own.get("optimizer") or {}
+    ):  # an experiment may set its rate, though the model has no optimizer
         own.pop("optimizer", None)
     return require_module(instantiate(own, _partial_=True)(network=network))
 
@@ -160,7 +162,7 @@ def build_federation(
     """The federation over an experiment, and the sizes of its shared and its personal part.
 
     Args:
-        clients: as `Federation` takes them; None: simulated ones that keep their states in memory.
+        clients: the argument of `Federation`; None: simulated clients that keep their states in memory.
     """
     from fedpara.federation import Federation
     from fedpara.state import first_names, num_elements
@@ -195,7 +197,7 @@ def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "t
     """Make everything in a configuration except its callbacks and loggers.
 
     Args:
-        callbacks: of the federation; where one is a `Checkpoint`, clients keep their states in its files.
+        callbacks: callbacks of the federation; if one is a `Checkpoint`, clients keep their states in its files.
     """
     from fedpara.callbacks import Checkpoint
     from fedpara.federation import simulated

@@ -67,7 +67,7 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
 def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
     """One run; returns the last value of the metric that judges it (accuracy: 0 to 1), for a sweeper.
 
-    Loggers come first: what fails before the first round is a failed run there too.
+    Loggers start first, so that a run that fails before its first round is recorded there too.
     """
     from fedpara.callbacks import LoggerForwarding
 

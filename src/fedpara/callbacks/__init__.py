@@ -1,4 +1,4 @@
-"""What happens beside a run: progress, checkpoints, the run folder's files, loggers."""
+"""Callbacks of a run: progress, checkpoints, the files of the run folder, loggers."""
 
 from fedpara.callbacks.checkpoint import Checkpoint, restore
 from fedpara.callbacks.logging import LoggerForwarding

@@ -1,4 +1,4 @@
-"""Checkpoints of a federation, and how a run goes on from one."""
+"""Writes checkpoints of a federation, and restores them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ Versions = dict[NonNegativeInt, NonNegativeInt]
 
 
 class Progress(BaseModel):
-    """How far a run is, and which versions of its clients' states belong to that."""
+    """The progress of a run, with the matching versions of its clients' states."""
 
     round: NonNegativeInt
     total_bytes: NonNegativeInt
@@ -37,8 +37,8 @@ class Checkpoint(FederationCallback):
     Args:
         folder: the run folder; the file is `checkpoint.safetensors`.
         every: rounds between checkpoints.
-        memory_gb: gigabytes (10^9 bytes) of clients' states that memory holds beside their files, per kind; the rest is
-            read when it is needed.
+        memory_gb: gigabytes (10^9 bytes) of clients' states per kind that stay in memory besides their files; the
+            others are read when they are needed.
     """
 
     @validate_call
@@ -56,7 +56,7 @@ class Checkpoint(FederationCallback):
         return simulated(executor, self.folder / CLIENTS, self.memory_gb)
 
     def on_fit_start(self, federation: Federation) -> None:
-        """Write a checkpoint, so that there is one whenever the run may be killed.
+        """Write a checkpoint, so that there is one even if the run is killed in its first round.
 
         Raises:
             ValueError: clients keep their states in memory or in another folder, where no checkpoint can name them.
@@ -68,7 +68,7 @@ class Checkpoint(FederationCallback):
         self.write(federation)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        """Write, if the round is due."""
+        """Write a checkpoint if the round is due."""
         if record.round % self.every == 0 or record.round == federation.num_rounds:
             self.write(federation)
 

@@ -13,11 +13,11 @@ from fedpara.runs import Run
 
 
 class LoggerForwarding(FederationCallback):
-    """One `log_metrics(step=round)` a round to each logger, and how the run ended.
+    """Calls `log_metrics(step=round)` of each logger once per round, and tells it how the run ended.
 
     Args:
-        loggers: started; closed here.
-        folder: the run folder, whose metrics.csv has the rounds that a resumed run has behind it.
+        loggers: started loggers, which are closed here.
+        folder: the run folder; its metrics.csv has the earlier rounds of a resumed run.
     """
 
     def __init__(self, loggers: Sequence[Logger], folder: Path) -> None:
@@ -25,17 +25,17 @@ class LoggerForwarding(FederationCallback):
         self.folder = folder
 
     def judge_by(self, judged: Metric, headline: Metric) -> None:
-        """Tell W&B which metric the run is judged by: its column, and the metric as the module logs it.
+        """Tell W&B which metric judges the run: its column, and the metric as the module logs it.
 
         Raises:
-            ValueError: W&B is to watch for a target that the metric cannot have.
+            ValueError: the logger has a target that the metric cannot reach.
         """
         for logger in self.loggers:
             if isinstance(logger, FederationWandbLogger):
                 logger.judge_by(judged, headline)
 
     def on_fit_start(self, federation: Federation) -> None:
-        """Log what W&B lacks of the rounds before: a process that is killed takes W&B's buffer with it."""
+        """Log the earlier rounds that W&B lacks, because a killed process loses W&B's buffer."""
         self.judge_by(federation.judged, federation.headline)
         for logger in self.loggers:
             if isinstance(logger, FederationWandbLogger):
@@ -57,15 +57,15 @@ class LoggerForwarding(FederationCallback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """Close the loggers of a run that ended before its first round; those of any other are closed by then.
+        """Close the loggers of a run that ended before its first round; otherwise they are closed already.
 
-        One that could not go on stays what it was, as in its folder.
+        A run that could not be resumed keeps the state in its folder.
         """
         before = Run(self.folder).summary.get("state")
         self._close(before or ("interrupted" if kind is KeyboardInterrupt else "failed"))
 
     def _close(self, outcome: Outcome) -> None:
-        """In Lightning's words for how it ended."""
+        """Close the loggers with Lightning's word for the outcome."""
         for logger in self.loggers:
             logger.finalize({"finished": "success", "failed": "failed", "interrupted": "aborted"}[outcome])
         self.loggers = []

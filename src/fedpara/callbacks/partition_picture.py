@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PartitionPicture(FederationCallback):
-    """Writes `partition.png`: training examples of every client, by class where there are classes.
+    """Writes `partition.png`: the training examples of every client, by class if there are classes.
 
     Args:
         folder: the run folder.
@@ -33,7 +33,7 @@ class PartitionPicture(FederationCallback):
 
 
 def _counts(data: FederatedDataModule) -> np.ndarray:
-    """(clients, classes) numbers of examples; one column where the labels are no classes."""
+    """(clients, classes) numbers of examples; one column if the labels are not classes."""
     if data.num_classes is None:
         return np.array([[len(part)] for part in data.parts])
     labels = data.examples[0].labels.numpy()
@@ -41,7 +41,7 @@ def _counts(data: FederatedDataModule) -> np.ndarray:
 
 
 def draw_partition(counts: np.ndarray) -> "Figure":
-    """A figure of each client's examples: in all (bars) and by class (colour); of a single class the bars alone.
+    """A figure of each client's examples: in all (bars) and by class (colour); with a single class, only bars.
 
     Args:
         counts: (clients, classes) numbers of examples.

@@ -1,4 +1,4 @@
-"""What a person watches while a run goes on: a live bar in a terminal, plain lines elsewhere."""
+"""The progress of a run: a live bar in a terminal, plain lines elsewhere."""
 
 import logging
 import time
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class ProgressDisplay(FederationCallback):
-    """Round, clients done, the metric that the run is judged by, bytes so far and time left.
+    """Shows the round, finished clients, the metric that judges the run, bytes so far and time left.
 
     Args:
-        console: where to show it; by default standard output, and its own test of what a terminal is.
+        console: the console to write to; by default standard output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -69,7 +69,7 @@ class ProgressDisplay(FederationCallback):
             self._bar.stop()
 
     def time_left(self, done: int, total: int) -> str:
-        """h:mm:ss at the mean pace of this process so far."""
+        """Time left as h:mm:ss, at the mean pace of this process so far."""
         if done == self._first:
             return "-:--:--"
         pace = (time.perf_counter() - self._start) / (done - self._first)
@@ -77,7 +77,7 @@ class ProgressDisplay(FederationCallback):
 
 
 class _TimeLeft(ProgressColumn):
-    """Time left by whole rounds: a bar that moves once a minute has no speed to extrapolate between."""
+    """Time left, computed from whole rounds; rich cannot estimate it for a bar that moves once a minute."""
 
     def __init__(self, display: ProgressDisplay) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""metrics.csv and summary.json: a run in two files that are true at every moment, whatever becomes of the process."""
+"""metrics.csv and summary.json: two files that describe a run correctly even if the process is killed."""
 
 import csv
 import io
@@ -18,17 +18,16 @@ from fedpara.record import RoundRecord, columns
 from fedpara.runs import METRICS, SUMMARY, read_rows, read_summary
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
-NOTHING: dict[str, Any] = {  # of a run that failed before its first round
+NOTHING: dict[str, Any] = {  # the summary of a run that failed before its first round
     "state": "failed", "rounds": 0, "parameters": {}, "bytes_per_round": {}, "metrics": {"last": {}, "best": {}},
 }  # fmt: skip
 
 
 class RunFolder(FederationCallback):
-    """One row a round in metrics.csv, flushed to disk; summary.json, rewritten atomically after each round.
+    """Writes metrics.csv, one row per round, flushed to disk, and summary.json, replaced atomically after each round.
 
-    Until the run ends its summary says "interrupted", which is the truth for a reader who finds it after a crash.
-    A column that the run does not measure, or not in that round, is empty. A module's further metrics get columns when
-    they are first seen.
+    Until the run ends, its summary says "interrupted", so it is right if the process crashes. Columns that the run does
+    not measure, or not in that round, are empty. A module's further metrics get columns when they first appear.
 
     Args:
         folder: the run folder.
@@ -44,7 +43,7 @@ class RunFolder(FederationCallback):
         }
 
     def on_fit_start(self, federation: Federation) -> None:
-        """Keep the rows of the rounds that a resumed run has behind it."""
+        """Keep the rows of a resumed run's earlier rounds."""
         self.rows = [row for row in read_rows(self.folder / METRICS) if row["round"] <= federation.round]
         self.columns = columns(federation.headline)
         self._write()
@@ -60,7 +59,7 @@ class RunFolder(FederationCallback):
         self._summarise("interrupted", federation)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
-        """Say how it ended."""
+        """Write how the run ended."""
         self._summarise(outcome, federation)
 
     def _append(self) -> None:
@@ -70,7 +69,7 @@ class RunFolder(FederationCallback):
             os.fsync(stream.fileno())
 
     def _write(self) -> None:
-        """The whole table, with a column for everything in it."""
+        """Write the whole table, with a column for every metric in it."""
         first, *others = self.columns
         found = dict.fromkeys(name for row in self.rows for name in row if name not in self.columns)
         tested = [name for name in [*others, *found] if name.startswith("test/")]
@@ -82,7 +81,7 @@ class RunFolder(FederationCallback):
         write_atomically(self.folder / METRICS, table.getvalue().encode())
 
     def _best(self, judged: Metric) -> dict[str, Any]:
-        """The first of the best rounds."""
+        """The row of the best round; the first one of several."""
         tested = [row for row in self.rows if judged.name in row]
         best = judged.best(row[judged.name] for row in tested)
         return next((row for row in tested if row[judged.name] == best), {})
@@ -93,12 +92,12 @@ class RunFolder(FederationCallback):
         last = self.rows[-1] if self.rows else {}
         summary = {
             "state": outcome,
-            **({"stopped": federation.stopped} if federation.stopped else {}),  # by a callback, which says why
-            "rounds": last.get("round", federation.round),  # those with a row: an interruption may come just before it
+            **({"stopped": federation.stopped} if federation.stopped else {}),  # the reason of a callback
+            "rounds": last.get("round", federation.round),  # rounds with a row; an interruption may come before the row
             "parameters": self.parameters,
             "bytes_per_round": {"up": last.get("comm/up_bytes"), "down": last.get("comm/down_bytes")},
             "metrics": {
-                "last": {**(evaluated[-1] if evaluated else {}), **last},  # the last test, where this round had none
+                "last": {**(evaluated[-1] if evaluated else {}), **last},  # the last test, if this round had none
                 "best": self._best(judged),
             },
             "headline": asdict(federation.headline),
@@ -108,22 +107,22 @@ class RunFolder(FederationCallback):
 
 
 def summarise_failure(folder: Path, error: str) -> None:
-    """Put why a run failed into its summary; a run that ended otherwise, and was refused to go on, keeps its own."""
+    """Write the error into the summary of a failed run; a run that was only refused a resume keeps its summary."""
     try:
         summary = read_summary(folder) or NOTHING
-    except UnusableFile:  # left as it is, for whoever can mend it
+    except UnusableFile:  # leave a damaged file as it is
         return
     if summary["state"] == "failed":
         write_atomically(folder / SUMMARY, json.dumps(summary | {"error": error}, indent=2).encode())
 
 
 def _exact(row: dict[str, Any]) -> dict[str, Any]:
-    """Whole numbers without a decimal point, also after a resume has read them as floats."""
+    """The row with whole numbers as integers, even if a resume has read them as floats."""
     return {name: int(value) if float(value).is_integer() else value for name, value in row.items()}
 
 
 def git_commit() -> str | None:
-    """The commit of the source at hand, with `-dirty` where files differ; None outside a checkout."""
+    """The commit of this source, with `-dirty` if files differ; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -1,4 +1,4 @@
-"""Weights & Biases, by Lightning's own logger, with a federation's axes and a true final state."""
+"""Weights & Biases through Lightning's logger, with a federation's axes and the correct final state."""
 
 import logging
 import math
@@ -20,25 +20,25 @@ SETTINGS = {
     "entity": "project",
     "id": "run_id",
     "tags": "run_tags",
-}  # entity: as project, of an URL
-LONGEST = {"project": 128, "entity": 128, "id": 128, "group": 128, "name": 128}  # of W&B's server, tags aside
+}  # key: W&B's setting with the same rule; entity and project are both parts of a URL
+LONGEST = {"project": 128, "entity": 128, "id": 128, "group": 128, "name": 128}  # limits of W&B's server
 
 
 class FederationWandbLogger(WandbLogger):
     """One W&B run for a federation: metrics over `round`, the headline (accuracy) also over `comm/total_gb`.
 
-    Without an account (no API key, no `WANDB_MODE`) it runs offline and says so in one line.
+    Without an account (no API key, no `WANDB_MODE`) it runs offline and logs one line about that.
 
     Args:
-        project, group, name, tags, notes, entity: as `wandb.init`.
-        save_dir: the folder that holds `wandb/`, one for all runs of a project.
-        resumed: whether the run `id` goes on; otherwise W&B starts it anew.
-        target: of the headline (accuracy: 0 to 1), at whose first sight the GB so far go into the summary as
-            `gb_to_target`; None: no such figure. Of the global model, or of the clients' own where a part of the model
-            is personal.
+        project, group, name, tags, notes, entity: arguments of `wandb.init`.
+        save_dir: the folder that contains `wandb/`, one for all runs of a project.
+        resumed: whether to continue the run `id`; otherwise W&B starts it anew.
+        target: a value of the headline (accuracy: 0 to 1). When it is first reached, the GB so far go into the summary
+            as `gb_to_target`. It is compared with the global model, or with the clients' own models if a part of the
+            model is personal. None: no target.
 
     Raises:
-        ValueError: `target` is no number, or W&B does not take a name; nothing is started then.
+        ValueError: `target` is not a number, or W&B does not accept a name; no run is started then.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class FederationWandbLogger(WandbLogger):
         _require_names({"project": project, **init})
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
-        self.rounds = int(run.summary.get("round") or 0)  # that W&B has; offline it sees no earlier part of the run
+        self.rounds = int(run.summary.get("round") or 0)  # rounds that W&B has; offline it does not see earlier parts
         for group in sorted({column.partition("/")[0] for column in COLUMNS} - {"round"}):
             run.define_metric(f"{group}/*", step_metric="round")
         super().__init__(experiment=run)
         self._judge_by(TEST_ACCURACY, ACCURACY)
 
     def judge_by(self, judged: Metric, headline: Metric) -> None:
-        """Which metric is drawn over GB, has its best in the summary and is to reach the target.
+        """Set the metric that is drawn over GB, has its best value in the summary, and is compared with the target.
 
         Args:
-            judged: the column.
-            headline: the metric as the module logs it, by which the column over GB is named: `acc_over_gb`.
+            judged: its column.
+            headline: the metric as the module logs it; it names the column over GB: `acc_over_gb`.
 
         Raises:
-            ValueError: the target is not a share, while the metric is one.
+            ValueError: the metric is a share, but the target is not.
         """
         if self.target is not None and judged.is_share and not 0 < self.target <= 1:
             raise ValueError(f"target={self.target}: must be a number above 0, at most 1")
@@ -77,7 +77,7 @@ class FederationWandbLogger(WandbLogger):
         self.experiment.define_metric(judged.name, step_metric="round", summary=best)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row that holds its own axes, once; W&B's internal step is left alone, so a resumed run appends."""
+        """Log a row once; it has its own axes, and W&B's internal step is not set, so that a resumed run appends."""
         row = dict(metrics)
         if row["round"] <= self.rounds:
             return
@@ -91,11 +91,11 @@ class FederationWandbLogger(WandbLogger):
             self.experiment.summary["gb_to_target"] = row["comm/total_gb"]
 
     def log_histogram(self, name: str, values: Sequence[float], number: int) -> None:
-        """Log a whole vector of round `number`, as a histogram."""
+        """Log a vector of round `number` as a histogram."""
         self.experiment.log({name: wandb.Histogram(list(values)), "round": number})
 
     def finalize(self, status: str) -> None:
-        """Close the run as finished, failed, or interrupted: 255, W&B's own exit code for that."""
+        """Close the run as finished, failed or interrupted (255, W&B's exit code for that)."""
         self.experiment.finish(exit_code={"success": 0, "aborted": 255}.get(status, 1))
 
 
@@ -110,11 +110,11 @@ def _require_names(init: Mapping[str, Any]) -> None:
             wandb.Settings.model_validate({setting: value if value is None or key != "tags" else list(value)})
         except (wandb.errors.UsageError, ValueError) as error:
             reason = str(error).splitlines()[-1].partition(" [type=")[0].strip()
-            raise ValueError(f"{key}={value!r}: W&B does not take it ({reason})") from error
+            raise ValueError(f"{key}={value!r}: W&B does not accept it ({reason})") from error
 
 
 def _start(**init: Any) -> Any:
-    """`wandb.init`; offline where there is no account or no network."""
+    """Call `wandb.init`, offline if there is no account or no network."""
     quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
     mode: Any = os.environ.get("WANDB_MODE")
     if mode is None and not wandb.login(prompt=False, verify=False):
@@ -122,11 +122,11 @@ def _start(**init: Any) -> Any:
     try:
         run = wandb.init(mode=mode, settings=quiet, reinit="create_new", **init)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
-        log.warning("W&B: %s; going on offline", str(error).splitlines()[0])
+        log.warning("W&B: %s; continuing offline", str(error).splitlines()[0])
         mode = "offline"
         run = wandb.init(mode=mode, settings=quiet, reinit="create_new", **init)
     if mode == "offline":
         folder, here = Path(run.settings.sync_dir), Path.cwd()
         folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
-        log.info("W&B is offline; look: wandb leet %s; upload: wandb sync %s", folder.parent, folder)
+        log.info("W&B is offline; to look: wandb leet %s; to upload: wandb sync %s", folder.parent, folder)
     return run

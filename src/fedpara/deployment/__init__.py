@@ -1,4 +1,4 @@
-"""Clients on machines of their own: the server's and the client's end, over any carrier (deploy/ has Flower)."""
+"""Clients on their own machines: the server's and the client's end, over any transport (deploy/ has Flower)."""
 
 from fedpara.deployment.clients import DeployedClients, Participants
 from fedpara.deployment.folders import read_data, write_data

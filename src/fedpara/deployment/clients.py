@@ -106,7 +106,7 @@ class DeployedClients:
         raise ValueError(f"client={client}: its model is on its own machine")
 
     def close(self) -> None:
-        """The nodes go on."""
+        """Do nothing: the nodes keep running."""
 
     def _ask(
         self, what: Literal["train", "test"], clients: Iterable[int], broadcast: Broadcast, values: Mapping[str, Value]

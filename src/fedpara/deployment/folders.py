@@ -62,7 +62,7 @@ def owner(folder: Path) -> int:
     """
     _, about = _read(folder)
     if about["client"] is None:
-        raise UnusableFile(f"{folder}: holds the server's test set, no client's data")
+        raise UnusableFile(f"{folder}: holds the server's test set, not a client's data")
     return int(about["client"])
 
 
@@ -96,7 +96,7 @@ class Own(Partition):
     """Gives all examples to the client of this folder, and none to the others, whose data are elsewhere.
 
     Args:
-        client: the owner of the folder; None: the server, who is no client.
+        client: the owner of the folder; None: the server.
     """
 
     def __init__(self, client: int | None) -> None:

@@ -1,8 +1,8 @@
-"""The states that a client keeps on its own disk: one file for each of its rounds, of which the last two stay.
+"""The states that a client keeps on its own disk: one file for each of its rounds; the last two remain.
 
 The server counts a client's round only when the whole round is done. Every question says which of the client's rounds
-counted last, and the client goes on from its state after that round. So a client whose reply was late, or whose server
-died and resumed from a checkpoint, never goes on from a training that was not counted.
+counted last, and the client continues from its state after that round. So a client whose reply was late, or whose
+server died and resumed from a checkpoint, never continues from a training that did not count.
 """
 
 import re
@@ -36,7 +36,7 @@ class KeptStates:
         """The client's states after round `last`; empty for 0, before its first round.
 
         Raises:
-            UnusableFile: the file is lost or damaged. To start anew in silence would give another result.
+            UnusableFile: the file is lost or damaged. Starting anew silently would give another result.
         """
         if not (last and join(self.layout)):
             return Kept()

@@ -22,13 +22,13 @@ from fedpara.federation import Federation, FederationCallback
 def build(
     cfg: DictConfig, callbacks: Sequence[FederationCallback], data: Path, nodes: Nodes
 ) -> tuple[Experiment, Federation]:
-    """As `fedpara.app.build.build`, for clients elsewhere.
+    """The same as `fedpara.app.build.build`, for clients on other machines.
 
     Args:
         data: the folder with the server's test set.
 
     Raises:
-        ConfigurationError: checkpoints would lie further apart than clients can go back, or faults are to be made up.
+        ConfigurationError: checkpoints would be further apart than clients can go back, or faults would be injected.
     """
     for name, share in cfg.faults.items():
         if name != "_target_" and share:
@@ -45,10 +45,10 @@ def build(
 
 
 def run(overrides: list[str], data: Path, folder: Path, nodes: Nodes) -> None:
-    """A run as by `python src/train.py`, in the run folder; one that is there already goes on.
+    """Run as `python src/train.py` does; if the folder holds a run, it is resumed.
 
     Raises:
-        SystemExit: it failed, and has said why in one line.
+        SystemExit: the run failed, and has printed the reason in one line.
     """
     own = [assignment("paths.output_dir", str(folder)), "callbacks.partition_picture=null"]  # data are with the clients
     typed = [*overrides, *own, *resuming(folder)]

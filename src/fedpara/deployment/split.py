@@ -21,7 +21,7 @@ def split(overrides: list[str], out: Path) -> None:
     """Write `out/client-<number>` for each client and `out/server`.
 
     Raises:
-        ConfigurationError: the experiment or its data cannot be had.
+        ConfigurationError: the experiment is wrong or its data are missing.
     """
     cfg = compose(overrides)
     data = build_experiment(cfg).datamodule
@@ -44,7 +44,7 @@ def main() -> None:
     out = next((argument.partition("=")[2] for argument in typed if argument.startswith("out=")), "")
     try:
         if not out:
-            raise ConfigurationError("out=: must be the folder in which clients' folders are to be written")
+            raise ConfigurationError("out=: must be the folder in which to write the clients' folders")
         split([argument for argument in typed if not argument.startswith("out=")], Path(out))
     except (ConfigurationError, OSError, ValueError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

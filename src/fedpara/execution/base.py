@@ -23,11 +23,11 @@ class ClientTask:
 
     Attributes:
         client: index of the client, which names its data.
-        state: the whole model the client starts from: what it received and what it kept.
-        learning_rate_factor: multiplies the optimizer's learning rate.
-        correction: what is added to the gradients before each step.
-        seed: of batch order, augmentation and dropout, each of which has a `substream` of its own.
-        attempt: how often the client has failed in this round; a second try trains on the same batches.
+        state: the whole model from which the client starts: the received part and its own.
+        learning_rate_factor: factor of the optimizer's learning rate.
+        correction: term added to the gradients before each step.
+        seed: seed of batch order, augmentation and dropout, each of which has its own `substream`.
+        attempt: number of times that the client has failed in this round; a retry trains on the same batches.
     """
 
     client: int
@@ -40,15 +40,15 @@ class ClientTask:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What one client's local training gave.
+    """The result of one client's local training.
 
     Attributes:
         client: index of the client.
         state: the whole model after training.
-        num_examples: examples of the client.
-        num_steps: optimizer steps that were applied (under fp16 the scaler skips some).
-        learning_rate_sum: sum of their learning rates.
-        train_loss: mean over all examples of all local epochs, in nats.
+        num_examples: number of the client's examples.
+        num_steps: number of applied optimizer steps (with fp16 the scaler skips some).
+        learning_rate_sum: sum of the learning rates of these steps.
+        train_loss: mean loss over all examples of all local epochs, in nats.
         seconds: wall time of the training.
     """
 
@@ -69,9 +69,9 @@ class ClientFailure:
         client: index of the client.
         kind: `dropped` never answered, `late` answered after the deadline, `diverged` returned NaN or infinite values,
             `crashed` and `out_of_memory` raised.
-        error: what the client raised, or would have; None for one that was merely absent.
-        outside: whether its cause is outside of this run's configuration and data: injected, or on a client's own
-            machine.
+        error: the error that the client raised, or would have raised; None if it was only absent.
+        outside: whether the cause is outside of this run's configuration and data: an injected fault, or a problem of a
+            client's own machine.
     """
 
     client: int
@@ -81,18 +81,18 @@ class ClientFailure:
 
     @property
     def recurs(self) -> bool:
-        """Whether the same configuration and data may be expected to make the client fail again."""
+        """Whether the client is likely to fail again with the same configuration and data."""
         return self.kind in ("crashed", "out_of_memory") and not self.outside
 
     @property
     def reason(self) -> str:
-        """The kind, and the error of one that crashed, in one line."""
+        """The kind in one line, with the error if the client crashed."""
         error = f" ({' '.join(f'{type(self.error).__name__}: {self.error}'.split())[:200]})"
         return self.kind.replace("_", " ") + (error if self.kind == "crashed" else "")
 
 
 def failure(client: int, error: Exception) -> ClientFailure:
-    """The failure of a client that raised `error`, whose frames are emptied: they hold the client's tensors."""
+    """The failure of a client that raised `error`; the error's frames are cleared, since they hold its tensors."""
     traceback.clear_frames(error.__traceback__)
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     return ClientFailure(client, "out_of_memory" if memory else "crashed", error)
@@ -108,7 +108,7 @@ class Executor(Protocol):
 
     @property
     def module(self) -> FederatedModule:
-        """The module in this process, whose weights are those of whatever was loaded last."""
+        """The module in this process; it has the weights that were loaded last."""
         ...
 
     @property
@@ -118,7 +118,7 @@ class Executor(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where models are tested, and clients trained where that is in this process."""
+        """The device on which models are tested, and clients trained if that happens in this process."""
         ...
 
     @property
@@ -128,27 +128,27 @@ class Executor(Protocol):
 
     @property
     def trainable(self) -> list[str]:
-        """Names of the model's state that are trained; the rest are buffers."""
+        """Names in the model's state that are trained; the others are buffers."""
         ...
 
     @property
     def workers(self) -> int:
-        """Clients, or chunks of clients, in training at once."""
+        """Number of clients, or chunks of clients, that are trained at once."""
         ...
 
     def prepare(self) -> None:
-        """Before the first round, with the data at hand: see that the network takes them, choose, join a cluster.
+        """Prepare the first round, once the data are there: check that the network takes them, choose, join a cluster.
 
         Raises:
-            ValueError: it does not, or there is none.
+            ValueError: the network does not take the data, or there is no cluster.
         """
         ...
 
     def rehearse(self) -> None:
-        """Train a step of a client where a user's objects take part, so that what they refuse is said at once.
+        """Try one step of a client if a user's own objects take part, so that their errors appear at once.
 
         Raises:
-            ValueError: a client cannot be trained with them.
+            ValueError: clients cannot be trained with these objects.
         """
         ...
 
@@ -157,18 +157,18 @@ class Executor(Protocol):
         ...
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
-        """Results in the order of the tasks, as they come, so that no more than one need be held; failures anywhere."""
+        """Yield results lazily in the order of the tasks, so that one is held at a time; failures may come anywhere."""
         ...
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
-        """What the module logs of a model on the whole test set, or on a client's own test distribution.
+        """The metrics that the module logs for a model on the whole test set, or on a client's own test distribution.
 
-        Of classification `acc` (0 to 1) and `loss` (nats).
+        For classification they are `acc` (0 to 1) and `loss` (nats).
         """
         ...
 
     def close(self) -> None:
-        """End at once what runs beside this process, if anything does; another `run` would start it again."""
+        """End any other processes at once; another `run` starts them again."""
         ...
 
 
@@ -176,10 +176,10 @@ MakeExecutor = Callable[[LocalTraining], Executor]
 
 
 class Around:
-    """An executor around another: all that it does not do itself, the other does, word for word.
+    """An executor that wraps another one and delegates everything to it.
 
     Args:
-        inner: the other one.
+        inner: the wrapped executor.
     """
 
     def __init__(self, inner: Executor) -> None:
@@ -187,59 +187,59 @@ class Around:
 
     @property
     def training(self) -> LocalTraining:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.training
 
     @property
     def module(self) -> FederatedModule:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.module
 
     @property
     def datamodule(self) -> FederatedDataModule:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.datamodule
 
     @property
     def device(self) -> torch.device:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.device
 
     @property
     def max_epochs(self) -> int:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.max_epochs
 
     @property
     def trainable(self) -> list[str]:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.trainable
 
     @property
     def workers(self) -> int:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.workers
 
     def prepare(self) -> None:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         self.inner.prepare()
 
     def rehearse(self) -> None:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         self.inner.rehearse()
 
     def initial_state(self) -> State:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.initial_state()
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.run(tasks)
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         return self.inner.evaluate(state, client)
 
     def close(self) -> None:
-        """As of the inner executor."""
+        """Delegate to the inner executor."""
         self.inner.close()

@@ -1,4 +1,4 @@
-"""Clients of a round in parallel: tasks to workers, the longest first, and results back in order, whoever dies."""
+"""Trains clients in parallel: tasks go to workers, longest first, and results come back in order, even if one dies."""
 
 import pickle
 import traceback
@@ -17,73 +17,73 @@ from fedpara.execution.training import LocalTraining
 from fedpara.execution.transfer import Room, dump
 
 Outcome = LocalResult | ClientFailure
-Work = TypeVar("Work", bound=Hashable)  # a pool's name for what it has in hand
-WINDOW = 8  # chunks a worker that may be in memory, waiting, in training or done
+Work = TypeVar("Work", bound=Hashable)  # a pool's handle for a piece of work
+WINDOW = 8  # chunks per worker that may be in memory, waiting, in training or done
 
 
 class WorkerDied(Exception):
-    """The worker that trained is dead, and its work lost; the text says of what it died."""
+    """A worker died and its work is lost; the message says why it died."""
 
 
 class Pool(Protocol[Work]):
-    """Workers that train what they are handed.
+    """Workers that train the tasks they get.
 
     Attributes:
-        size: workers, or how many there are to be.
-        die_together: whether the death of one takes the work of all with it, so that nobody knows whose doing it was.
+        size: number of workers, started or not.
+        die_together: whether the death of one worker loses the work of all, so that the cause is not known.
     """
 
     size: int
     die_together: bool
 
     def capacity(self, work: int) -> int:
-        """Pieces of work that may be in hand, of so many in sight; workers start as they are needed."""
+        """Number of pieces that can be in training if `work` of them are known; workers start when needed."""
         ...
 
     def broadcast(self, task: ClientTask) -> None:
-        """What this task shares with those that are submitted from now on, by identity, travels once."""
+        """Send once the tensors that this task shares, by identity, with later ones."""
         ...
 
     def submit(self, tasks: list[ClientTask]) -> Work:
-        """Have the tasks trained; a name for them."""
+        """Start to train the tasks; returns a handle."""
         ...
 
     def wait(self, work: Collection[Work], block: bool) -> Iterable[Work]:
-        """Which of the work is done; with `block`, after something has happened."""
+        """The finished pieces of work; with `block`, wait until something happens."""
         ...
 
     def outcomes(self, work: Work) -> list[Outcome]:
-        """What became of the tasks.
+        """The outcomes of the tasks.
 
         Raises:
-            WorkerDied: nothing.
-            Exception: the worker's executor could not be made, or raised.
+            WorkerDied: the tasks are lost.
+            Exception: the worker's executor could not be made, or raised an error.
         """
         ...
 
     def close(self) -> None:
-        """End all workers at once, whatever they do."""
+        """End all workers at once, even in the middle of work."""
         ...
 
 
 class ParallelExecutor(Around, Generic[Work]):
     """Trains a round's clients in a pool of workers, each with an executor of its own; tests models in this process.
 
-    When a worker dies its tasks are trained again by another; two deaths more, and a task's own clients fail alone.
+    When a worker dies, another one trains its tasks again; after two more deaths the clients of the task fail.
 
     Args:
-        training: how one client is trained.
-        inner: makes the executor that each worker holds, and one for this process.
-        threads: of each worker.
-        chunk: tasks that a worker is handed at once.
+        training: settings of one client's training.
+        inner: makes the executor of each worker, and one for this process.
+        threads: threads of each worker.
+        chunk: tasks that a worker gets at once.
 
     Attributes:
-        name: of the executor's yaml, for errors.
+        name: name of the executor's yaml, for errors.
         inner: the inner executor in this process.
-        workers: how many there are.
+        workers: number of workers.
 
     Raises:
-        ValueError: the inner executor has workers itself, or the data have.
+        ValueError: the inner executor or the data module has worker processes itself.
     """
 
     name: str
@@ -108,22 +108,24 @@ class ParallelExecutor(Around, Generic[Work]):
 
     @abstractmethod
     def _start(self) -> Pool[Work]:
-        """The pool, with its first task at hand."""
+        """Start the pool; called when there is a first task."""
 
     def close(self) -> None:
-        """End the workers at once; another `run` starts others."""
+        """End the workers at once; another `run` starts new ones."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[Outcome]:
-        """Results in the order of the tasks, as they come; whoever does not take all of them ends the workers too."""
+        """Yield results in the order of the tasks; a caller that stops early also ends the workers."""
         chunks, more = _chunks(iter(tasks), self.chunk, max(1, self.workers)), True
         num_threads = torch.get_num_threads()
-        jobs: deque[_Job[Work]] = deque()  # a window over the tasks, in their order, so that memory is bounded
+        jobs: deque[_Job[Work]] = deque()  # a window over the tasks, in their order, so that memory stays bounded
         pool: Pool[Work] | None = None
         try:
-            torch.set_num_threads(self.threads)  # here too: every core is taken, and idle threads would wait for one
+            torch.set_num_threads(
+                self.threads
+            )  # here too: the workers use all cores, and more threads would wait for one
             while True:
                 while more and len(jobs) <= WINDOW * (pool.size if pool else 1):
                     chunk = next(chunks, [])
@@ -145,7 +147,7 @@ class ParallelExecutor(Around, Generic[Work]):
             torch.set_num_threads(num_threads)
 
     def _hand_out(self, pool: Pool[Work], jobs: "deque[_Job[Work]]") -> None:
-        """Keep the workers busy: first what was lost, then the longest, so that all end together."""
+        """Keep the workers busy: lost tasks first, then the longest, so that all workers end together."""
         suspects = [job for job in jobs if pool.die_together and job.losses and job.outcomes is None]
         waiting = [job for job in suspects or jobs if job.work is None and job.outcomes is None]
         waiting.sort(key=lambda job: (job.losses, self._num_examples(job)), reverse=True)
@@ -158,14 +160,14 @@ class ParallelExecutor(Around, Generic[Work]):
 
 
 def _chunks(tasks: Iterator[ClientTask], size: int, workers: int) -> Iterator[list[ClientTask]]:
-    """Of `size` each; those of the workers' last turn smaller, so that all have as many."""
-    while turn := list(islice(tasks, size * workers if size > 1 else 1)):  # read ahead only where it matters
+    """Chunks of `size` tasks; those of the last turn are smaller, so that every worker gets as many."""
+    while turn := list(islice(tasks, size * workers if size > 1 else 1)):  # read ahead only if it matters
         even = -(-len(turn) // workers)
         yield from (turn[start : start + even] for start in range(0, len(turn), even))
 
 
 def _collect(pool: Pool[Work], jobs: "deque[_Job[Work]]") -> None:
-    """Take what is done; wait for something where the first job is not."""
+    """Take finished work; wait if the first job is not finished."""
     training = {job.work: job for job in jobs if job.work is not None}
     for work in pool.wait(training, block=jobs[0].outcomes is None):
         job = training[work]
@@ -174,14 +176,14 @@ def _collect(pool: Pool[Work], jobs: "deque[_Job[Work]]") -> None:
             job.outcomes = pool.outcomes(work)
         except WorkerDied as death:
             job.losses += 1
-            if job.losses > 2:  # the first may have been another's doing
+            if job.losses > 2:  # another job may have caused the first
                 died = WorkerKilled(f"a client's worker process died, three times: {death}")
                 job.outcomes = [ClientFailure(task.client, "crashed", died) for task in job.tasks]
 
 
 @dataclass(eq=False)
 class _Job(Generic[Work]):
-    """Tasks handed to a worker together.
+    """Tasks that a worker gets together.
 
     Attributes:
         work: what the pool calls them while they are in training.
@@ -196,25 +198,25 @@ class _Job(Generic[Work]):
 
 
 def sendable(thing: object, room: Room, name: str) -> bytes:
-    """What workers are made of, without its tensors, which are given places in `room`.
+    """The pickled object that workers are made from; its tensors get places in `room`.
 
     Args:
-        name: of the executor, for the error.
+        name: the executor's name, for the error.
 
     Raises:
-        ValueError: it cannot be sent to another process.
+        ValueError: the object cannot be sent to another process.
     """
     try:
         return dump(thing, room)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"executor={name}: {error}, hence not sent to another process; define it at the top of a module, or "
+            f"executor={name}: {error}, so it cannot be sent to another process; define it at the top of a module, or "
             "take executor=serial"
         ) from error
 
 
 def portable(outcome: Outcome) -> Outcome:
-    """With the stack trace of its error as a note, since pickle drops it; an error that pickle refuses, in words."""
+    """The outcome with its error's stack trace as a note, since pickle drops it; an unpicklable error as text."""
     if isinstance(outcome, LocalResult) or outcome.error is None:
         return outcome
     trace = "".join(traceback.format_exception(outcome.error))

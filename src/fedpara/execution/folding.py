@@ -1,8 +1,8 @@
-"""Many copies of a network as one: the clients' channels side by side, every layer computing them all at once.
+"""Many copies of a network as one: the clients' channels lie side by side, and every layer computes all at once.
 
-Activations keep their shape but for the channels: (B, K C, ...) for K clients, client by client. Convolutions become
-grouped, linear layers batched products, group norms have K times the groups; what has no parameters stays as it is.
-Every parameter gets a first dimension, the client, and so do FedPara's factors, which compose as they are.
+Activations keep their shape except for the channels: (B, K C, ...) for K clients, one client after the other.
+Convolutions become grouped, linear layers become batched products, and group norms have K times the groups; layers
+without parameters stay. Every parameter, also of FedPara's factors, gets a first dimension for the client.
 """
 
 import copy
@@ -41,7 +41,7 @@ def _group_norm(layer: nn.GroupNorm, inputs: Tensor) -> Tensor:
 
 
 def _forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """What a folded layer computes, of its stacked parameters; None: its kind is not one that can be folded."""
+    """The forward function of a folded layer with stacked parameters; None if such a layer cannot be folded."""
     match layer:
         case nn.Conv1d():
             return partial(_convolution, F.conv1d, layer)
@@ -57,29 +57,29 @@ def _forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 class Dropouts(nn.Module):
-    """Each client's own dropout: the masks that it would draw alone, from a generator of its own."""
+    """Dropout per client: each client has its own generator, and draws the masks that it would draw alone."""
 
     def __init__(self, probability: float, clients: "Folded") -> None:
         super().__init__()
         self.probability = probability
-        self.draw = clients.draw  # not the module, which would be registered within itself
+        self.draw = clients.draw  # not the module itself, which would be registered as its own part
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Zero with the probability, scale the rest."""
+        """Set values to zero with the probability, and scale the others."""
         if not (self.training and self.probability):
             return inputs
         return inputs * self.draw(inputs, 1 - self.probability)
 
 
 class Folded(nn.Module):
-    """K copies of `network`, with its names of parameters, each of a first dimension K.
+    """K copies of `network` under the same parameter names, each with a first dimension K.
 
     Attributes:
-        sizes: of each client, the examples of its batch at hand; the rest of the batch is padding.
-        generators: of each client, what its dropout draws from.
+        sizes: for each client the number of examples in its current batch; the rest of the batch is padding.
+        generators: for each client the generator of its dropout.
 
     Raises:
-        ValueError: a layer is not one that can be folded, or the network does more than its layers show.
+        ValueError: a layer cannot be folded, or the network does more than its layers show.
     """
 
     def __init__(self, network: nn.Module, num_clients: int) -> None:
@@ -93,7 +93,7 @@ class Folded(nn.Module):
             self._fold(name, layer, stacks)
 
     def _fold(self, name: str, layer: nn.Module, stacks: dict[nn.Parameter, nn.Parameter]) -> None:
-        """One layer; `stacks` are the parameters so far and what became of them, for layers that share one."""
+        """Fold one layer; `stacks` maps earlier parameters to their stacks, for layers that share one."""
         own = [key for key, value in own_parameters(layer).items() if value is not None]
         forward = _forward(layer)
         if isinstance(layer, nn.Dropout):
@@ -114,18 +114,18 @@ class Folded(nn.Module):
             own_parameters(layer)[key] = stacks[parameter]
 
     def load(self, states: Sequence[State]) -> None:
-        """One state for each client."""
+        """Load one state for each client."""
         with torch.no_grad():
             for name, tensor in tensors(self.network).items():
                 for own, state in zip(tensor, states, strict=True):
                     own.copy_(state[name])
 
     def read(self, client: int) -> State:
-        """A copy of one client's state, on the CPU."""
+        """A copy of one client's state on the CPU."""
         return {name: tensor[client].to("cpu", copy=True) for name, tensor in tensors(self.network).items()}
 
     def draw(self, inputs: Tensor, probability: float) -> Tensor:
-        """The factors of a dropout, 0 or 1 / probability, drawn by each client for its own examples."""
+        """Draw the factors of a dropout, 0 or 1 / probability, with each client's generator for its own examples."""
         batch, channels, *rest = inputs.shape
         factors = inputs.new_zeros(batch, self.num_clients, channels // self.num_clients, *rest)
         for client, (size, generator) in enumerate(zip(self.sizes, self.generators, strict=True)):
@@ -136,14 +136,14 @@ class Folded(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, K, ...) to the logits (B, K, classes)."""
         inputs = inputs.flatten(1, 2)
-        if inputs.dim() == 4:  # half the time of grouped convolutions on a CPU
+        if inputs.dim() == 4:  # halves the time of grouped convolutions on a CPU
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return self.network(inputs).unflatten(1, (self.num_clients, -1))
 
 
 @torch.no_grad()
 def require_foldable(network: nn.Module, example: Tensor) -> None:
-    """See that three folded copies, with weights and inputs of their own, give what each gives alone.
+    """Check that three folded copies with different weights and inputs give the same as each one alone.
 
     Args:
         example: a batch of one, as the network takes it.
@@ -151,7 +151,7 @@ def require_foldable(network: nn.Module, example: Tensor) -> None:
     Raises:
         ValueError: they do not.
     """
-    network = copy.deepcopy(network).double().cpu().eval()  # where no products are rounded to TF32
+    network = copy.deepcopy(network).double().cpu().eval()  # so that no product is rounded to TF32
     example = example.cpu().double() if example.is_floating_point() else example.cpu()
     folded = Folded(network, 3).eval()
     states = [{n: t + 0.1 * k * torch.randn_like(t) for n, t in tensors(network).items()} for k in range(3)]

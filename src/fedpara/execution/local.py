@@ -18,12 +18,12 @@ Memory = dict[tuple[str, torch.Size], Tensor]
 
 
 class LocalRecord(Callback):
-    """Counts the steps that were applied and sums the training loss, without a word to any logger.
+    """Counts the applied steps and sums the training loss, without any logger.
 
     Attributes:
-        num_steps: optimizer steps; a step that the fp16 scaler skipped is none.
+        num_steps: optimizer steps, without those that the fp16 scaler skipped.
         learning_rate_sum: sum of their learning rates.
-        num_examples: examples seen, epochs counted.
+        num_examples: examples seen, in all epochs together.
     """
 
     def __init__(self) -> None:
@@ -38,34 +38,34 @@ class LocalRecord(Callback):
         return float(self._loss) / max(1, self.num_examples)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the fresh optimizer; one that is captured tells by itself."""
+        """Follow the fresh optimizer; a captured one reports its steps itself."""
         if not getattr(pl_module, "capture", None):
             optimizer = trainer.optimizers[0]
             optimizer.register_step_post_hook(lambda *_: self.count(optimizer.param_groups[0]["lr"]))
 
     def count(self, learning_rate: float) -> None:
-        """One step more."""
+        """Count one step."""
         self.num_steps += 1
         self.learning_rate_sum += learning_rate
 
     def add(self, loss: Tensor, size: int, divided_by: int = 1) -> None:
-        """The mean loss of a batch of `size` examples, on its device: no synchronisation a step."""
+        """Add the mean loss of a batch of `size` examples on its device, so that a step needs no synchronisation."""
         self.num_examples += size
         self._loss = self._loss + loss.detach().float() * (size * divided_by)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
-        """Add a batch, whose loss Lightning has divided for accumulation; a whole epoch has added its own."""
+        """Add a batch, whose loss Lightning has divided for accumulation; whole epochs add theirs themselves."""
         if isinstance(outputs, Mapping) and "loss" in outputs:
             self.add(outputs["loss"], len(batch[1]), trainer.accumulate_grad_batches)
 
 
 class GradientCorrection(Callback):
-    """Adds an algorithm's `Correction` to the gradients, which are unscaled by then and clipped after.
+    """Adds an algorithm's `Correction` to the gradients, after they are unscaled and before they are clipped.
 
     Attributes:
-        correction: of the client at hand; to be set before a fit.
+        correction: the current client's; set it before a fit.
     """
 
     def __init__(self) -> None:
@@ -76,11 +76,11 @@ class GradientCorrection(Callback):
 
     @property
     def variant(self) -> tuple[float, frozenset[str], frozenset[str]]:
-        """What makes a step another one, the values of anchor and offset aside."""
+        """The parts of the correction that change the step's operations, without the values of anchor and offset."""
         return self.correction.proximal, frozenset(self.correction.anchor), frozenset(self.correction.offset)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the correction to the module's device, once, to where it was before: a captured step looks there."""
+        """Copy the correction to the module's device, into the same memory as before, as a captured step reads it."""
         given = self.correction.anchor, self.correction.offset
         self._anchor, self._offset = map(partial(_placed, pl_module.device), given, self._memory)
 
@@ -94,9 +94,9 @@ class GradientCorrection(Callback):
         assert isinstance(network, torch.nn.Module)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                if not parameter.requires_grad:  # with a gradient, were it zero, weight decay would move it
+                if not parameter.requires_grad:  # with a gradient, even a zero one, weight decay would change it
                     continue
-                if parameter.grad is None:  # not in this step's graph; an algorithm moves it all the same
+                if parameter.grad is None:  # not in this step's graph, but an algorithm may still move it
                     parameter.grad = torch.zeros_like(parameter)
                 if self.correction.proximal and name in self._anchor:
                     parameter.grad.add_(parameter - self._anchor[name], alpha=self.correction.proximal)
@@ -105,7 +105,7 @@ class GradientCorrection(Callback):
 
 
 def _placed(device: torch.device, given: State, memory: Memory) -> State:
-    """A copy of `given` in `memory`, which is kept for ever: it may be a while until the next one of that shape."""
+    """A copy of `given` in `memory`, which is never freed, because a later client may need the same shape."""
     placed = {}
     for name, tensor in given.items():
         if (key := (name, tensor.shape)) in memory:
@@ -119,7 +119,7 @@ def _placed(device: torch.device, given: State, memory: Memory) -> State:
 class JacobianCorrection(Callback):
     """Adds lambda times the gradient of FedPara's regulariser (appendix B, eq. 9) before each optimizer step.
 
-    J_W comes from the step's own backward pass, caught where the composed weight receives it: nothing is done twice.
+    J_W is caught in the step's own backward pass, where the composed weight receives it: nothing is computed twice.
 
     Args:
         strength: lambda; 1 in the paper's experiments (Table 6), 10 in its ablation (Table 4).
@@ -132,7 +132,7 @@ class JacobianCorrection(Callback):
         self._correcting = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch every weight that is a Hadamard product; for a plain low-rank baseline there is no correction."""
+        """Watch every weight that is a Hadamard product; the low-rank baseline has no correction."""
         for _, factorization in factorizations(pl_module):
             if isinstance(factorization, Hadamard):
                 self._handles.append(factorization.register_forward_hook(self._watch))
@@ -151,7 +151,7 @@ class JacobianCorrection(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Gradients are unscaled by now; the jacobians, caught in the backward pass, are not."""
+        """Add the correction; gradients are unscaled by now, but the jacobians from the backward pass are not."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         learning_rate = optimizer.param_groups[0]["lr"]
@@ -165,7 +165,7 @@ class JacobianCorrection(Callback):
         self._jacobians.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop watching: the next client trains on the same network."""
+        """Stop watching, because the next client trains on the same network."""
         self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,14 +1,14 @@
 """A guard against oneDNN's faulty backward pass of strided 1x1 convolutions with few input channels.
 
 Note [oneDNN and strided 1x1 convolutions]
-oneDNN 3.12, which torch 2.13 has, overruns its memory in the backward pass by weights of a convolution whose kernel is
-1x1 (or 1x1x1), whose stride is more than 1, and which has fewer input channels than a SIMD register holds: 8 floats
-with AVX2, 16 with AVX-512 (uxlfoundation/oneDNN#6035). The process aborts or hangs, or the gradients are wrong. Only
-channels_last memory leads there, and the executors put every network into it, for most convolutions are quicker so.
-`guard` hands such a convolution, and no other, to oneDNN in contiguous memory, and gives its gradients the memory
-format that torch.compile expects. It replaces the CPU kernel of `aten::convolution_backward`, so it holds for every way
-to write a convolution: a layer of any class, a functional call, a folded network. The check costs each backward pass of
-a convolution some 20 microseconds, so it is put in only where a network has such a convolution.
+oneDNN 3.12, which torch 2.13 contains, overruns its memory when it computes the weight gradient of a convolution whose
+kernel is 1x1 (or 1x1x1), whose stride is more than 1, and which has fewer input channels than a SIMD register has
+floats: 8 with AVX2, 16 with AVX-512 (uxlfoundation/oneDNN#6035). The process aborts or hangs, or the gradients are
+wrong. This happens only in channels_last memory, in which the executors put every network because most convolutions are
+faster there. `guard` passes such a convolution, and no other, to oneDNN in contiguous memory, and gives its gradients
+the memory format that torch.compile expects. It replaces the CPU kernel of `aten::convolution_backward`, so it covers
+every way to write a convolution: a layer of any class, a functional call, a folded network. The check takes about 20
+microseconds in the backward pass of each convolution, so it is installed only if a network has such a convolution.
 """
 
 import copy
@@ -22,26 +22,26 @@ from torch import Tensor, nn
 
 from fedpara.private.torch import DispatchKeySet, TorchDispatchMode, suggest_memory_format
 
-SIMD_CHANNELS = 16  # the floats of the widest register
+SIMD_CHANNELS = 16  # floats in the widest register
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of inputs, weight, bias
 
 
 def is_affected(weight: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether oneDNN may fail at a convolution.
+    """Whether oneDNN may fail on a convolution.
 
     Args:
-        weight: shape of its weight, (O, I / groups, *kernel).
+        weight: shape of the weight, (O, I / groups, *kernel).
         stride: one number for each dimension of the kernel.
     """
     return prod(weight[2:]) == 1 and max(stride) > 1 and weight[1] < SIMD_CHANNELS
 
 
 def guard(network: nn.Module, example: Tensor) -> None:
-    """Make the backward pass of `network` safe in channels_last memory; once for a process, and at no cost elsewhere.
+    """Make the backward pass of `network` safe in channels_last memory; other networks pay nothing.
 
     Args:
-        example: a batch of one, as the network takes it; shows the convolutions that are not layers.
+        example: a batch of one, as the network takes it, to find convolutions that are not layers.
     """
     if any(_is_affected_layer(layer) for layer in network.modules()) or _runs_affected(network, example):
         _install()
@@ -54,17 +54,17 @@ def _is_affected_layer(layer: nn.Module) -> bool:
 
 
 def _runs_affected(network: nn.Module, example: Tensor) -> bool:
-    """Whether a copy of the network, in the modes that it is trained in, runs such a convolution; on two examples."""
+    """Whether a copy of the network, in training mode and on two examples, runs such a convolution."""
     watch, types = _Watch(), {parameter.dtype for parameter in network.parameters()}
     if example.is_floating_point() and len(types) == 1:
         example = example.to(types.pop())
-    with suppress(Exception), torch.random.fork_rng(), torch.no_grad(), watch:  # training will say what is wrong
+    with suppress(Exception), torch.random.fork_rng(), torch.no_grad(), watch:  # an error will appear again in training
         copy.deepcopy(network)(torch.cat([example, example]))
     return watch.found
 
 
 class _Watch(TorchDispatchMode):
-    """Looks out for affected convolutions among the operators that run."""
+    """Looks for affected convolutions among the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _Watch(TorchDispatchMode):
 
 @cache
 def _install() -> torch.library.Library:
-    """Put the check in front of the CPU kernel, for as long as the process lives."""
+    """Put the check in front of the CPU kernel until the process ends."""
     operator = torch.ops.aten.convolution_backward.default
     kernel = torch.library.get_kernel(operator, "CPU")
 
@@ -112,11 +112,11 @@ def _install() -> torch.library.Library:
 
 
 def _like_unguarded(gradient: Tensor | None, inputs: Tensor, weight: Tensor) -> Tensor | None:
-    """In channels_last memory where one of the operands is: compiled networks rely on it."""
+    """The gradient in channels_last memory if one of the operands is, because compiled networks rely on that."""
     formats = {suggest_memory_format(inputs), suggest_memory_format(weight)} - {torch.contiguous_format}
     return gradient.contiguous(memory_format=formats.pop()) if formats and gradient is not None else gradient
 
 
 def contiguous(tensor: Tensor) -> Tensor:
-    """A copy whose strides are those of contiguous memory, also where a dimension of 1 leaves the choice."""
+    """A copy with the strides of contiguous memory, even if a dimension of 1 allows others."""
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Clients of a round in parallel, in worker processes on this machine that keep their model."""
+"""Trains the clients of a round in parallel, in worker processes on this machine that keep their model."""
 
 import os
 from concurrent.futures import Future
@@ -20,14 +20,14 @@ Positive = Annotated[int, Field(ge=1)]
 class ProcessesExecutor(ParallelExecutor[Future[Place | bytes]]):
     """Trains a round's clients in worker processes; tests models in this one.
 
-    A result is the inner executor's in a process with as many threads, bit for bit, whichever worker trained it.
-    Workers start with the first tasks, have the examples in shared memory, and end with this process, however it ends.
-    When one dies, what was in training is trained again, one by one: two deaths more fail their own clients alone.
+    Results have the same bits as those of the inner executor with as many threads, whichever worker trained them.
+    Workers start with the first tasks, read the examples from shared memory, and always end with this process. When one
+    dies, all clients in training are trained again, one by one; a client whose worker dies twice more fails alone.
 
     Args:
         training, inner, threads, chunk: see `ParallelExecutor`.
-        workers: processes; None: one a GPU, or as many as the usable cores have room for. No more start than there
-            are tasks in a round.
+        workers: number of processes; None: one per GPU, or as many as fit on the usable cores. No more start than
+            there are tasks in a round.
 
     Example:
         >>> from functools import partial
@@ -37,7 +37,7 @@ class ProcessesExecutor(ParallelExecutor[Future[Place | bytes]]):
         >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
         >>> data.setup()
         >>> training = LocalTraining(module, data, max_epochs=1, accelerator="cpu")
-        >>> executor = ProcessesExecutor(training, workers=4)  # in the place of SerialExecutor(training)
+        >>> executor = ProcessesExecutor(training, workers=4)  # in place of SerialExecutor(training)
         >>> executor.workers
         4
     """
@@ -59,7 +59,7 @@ class ProcessesExecutor(ParallelExecutor[Future[Place | bytes]]):
 
     @property
     def workers(self) -> int:
-        """Processes."""
+        """Number of processes."""
         return self._workers
 
     def _start(self) -> Workers:

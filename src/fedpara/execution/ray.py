@@ -1,7 +1,7 @@
-"""Clients of a round in parallel, in actors on a Ray cluster: this machine's cores, or all of its nodes' devices.
+"""Trains the clients of a round in parallel, in actors on a Ray cluster: on this machine, or on many nodes.
 
-Ray (Moritz et al., OSDI 2018) schedules, moves and stores; what is here says what lies where, and what a lost actor
-means.
+Ray (Moritz et al., OSDI 2018) schedules, moves and stores. This module decides where data are stored, and what to do
+about a lost actor.
 """
 
 import logging
@@ -31,10 +31,12 @@ from fedpara.state import State
 
 log = logging.getLogger(__name__)
 Positive = Annotated[int, Field(ge=1)]
-Parcel = tuple[bytes, np.ndarray]  # an object without its tensors, and the memory they lie in, which Ray does not copy
+Parcel = tuple[
+    bytes, np.ndarray
+]  # an object without its tensors, and the memory with the tensors, which Ray does not copy
 Result = TypeVar("Result")
-PATIENCE_S = 60  # without any actor, until the log says what is waited for
-TRIES = 3  # actors that die as they start, before it is taken for a fault of theirs
+PATIENCE_S = 60  # seconds without any actor before a line in the log
+TRIES = 3  # so many actors that die at their start end the run
 
 
 if TYPE_CHECKING:  # Ray is an option
@@ -45,11 +47,11 @@ if TYPE_CHECKING:  # Ray is an option
         """A method of an actor."""
 
         def remote(self, *given: object) -> ObjectRef[Result]:
-            """Have it run there."""
+            """Run it in the actor."""
             ...
 
     class Handle(ActorHandle["Actor"]):
-        """An `Actor`, wherever it is."""
+        """A handle of an `Actor`."""
 
         ready: Method[None]
         train: Method[Parcel]
@@ -59,18 +61,18 @@ if TYPE_CHECKING:  # Ray is an option
 class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
     """Trains a round's clients in Ray actors, each with a model, an executor and its node's examples.
 
-    A result is the inner executor's in a process with as many threads, bit for bit, whichever actor trained it. The
-    examples, and once a round what all tasks have in common, lie in the object store of every node. An actor trains
-    one piece of work at a time; what is lost with an actor or a node is trained again elsewhere; actors join as nodes
-    do.
+    Results have the same bits as those of the inner executor with as many threads, whichever actor trained them. The
+    object store of every node holds the examples and, for each round, the tensors that all tasks share. An actor trains
+    one piece of work at a time. Work that is lost with an actor or a node is trained again elsewhere, and new nodes get
+    actors.
 
     Args:
         training, inner, chunk: see `ParallelExecutor`.
-        address: `auto` for the cluster at hand, or `host:port`; None: what `RAY_ADDRESS` says, or this machine alone.
-        actors: None: as many as living nodes have room for. No more start than there are tasks in sight.
-        cpus: cores of each, and its threads; may be a fraction.
-        gpus: of each, may be a fraction; None: one where the cluster has any and the trainer is not for a CPU.
-        memory_gb: that Ray reserves for each, 10^9 bytes; None: no reservation.
+        address: `auto` for the cluster of this node, or `host:port`; None: `RAY_ADDRESS`, or this machine alone.
+        actors: number of actors; None: as many as fit on the nodes. No more start than there are known tasks.
+        cpus: cores of each actor, which are also its threads; can be a fraction.
+        gpus: GPUs of each actor, can be a fraction; None: one if the cluster has GPUs and the trainer is not for a CPU.
+        memory_gb: memory that Ray reserves for each actor, in 10^9 bytes; None: no reservation.
     """
 
     name = "ray"
@@ -96,14 +98,15 @@ class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
 
     @property
     def workers(self) -> int:
-        """Actors that answer."""
+        """Number of actors that have started."""
         return self._pool.capacity(0) if self._pool else 0
 
     def prepare(self) -> None:
-        """See that the network takes what the data set gives, and join the cluster.
+        """Check that the network takes the data, and join the cluster.
 
         Raises:
-            ValueError: it does not; Ray is not installed; no cluster at the address; no node has room for an actor.
+            ValueError: it does not take them, Ray is not installed, there is no cluster at the address, or no node has
+                room for an actor.
         """
         super().prepare()
         self._join()
@@ -115,7 +118,7 @@ class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
         if not _room(self.needs):
             largest = {name: max((node.get(name, 0) for node in _nodes()), default=0) for name in self.needs}
             raise ValueError(
-                f"cpus={self.needs['CPU']:g}: must be, with gpus and memory_gb, what some node has for an actor; "
+                f"cpus={self.needs['CPU']:g}: must fit on one node, together with gpus and memory_gb; "
                 f"no node has more than {largest['CPU']:g}, {largest['GPU']:g} and {largest['memory'] / 1e9:.1f}"
             )
 
@@ -129,7 +132,7 @@ class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
         )  # fmt: skip
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
-        """As of the inner executor: here, or in an actor where those have GPUs and this process has none."""
+        """Test here, or in an actor if the actors have GPUs and this process has none."""
         if not self.needs["GPU"] or self.device.type != "cpu":
             return super().evaluate(state, client)
         self._pool = pool = self._pool or self._start()
@@ -137,7 +140,7 @@ class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
         return pool.evaluate(state, client)
 
     def close(self) -> None:
-        """End the actors, and Ray where it was begun for them."""
+        """End the actors, and Ray if it was started for them."""
         super().close()
         if self._began_ray:
             import ray
@@ -147,14 +150,14 @@ class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
 
 
 class Actors:
-    """Actors of a cluster as a pool; none starts before there is something for it to do.
+    """The actors of a cluster as a pool; an actor starts only when there is work for it.
 
     Args:
-        model: the inner executor's maker, and all it is made of but the data.
+        model: the function that makes the inner executor, and its arguments except the data.
         data: the datamodule.
         needs: resources of an actor, by Ray's names.
-        wanted: how many actors there should be, by the nodes that live now.
-        threads: of each.
+        wanted: gives the number of actors that there should be on the current nodes.
+        threads: threads of each actor.
     """
 
     die_together = False
@@ -179,7 +182,7 @@ class Actors:
         self._common_memory: ObjectRef[np.ndarray] | None = None
 
     def capacity(self, work: int) -> int:
-        """Pieces of work that may be in hand, one for every actor that has answered; as many start as there is work."""
+        """One piece of work for each started actor; actors start as long as there is more work."""
         number = len(self._idle) + len(self._training)
         self._begin(min(self.size, work) - number - len(self._starting))
         return number
@@ -190,14 +193,14 @@ class Actors:
             self._starting[actor.ready.remote()] = actor
 
     def broadcast(self, task: ClientTask) -> None:
-        """What this task shares with those that are submitted from now on, by identity, travels once to each node."""
+        """Send once to each node the tensors that this task shares, by identity, with later ones."""
         self.size = self._wanted()
         self._common = Room(0, sys.maxsize)
         dump(task, self._common)
         self._common_memory = self.ray.put(_written(self._common))
 
     def submit(self, tasks: list[ClientTask]) -> "ObjectRef[Parcel]":
-        """Have the tasks trained by an idle actor."""
+        """Start to train the tasks in an idle actor."""
         actor = self._idle.pop()
         data, memory = _parcel(tasks, room=Room(0, sys.maxsize, known=self._common.laid, memory=1))
         work = actor.train.remote(data, self._common_memory, memory)
@@ -205,7 +208,7 @@ class Actors:
         return work
 
     def wait(self, work: "Collection[ObjectRef[Parcel]]", block: bool) -> "Iterable[ObjectRef[Parcel]]":
-        """Which of the work is done; with `block`, after something has happened or a while."""
+        """The finished pieces of work; with `block`, wait until something happens, or for a while."""
         references = [*work, *self._starting]
         done, _ = self.ray.wait(references, timeout=PATIENCE_S if block else 0)
         if done:
@@ -231,17 +234,17 @@ class Actors:
             self._failed = 0
 
     def outcomes(self, work: "ObjectRef[Parcel]") -> list[Outcome]:
-        """What became of the tasks.
+        """The outcomes of the tasks.
 
         Raises:
-            WorkerDied: the actor, or its node.
-            Exception: the actor's executor raised.
+            WorkerDied: the actor or its node died.
+            Exception: the actor's executor raised an error.
         """
         actor = self._training.pop(work)
         try:
             data, memory = self._get(work)
         except WorkerDied as death:
-            log.warning("an actor died; what it trained is trained again elsewhere (%s)", death)
+            log.warning("an actor died; its clients are trained again elsewhere (%s)", death)
             self.ray.kill(actor)
             self.size = self._wanted()
             raise
@@ -249,9 +252,9 @@ class Actors:
         return load(data, _tensor(memory), copy=True)
 
     def evaluate(self, state: State, client: int | None) -> dict[str, float]:
-        """In an actor; what is in training there comes first."""
+        """Test in an actor, after the work that it has."""
         data, memory = _parcel(state)
-        lost: list[Handle] = []  # of what one trained, `outcomes` will say the same
+        lost: list[Handle] = []  # `outcomes` will report the work that they lost
         while True:
             alive = [actor for actor in [*self._training.values(), *self._idle] if actor not in lost]
             if not alive:
@@ -274,7 +277,7 @@ class Actors:
             raise WorkerDied(" ".join(str(error).split())[:300]) from error
 
     def close(self) -> None:
-        """End all actors at once, whatever they do."""
+        """End all actors at once, even in the middle of work."""
         if self.ray.is_initialized():
             for actor in [*self._idle, *self._starting.values(), *self._training.values()]:
                 self.ray.kill(actor)
@@ -292,14 +295,14 @@ def _written(room: Room) -> np.ndarray:
 
 
 def _tensor(memory: np.ndarray) -> Tensor:
-    """Memory of the object store, which is not to be written."""
+    """A tensor over memory of the object store; do not write to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(memory)
 
 
 def _join(address: str | None) -> bool:
-    """Whether Ray was begun by this: a notebook, or a test, may have done so before."""
+    """Join or start Ray; returns whether it was started here, since a notebook or a test may have done so before."""
     try:
         import ray
     except ImportError as error:
@@ -308,7 +311,9 @@ def _join(address: str | None) -> bool:
         return False
     address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a line for every start, about a token
+    logging.getLogger("ray._private.authentication").setLevel(
+        logging.ERROR
+    )  # it prints a line about a token at every start
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address not in (None, "auto", "local"):  # Ray itself would try for minutes
@@ -321,7 +326,7 @@ def _join(address: str | None) -> bool:
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray takes it, and would end without a word
+            signal.signal(signal.SIGTERM, before)  # Ray replaces the handler, and would end silently
     return True
 
 
@@ -338,13 +343,13 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _room(needs: Mapping[str, float | None]) -> int:
-    """Actors that the living nodes have room for."""
+    """Number of actors that fit on the living nodes."""
     given = {name: value for name, value in needs.items() if value}
     return sum(int(min(node.get(name, 0) / value for name, value in given.items())) for node in _nodes())
 
 
 def _own_paths() -> list[str]:
-    """Where modules are found besides the interpreter's and its packages' folders, which every node has of its own."""
+    """The folders of modules, except those of the interpreter and installed packages, which every node has itself."""
     installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return [path for path in sys.path if path and not any(path.startswith(prefix) for prefix in installed)]
 
@@ -353,12 +358,12 @@ def _own_paths() -> list[str]:
 
 
 class Actor:
-    """Trains what it is handed.
+    """Trains the tasks that it gets.
 
     Args:
         model, data: see `Actors`.
-        threads: of this process.
-        matmul_precision: of float32 products.
+        threads: threads of this process.
+        matmul_precision: precision of float32 products.
     """
 
     def __init__(self, model: Parcel, data: Parcel, threads: int, matmul_precision: str) -> None:
@@ -367,18 +372,18 @@ class Actor:
         self._model, self._data = model, data
 
     def ready(self) -> None:
-        """Make the executor, so that an error in that reaches the other end."""
+        """Make the executor here rather than in `__init__`, so that the driver gets its errors."""
         make, values = load(self._model[0], _tensor(self._model[1]), copy=True)
         datamodule = load(self._data[0], _tensor(self._data[1]), copy=False)
         self.executor: Executor = make(LocalTraining(datamodule=datamodule, **values))
         datamodule.to(self.executor.device)
 
     def train(self, data: bytes, common: np.ndarray, own: np.ndarray) -> Parcel:
-        """The outcomes of these tasks."""
+        """Train the tasks and return their outcomes."""
         tasks = load(data, _tensor(common), _tensor(own), copy=False)
         return _parcel([portable(outcome) for outcome in self.executor.run(tasks)])
 
     def evaluate(self, data: bytes, memory: np.ndarray, client: int | None) -> dict[str, float]:
-        """Accuracy and loss of a state."""
+        """The metrics of a state."""
         metrics: dict[str, float] = self.executor.evaluate(load(data, _tensor(memory), copy=False), client)
         return metrics

@@ -33,24 +33,24 @@ log = logging.getLogger(__name__)
 
 
 class SerialExecutor:
-    """Trains each task with a fresh optimizer and fresh loops of one Trainer, on one network that is loaded and read.
+    """Trains each task on one network, with a fresh optimizer and with fresh loops of one Trainer.
 
-    Where the Trainer is given objects (callbacks, plugins, a profiler), which may remember a client or change what they
-    are attached to, each task has a Trainer of its own, with copies of them, and a copy of the module as it was built.
-    A module that is not a plain `ClassificationModule` may remember a client too: each task has a copy of it.
+    If the Trainer has objects (callbacks, plugins, a profiler), they may remember a client or change the module. Then
+    each task gets its own Trainer, with copies of the objects, and a copy of the module as it was built. A module that
+    is not a plain `ClassificationModule` may remember a client too, so each task gets a copy of it.
 
     Args:
-        training: how one client is trained. On a GPU the module's optimizer becomes the fused one where it has that.
-        whole_epochs: a local epoch is one batch of Lightning's, see `WholeEpochs` for what that leaves out; on a GPU
-            its steps are captured once and replayed.
+        training: settings of one client's training. On a GPU the module's optimizer becomes a fused one if it can.
+        whole_epochs: whether Lightning sees a local epoch as one batch; `WholeEpochs` says what that excludes. On a GPU
+            the steps are captured once and replayed.
 
     Attributes:
-        device: on which clients are trained and models tested.
+        device: device on which clients are trained and models tested.
         corrections: callbacks that change gradients; each executor has its own.
 
     Raises:
-        ValueError: `training` wants more than one device, a precision that the device has not, one whose scaled
-            gradients a fused optimizer would step on, or what whole epochs leave out.
+        ValueError: `training` needs more than one device, a precision that the device lacks, scaled gradients with a
+            fused optimizer, or something that whole epochs exclude.
 
     Example:
         >>> from functools import partial
@@ -110,10 +110,10 @@ class SerialExecutor:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """See that the network takes what the data set gives; of a module of another kind, `rehearse` sees that.
+        """Check that the network takes the data; for other kinds of modules, `rehearse` checks that.
 
         Raises:
-            ValueError: it does not.
+            ValueError: it does not take them.
         """
         if isinstance(self.module, ClassificationModule):
             self._require_logits()
@@ -133,10 +133,10 @@ class SerialExecutor:
         self._require_no_lone_example(one)
 
     def _require_no_lone_example(self, one: Tensor) -> None:
-        """A batch of one is an error of some norms in training, which would fail the same clients in every round."""
+        """Refuse batches of one example if a norm cannot train on them: the same clients would fail in every round."""
         if not (clients := self.datamodule.clients_with_a_lone_example()):
             return
-        network = copy.deepcopy(self.module.network)  # whose statistics would change
+        network = copy.deepcopy(self.module.network)  # a copy, because its statistics would change
         try:
             with torch.random.fork_rng():
                 network(one)
@@ -149,7 +149,7 @@ class SerialExecutor:
 
     @property
     def _way_out(self) -> str:
-        """For clients with a lone example."""
+        """Advice for clients with a lone example."""
         if self.datamodule.batch_size == 1:
             return "take a larger data.batch_size"
         if self.datamodule.lone_example == "keep":
@@ -157,15 +157,15 @@ class SerialExecutor:
         return "they have no other example; take another partition, or a network without batch norm"
 
     def rehearse(self) -> None:
-        """One step an epoch of one client, and a test on one batch, where something of it is a user's own.
+        """Train one step per epoch of one client, and test on one batch, if a part is the user's own.
 
-        That is, where the Trainer is given objects, or the module is not a plain `ClassificationModule`: what they
-        refuse, all clients would fail with.
+        That is the case if the Trainer has objects, or the module is not a plain `ClassificationModule`. Their errors
+        would make all clients fail.
 
         Raises:
-            ValueError: the Trainer cannot train with them, or not for all epochs; the module cannot be tested.
+            ValueError: the Trainer cannot train with them, or not for all epochs; or the module cannot be tested.
         """
-        if not self.datamodule.num_examples(0):  # in deploy/ the server has no client's
+        if not self.datamodule.num_examples(0):  # with real clients the server has none of their examples
             return
         if self._objects or self._own:
             self._rehearse()
@@ -188,7 +188,7 @@ class SerialExecutor:
                     Metric.of(module).of_test(_named(metrics))
         except Exception as error:
             cause = str(error) or type(error).__name__
-            raise ValueError(f"a client cannot be trained with what it is given: {cause}") from error
+            raise ValueError(f"a client cannot be trained with this Trainer and module: {cause}") from error
 
     def _require_all_epochs(self, client: int, record: LocalRecord, examples_an_epoch: int) -> None:
         if record.num_examples != (expected := examples_an_epoch * self.max_epochs):
@@ -198,12 +198,12 @@ class SerialExecutor:
             )
 
     def example(self) -> Tensor:
-        """A batch of one, as the network takes it, where the network is trained."""
+        """A batch of one, as the network takes it, on the training device."""
         inputs, _ = next(iter(self.datamodule.test_dataloader()))
         return inputs[:1].to(self.device)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
-        """One task after the other, lazily; one that raises is a failure of its client alone."""
+        """Train one task after the other, lazily; an error is a failure of its client alone."""
         for task in tasks:
             yield self._try(task)
 
@@ -211,14 +211,14 @@ class SerialExecutor:
         try:
             return self._fit(task)
         except NotCaptured as error:
-            log.warning("every step is run as it is, for none could be captured: %s", error)
+            log.warning("steps cannot be captured, so each one is run by itself: %s", error)
             assert self._whole is not None
             self._whole.capture = None
             return self._try(task)
         except Exception as error:
             outcome = failure(task.client, error)
             if self.device.type == "cuda":
-                torch.cuda.synchronize()  # raises where the device itself is lost: that is no client's failure
+                torch.cuda.synchronize()  # raises if the device itself is lost, which is not a failure of the client
                 torch.cuda.empty_cache()
             return outcome
 
@@ -243,16 +243,16 @@ class SerialExecutor:
         )
 
     def _own_module(self) -> FederatedModule:
-        """The one module, or a copy as it was built where something could be left behind in it."""
+        """The module, or a copy of it as it was built if a client could leave something in it."""
         return self.module if self._pristine is None or self._whole else copy.deepcopy(self._pristine)
 
     @torch.no_grad()
     def _load(self, network: torch.nn.Module, state: State) -> None:
-        """The state, and buffers that are in no state as they were built: they would be the last client's."""
+        """Load the state, and reset buffers outside of it, which would have the values of the last client."""
         load_state(network, state)
         for name, value in self._unsaved.items():
             buffer = network.get_buffer(name)
-            if not torch.equal(buffer, value := value.to(buffer)):  # constants may be views that cannot be written
+            if not torch.equal(buffer, value := value.to(buffer)):  # constants can be views that cannot be written
                 buffer.resize_(value.shape).copy_(value)
 
     def _train(self, task: ClientTask, module: FederatedModule, loader: DataLoader[Batch], record: LocalRecord) -> None:
@@ -268,7 +268,7 @@ class SerialExecutor:
                 trainer.fit(self._whole, epochs_of(loader))
 
     def loader(self, client: int, seed: int) -> DataLoader[Batch]:
-        """A client's batches, on which the network can be trained safely."""
+        """A client's batches; the first call also installs the guard for oneDNN."""
         loader = self.datamodule.client_dataloader(client, seed)
         if not self._guarded:
             self._guarded = True
@@ -278,7 +278,7 @@ class SerialExecutor:
 
     def _whole_epochs(self) -> WholeEpochs:
         for name in own_methods(self.module, ClassificationModule)[:1]:
-            raise ValueError(f"{type(self.module).__name__} has a {name} of its own: take executor.whole_epochs=false")
+            raise ValueError(f"{type(self.module).__name__} has its own {name}: take executor.whole_epochs=false")
         assert isinstance(self.module, ClassificationModule)
         given = self.training.arguments
         for name in ONLY_BY_BATCH & given.keys() | self._objects:
@@ -288,7 +288,7 @@ class SerialExecutor:
         return WholeEpochs(self.module, CudaGraphs() if self.device.type == "cuda" and not self._scaled else None)
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
-        """What the module logs on the test set or a client's part of it; a weight is composed once, not a batch."""
+        """The module's metrics on the test set or on a client's part; each weight is composed once, not per batch."""
         module = self._own_module()
         assert isinstance(module, LightningModule)
         self._load(module.network, state)
@@ -297,16 +297,16 @@ class SerialExecutor:
         return _named(metrics)
 
     def close(self) -> None:
-        """Nothing runs beside this process."""
+        """Do nothing: there is no other process."""
 
     @contextmanager
     def kept_trainer(self, purpose: str, max_epochs: int, callbacks: Iterable[Callback] = ()) -> Iterator[Trainer]:
-        """One Trainer for all clients, made as new for each; after an error another one. See Note [Kept trainer].
+        """One Trainer for all clients, reset for each one and replaced after an error. See Note [Kept trainer].
 
         Args:
-            purpose: each has a Trainer of its own.
-            max_epochs: of the fit.
-            callbacks: besides those that the Trainer was given.
+            purpose: each purpose has its own Trainer.
+            max_epochs: epochs of the fit.
+            callbacks: callbacks in addition to the Trainer's.
         """
         trainer = self._trainers.pop(purpose, None) or self.training.trainer()
         lightning.renew_loops(trainer, max_epochs)
@@ -314,16 +314,16 @@ class SerialExecutor:
         lightning.set_callbacks(trainer, [*given, *callbacks])
         with interruptible():
             yield trainer
-        if not (self._scaled or self._objects):  # its scale, or what it was given, would be the last client's
+        if not (self._scaled or self._objects):  # its scale and its objects would be those of the last client
             lightning.set_callbacks(trainer, given)
             self._trainers[purpose] = trainer
 
 
 class Corrections:
-    """The callbacks that change a client's gradients before each optimizer step, in the order in which they do.
+    """The callbacks that change a client's gradients before each optimizer step, in this order.
 
     Attributes:
-        gradient: the algorithm's; to be told the client's correction before a fit.
+        gradient: the algorithm's callback; give it the client's correction before a fit.
         callbacks: all of them.
     """
 
@@ -334,7 +334,7 @@ class Corrections:
 
 
 def epochs_of(loader: DataLoader[Batch]) -> Epochs:
-    """The same batches, an epoch an item."""
+    """The same batches, with one epoch per item."""
     batches, keys = loader.dataset, loader.sampler
     assert isinstance(batches, Batches)
     assert isinstance(keys, EpochBatches)
@@ -347,7 +347,7 @@ def _named(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _require_hardware(precision: str, device: torch.device) -> None:
-    """On a CPU Lightning would take bfloat16 for float16, and an old GPU emulates bfloat16 slowly."""
+    """Refuse float16 on a CPU, where Lightning would take bfloat16, and bfloat16 on a GPU that emulates it."""
     if precision.startswith("16") and device.type == "cpu":
         raise ValueError(f"precision={precision}: needs a GPU; on a CPU take bf16-mixed or 32-true")
     if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
@@ -356,7 +356,7 @@ def _require_hardware(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Lightning turns an interruption into `SystemExit`, and SIGINT off; turn both back."""
+    """Undo what Lightning does on an interruption: it raises `SystemExit` and turns SIGINT off."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -366,7 +366,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """A Trainer a client would repeat its banner thousands of times."""
+    """Silence Lightning's banner, which would appear thousands of times."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

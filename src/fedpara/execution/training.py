@@ -1,4 +1,4 @@
-"""How one client is trained: the values of a run that every executor takes, and the Trainer made of them."""
+"""The settings of one client's training, which every executor takes, and the Trainer made from them."""
 
 import copy
 from collections.abc import Mapping
@@ -17,7 +17,9 @@ from fedpara.private.lightning import stay_on_device
 
 CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
 ONLY_BY_BATCH = {"gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "overfit_batches"}
-OF_EVERY_FIT: dict[str, tuple[object, str]] = {  # what a client's Trainer does without, and where a run has it
+OF_EVERY_FIT: dict[
+    str, tuple[object, str]
+] = {  # switched off in a client's Trainer, and the key that a run has instead
     "logger": (False, "the group logger"),
     "enable_checkpointing": (False, "callbacks.checkpoint"),
     "enable_progress_bar": (False, "callbacks.progress"),
@@ -32,14 +34,14 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 def _require_epochs(given: object) -> object:
-    """See that a client's training has an end, and an epoch at least."""
+    """Require a finite number of epochs, at least one."""
     if not isinstance(given, int) or given < 1:
         raise ValueError(f"max_epochs={given!r}: must be a whole number of local epochs, 1 or more")
     return given
 
 
 def _allowed(options: Mapping[str, object]) -> Mapping[str, object]:
-    """Refuse what would cut a client's epochs, and what is not for a client's Trainer to say."""
+    """Refuse options that cut a client's epochs, and those that do not belong to a client's Trainer."""
     for name in sorted(CUT_EPOCHS & options.keys()):
         raise ValueError(f"{name}={options[name]!r}: must be absent, it cuts a client's epochs; see data.max_train")
     for name in OF_EVERY_FIT.keys() & options.keys():
@@ -51,7 +53,7 @@ def _allowed(options: Mapping[str, object]) -> Mapping[str, object]:
 
 @dataclass(frozen=True, eq=False, config=ConfigDict(arbitrary_types_allowed=True))
 class LocalTraining:
-    """How one client is trained. Every executor takes one of these, and adds where and how many at once.
+    """The settings of one client's training. Each executor adds where clients are trained, and how many at once.
 
     Example:
         >>> from functools import partial
@@ -65,21 +67,22 @@ class LocalTraining:
         (2, 0.0)
 
     Attributes:
-        module: the LightningModule, which keeps the contract of `FederatedModule`.
+        module: a LightningModule with the interface of `FederatedModule`.
         datamodule: gives each client's batches and the test batches.
         max_epochs: local epochs of a client.
-        precision: as of a Trainer; None: its default, 32-true.
-        accelerator: as of a Trainer: `auto`, `cpu`, `gpu`, or an object.
-        jacobian_correction: lambda of FedPara's regulariser (appendix B), 0 for none.
-        matmul_precision: of float32 products, process-wide: `highest`, `high` (TF32 on a GPU, in convolutions too) or
-            `medium` (bfloat16 where the processor has units for it; on others oneDNN's float32 kernels, often faster).
-        memory_format: of the network's weights with four dimensions; convolutions are quicker in `channels_last`.
+        precision: the Trainer's precision; None: its default, 32-true.
+        accelerator: the Trainer's accelerator: `auto`, `cpu`, `gpu`, or an object.
+        jacobian_correction: lambda of FedPara's regulariser (appendix B); 0: none.
+        matmul_precision: precision of float32 products in the whole process: `highest`, `high` (TF32 on a GPU, also in
+            convolutions) or `medium` (bfloat16 if the processor has units for it; else oneDNN's float32 kernels, which
+            are often faster).
+        memory_format: format of the network's 4-D weights; convolutions are faster in `channels_last`.
         options: further arguments of the Trainer.
-        trainer_class: makes the Trainer.
+        trainer_class: class of the Trainer.
 
     Raises:
-        ValueError: it would train no epoch, or without end, or with what a client's Trainer cannot be given; the module
-            does not keep the contract.
+        ValueError: `max_epochs` is not a positive number, an option is not allowed in a client's Trainer, or the module
+            does not have the interface.
     """
 
     module: Annotated[FederatedModule, BeforeValidator(require_module)]
@@ -95,53 +98,53 @@ class LocalTraining:
 
     @property
     def arguments(self) -> dict[str, object]:
-        """The arguments of the Trainer that were said, by name."""
+        """The Trainer's arguments, by name, as they were given."""
         own = {"max_epochs": self.max_epochs, "precision": self.precision, "accelerator": self.accelerator}
         return own | dict(self.options)
 
     @property
     def objects(self) -> frozenset[str]:
-        """Names of the Trainer's arguments that are objects, which may remember a client."""
+        """Names of the Trainer's arguments that are objects, because these may remember a client."""
         given = self.arguments.items()
         return frozenset(name for name, value in given if name == "profiler" or not _is_plain(value))
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether it was said that it must be a GPU."""
+        """Whether the accelerator must be a GPU."""
         return self.accelerator in ("gpu", "cuda")
 
     def trainer(self, **options: object) -> Trainer:
         """A new Trainer, which shares nothing with others.
 
         Args:
-            options: more arguments, for this one.
+            options: further arguments for this Trainer.
         """
         given = copy.deepcopy(self.arguments)
         plugins = given.pop("plugins", None) or []
         trainer = self.trainer_class(
             **given | {name: value for name, (value, _) in OF_EVERY_FIT.items()} | options,  # type: ignore[arg-type]
-            # without it every client's Trainer would read SLURM's number of tasks
+            # otherwise every client's Trainer would read SLURM's number of tasks
             plugins=[*(plugins if isinstance(plugins, list) else [plugins]), LightningEnvironment()],
         )
         stay_on_device(trainer)
         return trainer
 
     def optimization(self, trainer: Trainer | None = None) -> Optimization:
-        """What the module's `configure_optimizers` gives, asked before any training.
+        """The result of the module's `configure_optimizers`, called before any training.
 
         Args:
-            trainer: what the module sees as its own meanwhile; None: a new one.
+            trainer: the Trainer that the module sees meanwhile; None: a new one.
 
         Raises:
-            ValueError: it gives what a client cannot be trained with.
+            ValueError: a client cannot be trained with the result.
         """
         return optimization_of(self.module, trainer or self.trainer())
 
     def without_data(self) -> dict[str, object]:
-        """All but the examples, by name: these travel to another process in a way of their own."""
+        """Everything except the data module, by name; that is sent to another process separately."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "datamodule"}
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it can remember nothing; lists, as of devices, are judged by what is in them."""
+    """Whether a value has no state; a list, such as one of devices, is plain if its items are."""
     return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, Plain)

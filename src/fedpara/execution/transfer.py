@@ -1,13 +1,13 @@
-"""Objects to and from another process: pickled, their tensors beside, in memory that both processes see.
+"""Sends objects to and from another process: they are pickled, but their tensors go through shared memory.
 
 Note [Rooms and identity]
 ~~~~~~~~~~~~~~~~~~~~~~~~~
-The tasks of a round share the model that was broadcast: the same tensor objects are in all of them. A `Room` places a
-tensor by its identity (`id`), so that such a tensor is written once for all workers, and a task's bytes hold only the
-place. Equal values are not compared; that would cost as much as writing them. An identity is safe only while its object
-lives, since Python gives it to another object afterwards. Hence `Room.laid` holds the tensors, and a room must outlive
-every use of its places. A tensor that changes in place after it was laid would be stale there: what a round's tasks
-share is written once, before the first is sent, and nobody changes it until the round is over.
+The tasks of a round share the broadcast model: all of them contain the same tensor objects. A `Room` places a tensor
+by its identity (`id`), so that a shared tensor is written once for all workers, and a task's bytes hold only its place.
+Values are not compared; that would take as long as writing them. An identity is valid only while its object lives,
+because Python may give it to another object afterwards. So `Room.laid` keeps the tensors alive, and a room must outlive
+every use of its places. If a tensor changed in place later, its copy would be out of date. So the shared tensors of a
+round are written before the first task is sent, and do not change until the round is over.
 """
 
 import io
@@ -21,22 +21,22 @@ from torch.nn.utils import parametrize
 
 from fedpara.private.torch import inject
 
-# which memory, the offset in bytes there, and what to read
+# number of the memory, offset in bytes, type, shape and strides
 Place = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
-ALIGNMENT = 64  # bytes: what torch gives its own tensors, so that the same kernels run
+ALIGNMENT = 64  # bytes, as torch aligns its own tensors, so that the same kernels run
 
 
 class Room:
-    """A stretch of memory to lay tensors down in, each once. See Note [Rooms and identity].
+    """A range of memory in which each tensor is placed once. See Note [Rooms and identity].
 
     Args:
-        start, end: in bytes; what is not before `end` finds no room.
-        known: tensors that lie elsewhere, as another room's `laid`.
-        memory: its number among those that are there to read from.
+        start, end: bounds in bytes; a tensor must end before `end`.
+        known: tensors that have places elsewhere, such as another room's `laid`.
+        memory: number of this memory among those of the reader.
 
     Attributes:
-        laid: the tensors and their places, by identity; that they are held here keeps an identity from coming twice.
-        end: in bytes, of what is laid.
+        laid: the tensors and their places, by identity; keeping them here keeps their identities unique.
+        end: end of the last tensor, in bytes.
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class Room:
         self.laid: dict[int, tuple[Tensor, Place]] = {}
 
     def place(self, tensor: Tensor) -> Place | None:
-        """Where the tensor lies, or will after `write`; None: there is no room."""
+        """The place of the tensor, valid after `write`; None if there is no room for it."""
         if found := self._known.get(id(tensor)) or self.laid.get(id(tensor)):
             return found[1]
         start = -(-self.end // ALIGNMENT) * ALIGNMENT
         if start + tensor.nbytes > self._limit:
             return None
-        # strides as they are, without holes: channels_last weights take other kernels, which round otherwise
+        # keep the strides, without holes: channels_last weights use other kernels, which round differently
         place = self._memory, start, tensor.dtype, tensor.shape, torch.empty_like(tensor, device="meta").stride()
         self.laid[id(tensor)] = tensor, place
         self.end = start + tensor.nbytes
         return place
 
     def write(self, memory: Tensor) -> None:
-        """Copy what is laid into `memory`."""
+        """Copy the placed tensors into `memory`."""
         for tensor, place in self.laid.values():
             _look(memory, place).copy_(tensor)
 
@@ -76,14 +76,14 @@ def _look(memory: Tensor, place: Place) -> Tensor:
 
 
 def dump(thing: object, room: Room) -> bytes:
-    """`thing` without its tensors, which are given places in `room`; those without a place are in the bytes."""
+    """Pickle `thing`; its tensors get places in `room`, and only those without a place are in the bytes."""
     file = io.BytesIO()
     _Pickler(file, room).dump(thing)
     return file.getvalue()
 
 
 def load(data: bytes, *memories: Tensor, copy: bool) -> Any:
-    """The inverse of `dump` after `Room.write`; tensors are copies, or what lies in the memories themselves."""
+    """The inverse of `dump` after `Room.write`; tensors are copies, or views of the memories."""
     return _Unpickler(io.BytesIO(data), memories, copy).load()
 
 
@@ -96,7 +96,7 @@ class _Pickler(pickle.Pickler):
         return self._room.place(thing) if type(thing) is Tensor else None
 
     def reducer_override(self, thing: object) -> tuple[Callable[..., nn.Module], tuple[type, object]]:
-        """torch refuses to pickle a module with parametrizations, since its class is made on the spot."""
+        """Pickle a module with parametrizations, which torch refuses, because its class is created at runtime."""
         if isinstance(thing, nn.Module) and parametrize.is_parametrized(thing):
             kind = parametrize.type_before_parametrizations(thing)
             state = cast(Callable[[nn.Module], object], kind.__getstate__)(thing)
@@ -115,9 +115,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _rebuild(kind: type[nn.Module], attributes: dict[str, object]) -> nn.Module:
-    """A module with parametrizations. See Note [Parametrized modules in a pickle]."""
+    """Make a module with parametrizations again. See Note [Parametrized modules in a pickle]."""
     module = kind.__new__(kind)
     module.__dict__.update(attributes)
     inject(module)
-    module.__setstate__(attributes)  # what its own class does besides: recurrent layers list their weights
+    module.__setstate__(attributes)  # for classes with their own: recurrent layers list their weights
     return module

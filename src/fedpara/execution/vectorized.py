@@ -1,4 +1,4 @@
-"""Many clients in one batched computation: for networks so small that a step is mostly overhead."""
+"""Trains many clients in one batched computation, for networks so small that a step is mostly overhead."""
 
 import logging
 import time
@@ -33,29 +33,29 @@ WAY_OUT = "take executor=serial or processes"
 
 
 class ManyClients(LightningModule):
-    """The local training of several clients as one batch of Lightning's, their losses summed: none touches another's.
+    """The local training of several clients as one batch for Lightning; the sum of the losses keeps them independent.
 
     Args:
-        module: whose network is folded, and whose optimizer is taken, over all clients' parameters.
+        module: gives the network, which is folded, and the optimizer of all clients' parameters.
     """
 
     def __init__(self, module: ClassificationModule, num_clients: int) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.module = [module]  # not as a part: its parameters are not trained
+        self.module = [module]  # in a list, so that it is not a submodule whose parameters are trained
         self.folded = Folded(module.network, num_clients)
         self.network = self.folded.network
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """A fresh one, at the round's learning rate."""
+        """A fresh optimizer at the round's learning rate."""
         return self.module[0].optimizer_of(self.network.parameters())
 
     def transfer_batch_to_device(self, batch: "Chunk", device: torch.device, dataloader_idx: int) -> "Chunk":
-        """Batches are made where they are needed."""
+        """Do nothing: batches are made on their device."""
         return batch
 
     def training_step(self, chunk: "Chunk", index: int) -> None:
-        """All steps of all epochs; a client that has done its own goes along on padding, its result taken before."""
+        """Take all steps of all epochs; a client that has finished continues on padding, after its result is read."""
         optimizer = the_optimizer(self)
         for batch in chunk:
             inputs, labels, share = self.trainer.precision_plugin.convert_input(batch)
@@ -65,17 +65,19 @@ class ManyClients(LightningModule):
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             losses = (losses.view_as(labels) * share.to(losses.dtype)).sum(0)
             descend(self, optimizer, losses.sum())
-            summed = losses.detach().float() * (share > 0).sum(0)  # what is on the device already is not sent there
+            summed = losses.detach().float() * (share > 0).sum(
+                0
+            )  # from tensors on the device, so that nothing is copied there
             chunk.add(summed, self.folded, optimizer.param_groups[0]["lr"])
 
 
 class Chunk:
-    """The batches of several clients side by side, and what comes of each.
+    """The batches of several clients side by side, and their results.
 
     Attributes:
-        sizes: examples of each client in the batch at hand; 0 once it has no more.
-        num_examples: of each client, in all its batches.
-        results: of the clients that are through, by position.
+        sizes: number of each client's examples in the current batch; 0 after its last batch.
+        num_examples: number of each client's examples in all its batches.
+        results: results of the finished clients, by position.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Chunk:
         self._steps, self._rates, self._losses = 0, 0.0, torch.zeros(len(tasks), device=device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs (B, K, ...), labels (B, K), and of each example its share in its client's mean loss, 0 for padding."""
+        """Yield inputs (B, K, ...), labels (B, K), and each example's share in its client's mean loss (padding: 0)."""
         for _ in range(max(self.lengths)):
             yield self._side_by_side([next(stream, None) for stream in self.streams])
 
@@ -115,7 +117,7 @@ class Chunk:
         return all_inputs, all_labels, share
 
     def add(self, losses: Tensor, folded: Folded, rate: float) -> None:
-        """After a step, of losses summed by client: sum up, and take the results of those for whom it was the last."""
+        """Add the losses of a step, summed by client, and read the results of clients for which it was the last."""
         self._steps += 1
         self._rates += rate
         self._losses += losses
@@ -125,16 +127,16 @@ class Chunk:
 
 
 class VectorizedExecutor(Around):
-    """Trains as many clients at once as memory allows; the same results as one by one, up to rounding.
+    """Trains as many clients at once as memory allows; results are the same as one by one, up to rounding.
 
     Args:
-        training: how one client is trained.
-        chunk_size: clients at once; None: as many as `memory_gb` holds, 64 at most.
-        memory_gb: for the chunk's parameters, gradients and activations, in 10^9 bytes; None: half of what is free on
-            a GPU, and on a CPU 0.032, about a last-level cache, beyond which it was slower (README, "Speed").
+        training: settings of one client's training.
+        chunk_size: clients at once; None: as many as fit into `memory_gb`, at most 64.
+        memory_gb: memory for the chunk's parameters, gradients and activations, in 10^9 bytes; None: half of the free
+            memory of a GPU; on a CPU 0.032, about a last-level cache, beyond which it was slower (README, "Speed").
 
     Raises:
-        ValueError: the module, the optimizer or the trainer does something that goes beyond one client's own numbers.
+        ValueError: the module, the optimizer or the trainer could mix values of different clients.
 
     Example:
         >>> from functools import partial
@@ -160,23 +162,27 @@ class VectorizedExecutor(Around):
     ) -> None:
         module = training.module
         for name in own_methods(module, ClassificationModule)[:1]:
-            raise ValueError(f"{type(module).__name__} has a {name} of its own: {WAY_OUT}")
+            raise ValueError(f"{type(module).__name__} has its own {name}: {WAY_OUT}")
         assert isinstance(module, ClassificationModule)
         self._plain = module
-        self._one = SerialExecutor(training, whole_epochs=True)  # tests models, and trains those of a chunk that raised
+        self._one = SerialExecutor(
+            training, whole_epochs=True
+        )  # tests models, and trains the clients of a chunk that raised an error
         super().__init__(self._one)
         self.corrections = self._one.corrections
         self.chunk_size, self.memory_gb = chunk_size, memory_gb
         self._many: dict[int, ManyClients] = {}
         optimizer = type(module.configure_optimizers()).__name__
         if optimizer not in ELEMENTWISE:
-            raise ValueError(f"{optimizer} may mix clients, it is none of {', '.join(sorted(ELEMENTWISE))}: {WAY_OUT}")
+            raise ValueError(
+                f"{optimizer} may mix clients, it is not one of {', '.join(sorted(ELEMENTWISE))}: {WAY_OUT}"
+            )
         if str(training.precision) == "16-mixed":
             raise ValueError(f"precision=16-mixed: one client's overflow would skip all clients' steps: {WAY_OUT}")
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """As of the serial executor; and see that the network can be folded, and how many fit into memory."""
+        """Prepare as the serial executor does; check that the network can be folded, and how many copies fit."""
         super().prepare()
         try:
             require_foldable(self.module.network, self._one.example())
@@ -187,9 +193,9 @@ class VectorizedExecutor(Around):
 
     @torch.no_grad()
     def affordable(self) -> int:
-        """Clients for whom there is memory: activations twice, weights thrice, gradients included.
+        """Number of clients that fit into memory: twice their activations, three times their weights with gradients.
 
-        Composed weights ten times, as often as a composition and its backward pass go over them.
+        Composed weights count ten times, as often as a composition and its backward pass read or write them.
         """
         seen = composed = 0
 
@@ -213,7 +219,7 @@ class VectorizedExecutor(Around):
         return max(1, min(64, int(memory * 1e9 / (4 * values))))
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
-        """Chunk after chunk; where one raises, its clients are trained one by one, to fail alone."""
+        """Train one chunk after the other; if one raises, train its clients one by one, so that each fails alone."""
         waiting = iter(tasks)
         if self.chunk_size == 1:
             yield from self._one_by_one(waiting)
@@ -224,7 +230,7 @@ class VectorizedExecutor(Around):
             except Exception as error:
                 clients = ", ".join(str(task.client) for task in chunk)
                 log.warning("clients %s are trained one by one: %r", clients, error)
-                results = self._one_by_one(chunk)  # begun when the error is gone, and the tensors that it holds
+                results = self._one_by_one(chunk)  # starts after the error, which holds tensors, is gone
             yield from results
 
     def _one_by_one(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
@@ -244,7 +250,7 @@ class VectorizedExecutor(Around):
         return [self._result(chunk, client, time.perf_counter() - start) for client in range(len(tasks))]
 
     def _streams(self, tasks: Sequence[ClientTask]) -> tuple[list[Iterator[Batch]], list[int], list[int]]:
-        """Of each client the batches of all its epochs, how many they are, and how many examples are in them."""
+        """For each client the batches of all its epochs, their number, and the number of their examples."""
         streams, lengths, num_examples = [], [], []
         for task in tasks:
             epochs = epochs_of(self._one.loader(task.client, task.seed))
@@ -262,14 +268,14 @@ class VectorizedExecutor(Around):
 
 
 def _stacked(corrections: Sequence[Correction]) -> Correction:
-    """One correction with a first dimension for the client; an offset that a client lacks is zero.
+    """One correction with a first dimension for the client; a missing offset is zero.
 
     Raises:
-        ValueError: clients are pulled to anchors of different names, or with different strength.
+        ValueError: the clients' anchors have different names, or their pulls have different strength.
     """
     first = corrections[0]
     if any(c.proximal != first.proximal or c.anchor.keys() != first.anchor.keys() for c in corrections):
-        raise ValueError("clients of one chunk must be pulled alike")
+        raise ValueError("clients of one chunk must have the same proximal term")
     offsets = {name: tensor for correction in corrections for name, tensor in correction.offset.items()}
     return Correction(
         first.proximal,

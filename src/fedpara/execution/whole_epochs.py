@@ -1,23 +1,24 @@
-"""A local epoch as one batch of Lightning's: its loops once an epoch instead of once a step, on a GPU no host at all.
+"""A local epoch as one batch for Lightning: its loops run once per epoch instead of once per step.
 
-It trains a `ClassificationModule`, of any network and optimizer. It keeps `on_before_optimizer_step` of the callbacks
-and the Trainer's precision and device; a captured step repeats what they did on the device, not their Python. Hooks
-around single batches, schedulers, gradient clipping and accumulation are for `executor.whole_epochs=false`, and so is a
-module with a training of its own.
+On a GPU the steps are replayed without the host. This works for a `ClassificationModule` with any network and any
+optimizer. The callbacks' `on_before_optimizer_step`, the precision and the device stay in effect; a captured step
+repeats their operations on the device, but not their Python code. Hooks around single batches, schedulers, gradient
+clipping and accumulation, and modules with their own training, need `executor.whole_epochs=false`.
 
 Note [Replayed steps]
 ~~~~~~~~~~~~~~~~~~~~~
-A CUDA graph repeats a step on the same memory, so everything a step reads must lie where it lay when it was captured:
+A CUDA graph repeats a step on the same memory, so everything that a step reads must stay where it was at the capture:
 
-- The batch is copied into `held`. Each shape of a batch has a graph of its own, and each `variant` of the corrections.
+- The batch is copied into `held`. Each shape of a batch, and each `variant` of the corrections, has its own graph.
 - The weights are the module's own; each client's state is copied into them.
-- The optimizer is kept, since the graph holds the memory of its moments. A fresh optimizer is the same with all moments
-  zero and the fresh learning rate copied into the tensor that the step reads. Hence two refusals: with dampening SGD's
-  first step differs (zeros are no fresh start), and only fused optimizers read the rate from a tensor.
-- Anchors and offsets of the corrections are copied by `GradientCorrection` to where they were before.
+- The optimizer is kept, because the graph uses the memory of its moments. To make it fresh, all moments are set to zero
+  and the new learning rate is copied into the tensor that the step reads. This excludes two cases: SGD with dampening,
+  whose first step differs (zeros are not a fresh start), and optimizers that are not fused, which do not read the rate
+  from a tensor.
+- `GradientCorrection` copies the anchors and offsets of the corrections to the same memory as before.
 
-Capturing takes steps to warm up, which change weights and moments: both are copied before and put back after, and
-moments that did not exist before are set to zero. Random numbers of those steps are drawn from a fork.
+A capture takes some steps to warm up, which change weights and moments. Both are copied before and restored after it,
+and moments that did not exist before are set to zero. The random numbers of these steps come from a fork.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -36,7 +37,7 @@ Capture = Callable[[Step], Step]
 
 
 class Epochs:
-    """A loader of one item an epoch: the iterator over the epoch's batches. Lightning calls `sampler.set_epoch`."""
+    """A loader with one item per epoch: an iterator over its batches. Lightning calls `sampler.set_epoch`."""
 
     def __init__(self, batches: Batches, keys: EpochBatches) -> None:
         self.batches, self.sampler = batches, keys
@@ -48,14 +49,14 @@ class Epochs:
         yield self.batches.epoch(self.sampler)
 
     def all(self, number: int) -> Iterator[Batch]:
-        """The batches of that many epochs, one after the other."""
+        """The batches of `number` epochs, one after the other."""
         for epoch in range(number):
             self.sampler.set_epoch(epoch)
             yield from self.batches.epoch(self.sampler)
 
 
 class NotCaptured(RuntimeError):
-    """A step that no graph can hold, for it asks the host; it may still be run as it is."""
+    """A step cannot be captured in a graph, because it needs a value on the host; it can still be run directly."""
 
 
 class WholeEpochs(LightningModule):
@@ -63,12 +64,12 @@ class WholeEpochs(LightningModule):
 
     Args:
         module: gives the loss of a batch and the optimizer; it must have `network`.
-        capture: makes of a step one that repeats it on the same memory, `CudaGraphs`; None: every step is run as it is.
-            What a captured step reads, batch, model, learning rate and corrections, is copied to where it looks.
+        capture: turns a step into a function that repeats it on the same memory, such as `CudaGraphs`; None: every step
+            is run directly. Batch, model, learning rate and corrections are copied to the memory of the captured step.
 
     Attributes:
-        record: of the client at hand; to be set before a fit.
-        variant: whatever makes a client's step another one than the last client's; a step is captured for each.
+        record: the record of the current client; set it before a fit.
+        variant: identifies the kind of step that a client needs; each kind is captured separately.
     """
 
     def __init__(self, module: ClassificationModule, capture: Capture | None = None) -> None:
@@ -82,10 +83,10 @@ class WholeEpochs(LightningModule):
         self._kept: torch.optim.Optimizer | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """A fresh one; where steps are captured, the one that they hold, made as new."""
+        """A fresh optimizer; if steps are captured, the kept one, reset."""
         fresh = self.module.configure_optimizers()
         if fresh.defaults.get("dampening") or not fresh.defaults.get("fused"):
-            self.capture = None  # zeros are no fresh start then; only fused steps read the rate where it is
+            self.capture = None  # see the two excluded cases in Note [Replayed steps]
         if self.capture is None:
             return fresh
         if self._kept is None:
@@ -93,7 +94,7 @@ class WholeEpochs(LightningModule):
             self._rate = fresh.param_groups[0]["lr"]
             for group in fresh.param_groups:
                 group["lr"] = torch.tensor(group["lr"], device=self.device)
-                group |= {"capturable": True} if "capturable" in group else {}  # Adam asks to be told
+                group |= {"capturable": True} if "capturable" in group else {}  # Adam needs this flag
             return fresh
         self._rate = fresh.param_groups[0]["lr"]
         for kept, new in zip(self._kept.param_groups, fresh.param_groups, strict=True):
@@ -103,17 +104,17 @@ class WholeEpochs(LightningModule):
         return self._kept
 
     def _moments(self) -> Iterator[Tensor]:
-        """What the kept optimizer remembers; all zeros are a fresh start."""
+        """The tensors that the kept optimizer remembers; zeros are a fresh start."""
         assert self._kept is not None
         for state in self._kept.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def transfer_batch_to_device(self, batch: Epoch, device: torch.device, dataloader_idx: int) -> Epoch:
-        """Batches are made where they are needed."""
+        """Do nothing: batches are made on their device."""
         return batch
 
     def training_step(self, epoch: Epoch, index: int) -> None:
-        """All steps of one epoch."""
+        """Take all steps of one epoch."""
         for batch in epoch:
             batch = self.trainer.precision_plugin.convert_input(batch)
             loss = self._step(batch) if self.capture is None else self._replay(batch, self.capture)
@@ -127,7 +128,7 @@ class WholeEpochs(LightningModule):
         return loss.detach()
 
     def _replay(self, batch: Batch, capture: Capture) -> Tensor:
-        """A step as it was captured. See Note [Replayed steps]."""
+        """Take a captured step; capture it first if it is new. See Note [Replayed steps]."""
         key = self.variant, *(tensor.shape for tensor in batch)
         if key not in self._captured:
             held: Batch = batch[0].clone(), batch[1].clone()
@@ -140,7 +141,7 @@ class WholeEpochs(LightningModule):
                 if moment.data_ptr() not in known:
                     moment.zero_()
             for tensor, value in zip(state, before, strict=True):
-                tensor.copy_(value)  # capturing takes steps to warm up
+                tensor.copy_(value)  # undo the steps of the warm-up
         held, step = self._captured[key]
         for here, there in zip(held, batch, strict=True):
             here.copy_(there)
@@ -149,17 +150,17 @@ class WholeEpochs(LightningModule):
 
 
 def the_optimizer(module: LightningModule) -> torch.optim.Optimizer:
-    """The only one of a module that takes its steps itself."""
+    """The optimizer of a module with manual optimization."""
     optimizer = module.optimizers()
-    assert isinstance(optimizer, torch.optim.Optimizer)  # Lightning's own, of a class made on the spot
+    assert isinstance(optimizer, torch.optim.Optimizer)  # Lightning wraps it in a class that is created at runtime
     return optimizer
 
 
 def descend(module: LightningModule, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """The backward pass and the optimizer's step, outside of autocast as Lightning takes them batch by batch.
+    """Take the backward pass and the optimizer's step outside of autocast, as Lightning does for single batches.
 
-    A factor's gradient would be a product of bfloat16 numbers otherwise, and the next step might find this one's
-    weights: casts are remembered until the end of autocast, which is the epoch's.
+    Otherwise a factor's gradient would be a product of bfloat16 numbers. The cache of casts is cleared, because it
+    would live until the end of the epoch and give the next step this one's weights.
     """
     with torch.autocast(module.device.type, enabled=False):
         module.manual_backward(loss)
@@ -168,23 +169,23 @@ def descend(module: LightningModule, optimizer: torch.optim.Optimizer, loss: Ten
 
 
 class CudaGraphs:
-    """Captures a step, after some to warm up, as PyTorch's notes on CUDA graphs ask; what is returned replays it.
+    """Captures a step after a warm-up, as in PyTorch's notes on CUDA graphs, and returns a function to replay it.
 
-    Clients of unequal size have last batches of many sizes, each a graph. One replays at a time and reads nothing that
-    another has left, so that all share the memory of the largest.
+    Clients of unequal size have last batches of many sizes, each with its own graph. Only one graph is replayed at a
+    time, and none reads what another one left, so all share the memory of the largest.
     """
 
     def __init__(self, warm_up: int = 3) -> None:
         self.warm_up = warm_up
-        # one stream for all: there are 32, and the graphs' own must not be among those
+        # one stream for all: there are only 32, and the graphs need others
         self._aside: torch.cuda.Stream | None = None
         self._last: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, step: Step) -> Step:
-        """On the current device.
+        """Capture the step on the current device.
 
         Raises:
-            NotCaptured: a step waits for the device; seen before capturing, after which there would be no way back.
+            NotCaptured: the step waits for the device; this is checked first, because a failed capture is final.
         """
         self._aside = self._aside or torch.cuda.Stream()
         self._aside.wait_stream(torch.cuda.current_stream())

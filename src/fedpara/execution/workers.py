@@ -1,4 +1,4 @@
-"""Processes with an executor each, that train what they are handed, and the memory they share with this one."""
+"""Worker processes with an executor each, and the memory that they share with this process."""
 
 import logging
 import os
@@ -32,23 +32,23 @@ MESSAGE_BYTES = 2**16  # for a result without its tensors
 
 
 class Workers:
-    """Worker processes; none starts before there is something for it to do.
+    """A pool of worker processes; a process starts only when there is work for it.
 
-    The shared memory holds, one behind the other: the model and the examples; what all tasks of a round have in common;
-    a slot for every piece of work in hand, in which the tensors of its tasks travel, and those of its results back.
-    Nothing but some bytes of where to look goes through the pool's pipes.
+    The shared memory holds, one after the other: the model and the examples; the tensors that all tasks of a round
+    share; and a slot for each piece of work, with the tensors of its tasks and then of its results. Only a few bytes,
+    which say where to read, go through the pool's pipes.
 
     Args:
         make: makes an executor.
-        training: what it is made of.
-        number: of processes.
-        threads: of each.
-        num_devices: GPUs, which the workers take in turn; 0: none.
-        chunk: tasks of a piece of work, at most.
+        training: the argument of `make`.
+        number: number of processes.
+        threads: threads of each process.
+        num_devices: number of GPUs, which the workers take in turn; 0: none.
+        chunk: largest number of tasks in a piece of work.
         state_bytes: size of a model's state.
 
     Raises:
-        ValueError: what the executor is made of cannot be sent to another process, or shared memory is too little.
+        ValueError: `make` or `training` cannot be sent to another process, or there is not enough shared memory.
     """
 
     die_together = True
@@ -75,7 +75,7 @@ class Workers:
         shared.write(self._memory)
         for tensor, place in shared.laid.values():
             if tensor.device.type == "cpu":
-                tensor.data = look(place, self._memory)  # so that this process holds the examples once, there
+                tensor.data = look(place, self._memory)  # so that this process has the examples only there
         self._capacity = len(self._free)
         self._slots: dict[Future[Place | bytes], tuple[int, int]] = {}
         self._common = Room(*self._broadcast)
@@ -93,29 +93,29 @@ class Workers:
         self._processes: set[BaseProcess] = set()
 
     def close(self) -> None:
-        """End all workers at once, whatever they do."""
+        """End all workers at once, even in the middle of work."""
         self._lifeline.close()
         self._pool.shutdown(cancel_futures=True)
         for process in self._processes:
-            process.join()  # which the pool leaves out where one died while another was started (CPython 3.11)
+            process.join()  # the pool does not, if one died while another was started (CPython 3.11)
 
     def capacity(self, work: int) -> int:
-        """Pieces of work that may be in hand."""
+        """Number of pieces of work that can be in training or waiting."""
         return self._capacity
 
     def broadcast(self, task: ClientTask) -> None:
-        """What this task shares with those that are submitted from now on, by identity, travels once."""
+        """Write once the tensors that this task shares, by identity, with later ones."""
         self._common = Room(*self._broadcast)
         dump(task, self._common)
         self._common.write(self._memory)
 
     def submit(self, tasks: list[ClientTask]) -> Future[Place | bytes]:
-        """Have the tasks trained; at most `capacity` pieces of work may be in hand."""
+        """Start to train the tasks; at most `capacity` pieces of work can be submitted."""
         slot = self._free.pop()
         try:
             future = self._send(tasks, slot)
         except BrokenProcessPool:
-            log.warning("a worker process died (%s); what was in training is trained again", self._death())
+            log.warning("a worker process died (%s); the clients in training are trained again", self._death())
             self._start()
             future = self._send(tasks, slot)
         self._slots[future] = slot
@@ -134,10 +134,10 @@ class Workers:
         return future
 
     def _death(self) -> str:
-        """Of what a worker died, once all of them have ended (until then they may write, too).
+        """The cause of a worker's death, after all workers have ended (until then they could still write).
 
-        The pool's thread waits for the same processes. Of two threads that ask a forkserver's process how it ended,
-        one is told 255 (CPython's `popen_forkserver.Popen.poll`); hence that thread comes to its end first.
+        The pool's thread waits for the same processes. If two threads ask a forkserver's process for its exit status,
+        one of them gets 255 (CPython's `popen_forkserver.Popen.poll`), so that thread must end first.
         """
         self.close()
         codes = {process.exitcode or 0 for process in self._processes} - {0, -signal.SIGTERM}  # the pool sends SIGTERM
@@ -146,15 +146,15 @@ class Workers:
         return (", ".join(causes) or "unknown cause") + hint
 
     def wait(self, work: Collection[Future[Place | bytes]], block: bool) -> Iterable[Future[Place | bytes]]:
-        """Which of the work is done; with `block`, one at least."""
+        """The finished pieces of work; with `block`, wait for one at least."""
         return wait(work, timeout=None if block else 0, return_when=FIRST_COMPLETED).done
 
     def outcomes(self, future: Future[Place | bytes]) -> list[Outcome]:
-        """What became of the tasks.
+        """The outcomes of the tasks.
 
         Raises:
-            WorkerDied: this one or another; their work is lost.
-            Exception: the worker's executor could not be made, or raised.
+            WorkerDied: a worker died, and the work of all is lost.
+            Exception: the worker's executor could not be made, or raised an error.
         """
         slot = self._slots.pop(future)
         try:
@@ -168,7 +168,7 @@ class Workers:
 
 
 def size(tensors: Sequence[Tensor]) -> int:
-    """Bytes that a room for these takes."""
+    """Bytes that a room needs for these tensors."""
     return sum(tensor.nbytes + ALIGNMENT for tensor in tensors)
 
 
@@ -183,11 +183,11 @@ def _shared_memory(num_bytes: int) -> Tensor:
 
 
 def _start_forkserver() -> None:
-    """A process with the imports behind it, from which workers are forked: in a tenth of a second, not in seconds."""
-    resource_tracker.ensure_running()  # which would let signals through again
+    """Start a process that has done the imports; workers are forked from it in 0.1 s instead of seconds."""
+    resource_tracker.ensure_running()  # started later, it would let signals through again
     forkserver.set_forkserver_preload([__name__])
     path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # Python 3.11 has the server import from where it likes
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # in Python 3.11 the server does not get sys.path otherwise
     try:
         with _without_interruption():
             forkserver.ensure_running()
@@ -197,7 +197,7 @@ def _start_forkserver() -> None:
 
 @contextmanager
 def _without_interruption() -> Iterator[None]:
-    """Processes started within this never get SIGINT: a terminal sends it to all, but only this process is to act."""
+    """Block SIGINT in processes started within this: a terminal sends it to all, but only this process should act."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -205,12 +205,12 @@ def _without_interruption() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-# what follows runs in the worker
+# the code below runs in the worker
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What every worker is given: see `Workers`."""
+    """The arguments of every worker; see `Workers`."""
 
     model: bytes
     data: bytes
@@ -235,14 +235,14 @@ def _begin(lifeline: Connection, turn: "Synchronized[int]", given: _Given) -> No
 
 
 def _end_with(lifeline: Connection) -> None:
-    """Nothing is ever sent: when it can be read, the other process has closed it, or is no more."""
+    """Wait until the other process closes the pipe or dies; nothing is ever sent through it."""
     lifeline.poll(None)
     os._exit(0)
 
 
 @cache
 def _executor() -> Executor:
-    """This worker's own, made with its first task, so that an error in making it reaches the other process."""
+    """This worker's executor, made with its first task, so that an error in making it reaches the other process."""
     make, values = load(_given.model, _given.memory, copy=True)
     datamodule = load(_given.data, _given.memory, copy=False)
     training = LocalTraining(datamodule=datamodule, **values)
@@ -254,7 +254,7 @@ def _executor() -> Executor:
 
 
 def _train(data: bytes, slot: tuple[int, int]) -> Place | bytes:
-    """Where the outcomes lie; a message so short is written whole or not at all, whenever a worker is killed."""
+    """The place of the outcomes; so short a message is written as a whole or not at all, even if a worker is killed."""
     tasks = load(data, _given.memory, copy=True)
     room = Room(*slot)
     outcomes = dump([portable(outcome) for outcome in _executor().run(tasks)], room)

@@ -31,38 +31,38 @@ class Federation:
     """Server and clients, round by round.
 
     Args:
-        executor: tests the global model; and trains the clients where `clients` does not say otherwise.
+        executor: tests the global model, and trains the clients unless `clients` does.
         algorithm: makes the broadcast, and the next global model from the uploads.
         link: encodes, counts and decodes the messages.
-        split: which tensors travel.
+        split: says which tensors travel.
         callbacks: called in this order.
         num_clients: clients in total.
         clients_per_round: clients of a cohort, sampled uniformly without replacement.
-        num_rounds: T.
-        eval_every: the global model is tested every so many rounds, and after the last.
-        evaluate_personal: whether clients' models are tested on the clients' own distributions too, both as they are
-            trained and as the next round would start from; None: where something is personal.
-        min_clients: a round that fewer clients finish leaves server and clients as they were; where so many failed by
-            an error, rather than by absence, that it could not be otherwise, the run ends with the first error.
-        retries: more tries in a round for a client that failed; what never succeeds is left out of the round's means,
-            and what the client itself keeps stays as it was.
-        max_crashes: a client that crashes, or runs out of memory, in so many of its rounds running ends the run, since
-            configuration or data make it; injected faults do not count. None: it is left out, however often.
+        num_rounds: number of rounds, T.
+        eval_every: rounds between tests of the global model, which is also tested after the last round.
+        evaluate_personal: whether to test clients' models on the clients' own distributions, both after training and at
+            the start of the next round; None: if a part of the model is personal.
+        min_clients: a round that fewer clients finish changes neither server nor clients. If errors alone, rather than
+            absent clients, cause that, the run ends with the first error.
+        retries: further attempts in a round for a client that failed. A client that never succeeds is left out of the
+            round's means, and keeps its old states.
+        max_crashes: a client that crashes, or runs out of memory, in so many of its rounds in a row ends the run,
+            because configuration or data must be the cause; injected faults do not count. None: it never ends the run.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
-        seed: of cohorts, batch orders, augmentation and dropout.
+        seed: seed of cohorts, batch orders, augmentation and dropout.
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
 
     Attributes:
-        server: what the server keeps: the shared part of the global model, under "model", and the algorithm's own.
-        client_side: what every client does in a round.
+        server: the server's state: the shared part of the global model under "model", and the algorithm's parts.
+        client_side: every client's half of a round.
         clients: the server's partner.
-        round: rounds finished.
+        round: number of finished rounds.
         total_bytes: bytes both ways in the finished rounds.
-        crashes: of clients that crashed in their last rounds, in how many running.
-        stopped: the reason of a callback that ended the run; None where none did.
+        crashes: for each client that crashed in its last rounds, the number of these rounds in a row.
+        stopped: the reason of a callback that ended the run; None if none did.
 
     Raises:
-        ValueError: more clients per round than clients, or more wanted than there are in a round.
+        ValueError: `clients_per_round` is above `num_clients`, or `min_clients` above `clients_per_round`.
 
     Example:
         >>> import torch
@@ -127,10 +127,10 @@ class Federation:
         self.stopped: str | None = None
 
     def fit(self) -> None:
-        """Train until `num_rounds`, or until a callback stops it; callbacks learn of the end, whatever it was."""
+        """Train until `num_rounds`, or until a callback stops it; callbacks always learn how it ended."""
         self.stopped = None
         outcome: Outcome = "failed"
-        with ExitStack() as ending:  # every callback's, even where another one's end fails
+        with ExitStack() as ending:  # call every callback, even if another one fails
             for callback in reversed(self.callbacks):
                 ending.callback(lambda callback: callback.on_fit_end(self, outcome), callback)
             try:
@@ -138,7 +138,7 @@ class Federation:
                     callback.on_fit_start(self)
                 while self.round < self.num_rounds and not self.stopped:
                     record = self.run_round()
-                    with interruption.held_back():  # a round is in every file and log, or in none
+                    with interruption.held_back():  # a round is in all files and logs, or in none
                         for callback in self.callbacks:
                             callback.on_round_end(self, record)
                 outcome = "finished"
@@ -169,13 +169,13 @@ class Federation:
             uploads = self._uploads(chosen, broadcast, tally, test=due and self.tests_personal)
             self.server = self._finite(self.algorithm.aggregate(self.server, broadcast.received, uploads))
             self.clients.keep(self.round + 1, tally.succeeded)
-        except _TooFewClients:  # a round without effect, but not without costs
+        except _TooFewClients:  # the round has no effect, but its bytes count
             log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
         down_bytes = broadcast.packet.num_bytes * len(chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
-        self.round += 1  # last: a round that is interrupted while it is tested has not been
+        self.round += 1  # last, so that a round that is interrupted during its test does not count
         return RoundRecord(
             round=self.round,
             train_loss=tally.loss_sum / tally.num_examples if tally.num_examples else float("nan"),

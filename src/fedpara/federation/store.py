@@ -1,4 +1,4 @@
-"""The states that simulated clients keep: in memory, or in files, some of which memory holds too."""
+"""The states that simulated clients keep: in memory, or in files with the most recent ones in memory."""
 
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -18,14 +18,14 @@ class ClientStore:
     """Each client's personal part and memory.
 
     Args:
-        layouts: of the federation.
-        folder: of the files `<kind>/<client>-<version>.safetensors`; None: all states stay in memory.
-        memory_gb: gigabytes (10^9 bytes) of states that memory holds beside their files, per kind; the rest is read
-            when it is needed.
+        layouts: layouts of the federation.
+        folder: folder of the files `<kind>/<client>-<version>.safetensors`; None: all states stay in memory.
+        memory_gb: gigabytes (10^9 bytes) of states per kind that stay in memory besides their files; the others are
+            read when they are needed.
 
     Attributes:
-        personal: each client's personal part of the model; empty where nothing is personal.
-        memories: the memory of each client; empty where the algorithm needs none.
+        personal: each client's personal part of the model; empty if nothing is personal.
+        memories: each client's memory; empty if the algorithm needs none.
     """
 
     def __init__(self, layouts: Layouts, folder: Path | None = None, memory_gb: float = 1.0) -> None:

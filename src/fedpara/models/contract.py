@@ -1,4 +1,4 @@
-"""The contract of a LightningModule that clients train, and the reader of what its `configure_optimizers` returns."""
+"""The interface of a LightningModule that clients train, and a reader for the result of `configure_optimizers`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ METHODS = ("training_step", "test_step", "configure_optimizers")
 
 @runtime_checkable
 class FederatedModule(Protocol):
-    """What a LightningModule must have for clients to train it; loss, metrics, optimizer and schedulers are its own.
+    """The interface of a LightningModule for clients; its loss, metrics, optimizer and schedulers are up to you.
 
-    A batch is (inputs, labels), as the data set gives them. What `test_step` logs becomes the columns `test/<name>`.
-    Two class attributes may say which of these metrics a run is judged by: `headline`, its name, and
+    A batch is (inputs, labels), as the data set gives them. The metrics that `test_step` logs become the columns
+    `test/<name>`. Two class attributes can choose the metric that judges a run: its name `headline`, and
     `higher_is_better`. Without them it is `acc`, and more is better.
 
-    Each client is trained with a copy of the module as it was built. With `optimizer.step()` called by the module
-    itself (manual optimization), `training_step` must return the loss all the same.
+    Each client is trained with a copy of the module as it was built. If the module calls `optimizer.step()` itself
+    (manual optimization), `training_step` must still return the loss.
 
     Attributes:
-        network: what is factorised, sent and averaged; every parameter that is trained is in it.
-        learning_rate_factor: set before each client's training; the federation lowers it round by round.
+        network: the network to factorise, send and average; it must contain every trained parameter.
+        learning_rate_factor: set before each client's training; the federation lowers it each round.
 
     Example:
         >>> class Regression(LightningModule):
@@ -52,30 +52,30 @@ class FederatedModule(Protocol):
     learning_rate_factor: float
 
     def training_step(self, batch: Batch, batch_index: int) -> STEP_OUTPUT:
-        """The loss of a batch, as a tensor or under `loss`: the mean over its examples."""
+        """The mean loss over the examples of a batch, as a tensor or under the key `loss`."""
         ...
 
     def test_step(self, batch: Batch, batch_index: int) -> STEP_OUTPUT:
-        """Logs metrics, here or in `on_test_epoch_end`; they must be means over all examples of the loader."""
+        """Log metrics, here or in `on_test_epoch_end`; they must be means over all examples of the loader."""
         ...
 
     def configure_optimizers(self) -> object:
-        """One fresh optimizer, its learning rates times `learning_rate_factor`, and any schedulers.
+        """One fresh optimizer with learning rates times `learning_rate_factor`, and any schedulers.
 
-        In any form that Lightning takes. It is called before the first round too, to see what it gives.
+        The result can have any form that Lightning accepts. It is also called before the first round, as a check.
         """
         ...
 
     def parameters(self, recurse: bool = True) -> Iterable[nn.Parameter]:
-        """As of every `nn.Module`."""
+        """The parameters, as in every `nn.Module`."""
         ...
 
 
 def require_module(module: object) -> FederatedModule:
-    """See that the module keeps the contract.
+    """Check that the module has the interface of `FederatedModule`.
 
     Raises:
-        ValueError: what it lacks.
+        ValueError: the message names the missing part.
     """
     name = type(module).__name__
     if not isinstance(module, LightningModule):
@@ -96,11 +96,11 @@ def require_module(module: object) -> FederatedModule:
 
 @dataclass(frozen=True)
 class Optimization:
-    """What `configure_optimizers` gives, whichever of Lightning's forms it has.
+    """The result of `configure_optimizers`, in whichever of Lightning's forms it came.
 
     Attributes:
-        optimizer: the only one.
-        schedulers: of its learning rate, as given: schedulers, or dictionaries that hold one.
+        optimizer: the single optimizer.
+        schedulers: its learning-rate schedulers as they were given: schedulers, or dictionaries with one.
     """
 
     optimizer: Optimizer
@@ -108,11 +108,11 @@ class Optimization:
 
 
 def read_optimization(given: object) -> Optimization:
-    """Lightning's forms: an optimizer, a list of one, a pair of lists, a dictionary, or a list of one dictionary.
+    """Read Lightning's forms: an optimizer, a list of one, a pair of lists, a dictionary, or a list of one dictionary.
 
     Raises:
-        ValueError: it has no optimizer, or several: those would be stepped by the module itself, on one loss each,
-            while an algorithm's correction is for one.
+        ValueError: there is no optimizer, or there are several. A module with several steps each one on its own loss,
+            but an algorithm's correction is for one.
 
     Example:
         >>> from torch.optim import SGD
@@ -150,13 +150,13 @@ def _parts(given: object) -> tuple[list[Optimizer], list[object]]:
 
 
 def optimization_of(module: FederatedModule, trainer: Trainer) -> Optimization:
-    """What the module's `configure_optimizers` gives, asked before any training.
+    """The result of the module's `configure_optimizers`, called before any training.
 
     Args:
-        trainer: what the module sees as its own meanwhile.
+        trainer: the Trainer that the module sees meanwhile.
 
     Raises:
-        ValueError: it cannot be asked, it does not give one optimizer, or the learning rates do not follow
+        ValueError: the call fails, it does not give exactly one optimizer, or the learning rates do not follow
             `learning_rate_factor`.
     """
     assert isinstance(module, LightningModule)
@@ -182,7 +182,7 @@ def optimization_of(module: FederatedModule, trainer: Trainer) -> Optimization:
 
 
 def own_methods(module: object, ours: type[LightningModule]) -> list[str]:
-    """What the module's class does in training otherwise than `ours`, the most telling first.
+    """The training methods in which the module's class differs from `ours`, the most important first.
 
     Args:
         ours: a class whose training is known.

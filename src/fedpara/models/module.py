@@ -1,4 +1,4 @@
-"""The LightningModule of every classification network, trained by a client or tested by the server."""
+"""The LightningModule for classification networks, which clients train and the server tests."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # Adagrad is not
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network as it is tested, and every layer in its own mode again after that."""
+    """Put the network into evaluation mode, and every layer back into its own mode afterwards."""
     modes = {layer: layer.training for layer in network.modules()}
     network.eval()
     try:
@@ -33,11 +33,11 @@ class ClassificationModule(LightningModule):
 
     Args:
         network: images to logits.
-        optimizer: called with the parameters; a fresh one for every fit, so for every client of every round.
+        optimizer: called with the parameters; every fit, so every client of every round, gets a fresh optimizer.
         num_classes: number of logits.
 
     Attributes:
-        learning_rate_factor: multiplies the optimizer's learning rates; the federation decays it by the round.
+        learning_rate_factor: factor of the optimizer's learning rates; the federation lowers it each round.
 
     Example:
         >>> module = ClassificationModule(nn.Linear(4, 3), partial(torch.optim.SGD, lr=0.1), num_classes=3)
@@ -78,9 +78,9 @@ class ClassificationModule(LightningModule):
         return self.optimizer_of(self.parameters())
 
     def fuse(self) -> None:
-        """Have optimizers that are one kernel over all parameters, where the class has that and nothing else was said.
+        """Use a fused optimizer, which is one kernel over all parameters, if the class has one.
 
-        Said is `fused` or `foreach`, also as False.
+        A given `fused` or `foreach`, even False, is left as it is.
         """
         made = self.configure_optimizers()
         said = [value for name in ("fused", "foreach") if (value := made.defaults.get(name)) is not None]
@@ -88,7 +88,7 @@ class ClassificationModule(LightningModule):
             self.make_optimizer = partial(self.make_optimizer, fused=True)
 
     def optimizer_of(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """A fresh optimizer of other parameters, at the round's learning rate."""
+        """A fresh optimizer for other parameters, at the round's learning rate."""
         optimizer = self.make_optimizer(parameters)
         for group in optimizer.param_groups:
             group["lr"] *= self.learning_rate_factor

@@ -1,11 +1,11 @@
-"""What is used of torch beyond its public interface.
+"""The private names of torch that this package uses.
 
 Note [torch.func at work]
 ~~~~~~~~~~~~~~~~~~~~~~~~~
-FedPara's weight has a backward pass of its own that works in place. Under `torch.func` (vmap, grad) it must take the
-formula that torch differentiates itself, which is slower. Nothing public says which of the two is wanted.
-`torch._C._are_functorch_transforms_active` is what `torch.autograd.Function.apply` asks for the same reason. It is
-asked once a composition, so it is handed on as it is, without a call around it.
+FedPara's weight has its own backward pass, which works in place. Under `torch.func` (vmap, grad) it must use the slower
+formula that torch differentiates itself. No public function tells which case it is.
+`torch.autograd.Function.apply` calls `torch._C._are_functorch_transforms_active` for the same purpose. It is called in
+every composition, so it is exported directly, without a function around it.
 
 Note [One LSTM call]
 ~~~~~~~~~~~~~~~~~~~~
@@ -14,25 +14,25 @@ The weights of the LSTM of Section 3 are computed (they may be factorised), whil
 
 Note [Parametrized modules in a pickle]
 ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
-`torch.nn.utils.parametrize` gives a module a class that is made on the spot, which pickle cannot name; torch refuses.
-`inject` makes such a class again on the other side, in the two steps in which `register_parametrization` does it:
-`_inject_new_class` and `_inject_property`. Registering anew would compute factors from the weight, and change the bits.
+`torch.nn.utils.parametrize` gives a module a class that is created at runtime. pickle cannot name it, so torch refuses.
+`inject` creates such a class again in the other process, in the two steps of `register_parametrization`:
+`_inject_new_class` and `_inject_property`. Registering anew would compute factors from the weight and change the bits.
 
 Note [Scaled gradients]
 ~~~~~~~~~~~~~~~~~~~~~~~
 Under fp16 an optimizer with `_step_supports_amp_scaling` (the fused ones) divides gradients by the scale within `step`.
-A client's corrections are added before that, and would be divided too. The scaler asks the same attribute.
+A client's corrections are added before that and would be divided too. The scaler reads the same attribute.
 
 Note [Own parameters of a layer]
 ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 A folded layer gets parameters of another shape under the old names. `register_parameter` refuses a name that a
-property hides, as of a parametrized weight, and `named_parameters` does not name one twice that layers share. The
-dictionaries `_parameters` and `_buffers` are what both work on. A recurrent layer computes with the weights whose names
-are in `_flat_weights_names`, whatever else is registered.
+property hides, such as a parametrized weight, and `named_parameters` names a shared parameter only once. Both work on
+the dictionaries `_parameters` and `_buffers`. A recurrent layer computes with the weights in `_flat_weights_names`,
+even if others are registered.
 
 Note [Operators that run]
 ~~~~~~~~~~~~~~~~~~~~~~~~~
-`TorchDispatchMode` sees every operator of a network, which shows convolutions that are not layers. torch documents it
+`TorchDispatchMode` sees every operator of a network, including convolutions that are not layers. torch documents it
 but keeps it in `torch.utils._python_dispatch`. `suggest_memory_format` (`torch._prims_common`) says in which memory
 format a compiled network expects a gradient; `Tensor.is_contiguous` answers another question where a dimension is 1.
 A kernel that is put in front of another one is handed a `torch._C.DispatchKeySet`, which has no public name.
@@ -80,10 +80,10 @@ def unscales_gradients(optimizer: object) -> bool:
 
 
 def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The layer's own, without its parts', to read and to write. See Note [Own parameters of a layer]."""
+    """The layer's own parameters, without its parts'. See Note [Own parameters of a layer]."""
     return layer._parameters
 
 
 def own_buffers(layer: nn.Module) -> dict[str, Tensor | None]:
-    """Likewise of its buffers."""
+    """The layer's own buffers. See Note [Own parameters of a layer]."""
     return layer._buffers

@@ -1,4 +1,4 @@
-"""The paper's figures of any runs: accuracy against GB (Fig. 3), against size (Fig. 4), cost to target (Fig. 3g)."""
+"""The paper's figures for any runs: accuracy against GB (Fig. 3), against size (Fig. 4), cost to target (Fig. 3g)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from fedpara.metric import Metric
 from fedpara.record import three_digits
 from fedpara.report.settings import Setting
 
-LEGEND_ENTRIES = 12  # beyond them colours cannot be told apart: dark to light by size instead
+LEGEND_ENTRIES = 12  # more colours are hard to distinguish: then they go from dark to light by size
 STYLE: Any = {
     "font.size": 10, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
     "legend.frameon": False,
@@ -26,8 +26,8 @@ def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
     """Figures by name: `accuracy`, or another metric's name; with several settings also `size` and `cost`.
 
     Args:
-        found: in the order of their colours.
-        target: of the metric, for the cost to it; None: no such figure.
+        found: the settings in the order of their colours.
+        target: value of the metric for the figure `cost`; None: no such figure.
     """
     shown = [setting for setting in found if len(setting.mean_curve)]
     if not shown:
@@ -45,7 +45,7 @@ def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
 
 
 def _accuracy(shown: Sequence[Setting], colours: Colours) -> Figure:
-    """The metric against GB sent and against rounds: the mean in bold, a thin line a seed, dashed where unfinished."""
+    """The metric against GB and rounds: the mean in bold, a thin line per seed, dashed if it is unfinished."""
     figure = Figure(figsize=(11, 4.3), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     largest = max(setting.mean_curve[-1, 1] for setting in shown)
@@ -81,7 +81,7 @@ def _seeds(axis: Axes, setting: Setting, column: int, factor: float, colour: Any
 
 
 def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
-    """The metric, last tested, against the share of the dense model's parameters that travels; 95 % intervals."""
+    """The metric in the last test against the share of parameters that travels, with 95 % intervals."""
     figure = Figure(figsize=(5.6, 4), layout="constrained")
     axis = figure.subplots()
     few = len(shown) <= LEGEND_ENTRIES
@@ -98,14 +98,14 @@ def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
     axis.margins(0.12)
     if shown[0].metric.is_share:
         low, high = axis.get_ylim()
-        axis.set_ylim(max(low, -2), min(high, 102))  # of two seeds the interval is soon wider than all shares
+        axis.set_ylim(max(low, -2), min(high, 102))  # the interval of two seeds can be wider than 0 to 100 %
     if few:
         axis.legend(loc="best")
     return figure
 
 
 def _cost(shown: Sequence[Setting], colours: Colours, target: float) -> Figure:
-    """Bars of the GB sent, and of the time over links of 2, 10, 50 Mbps, until the target was first reached."""
+    """Bars of the GB, and of the time over links of 2, 10, 50 Mbps, until the target was first reached."""
     words = f"{target:.0%}" if shown[0].metric.is_share else f"{target:.4g}"
     panels = {f"MB to {words}": [_mean([c.num_bytes / 1e6 for c in s.cost(target, 10)]) for s in shown]}
     for speed in SPEEDS_MBPS:

@@ -1,4 +1,4 @@
-"""The report as files: one HTML page that needs nothing beside it, its pictures, and a CSV row a run."""
+"""The files of a report: one self-contained HTML page, its pictures, and a CSV with a row per run."""
 
 import base64
 import csv
@@ -31,11 +31,11 @@ def write_report(
     """Write report.html, report.csv and a PNG for each figure into `folder`; returns their paths.
 
     Args:
-        target: of the metric, to which costs are counted; None: the best that every setting reached.
-        metric: a column of metrics.csv, such as `personal/acc_mean`; None: what the runs are judged by.
+        target: value of the metric for the cost to target; None: the best value that every setting reached.
+        metric: a column of metrics.csv, such as `personal/acc_mean`; None: the column that judges the runs.
 
     Raises:
-        ValueError: no run has measured `metric`; the target is no share, while the metric is one.
+        ValueError: no run has measured `metric`, or it is a share and the target is not.
     """
     chosen = _metric(metric, runs)
     if target is not None and chosen.is_share and not 0 < target <= 1:
@@ -58,7 +58,7 @@ def write_report(
 
 
 def _metric(column: str | None, runs: Sequence[Run]) -> Metric:
-    """Of a column that is not the headline's more is better, unless it is a loss."""
+    """The metric of a column; if it is not the headline, more is better unless it is a loss."""
     usual = judged(runs)
     if column is None or column == usual.name:
         return usual
@@ -90,7 +90,7 @@ def _page(
 
 
 def _answer(found: list[Setting], target: float | None) -> str:
-    """What the runs were made to find out, in a sentence or two: `found` is in the order of its metric."""
+    """The result of the runs in a sentence or two; `found` is sorted by its metric."""
     best, metric = found[0], found[0].metric
     assert best.last is not None
     assert best.gigabytes is not None
@@ -115,7 +115,7 @@ def _answer(found: list[Setting], target: float | None) -> str:
 
 
 def _overlap(one: Estimate, other: Estimate) -> bool:
-    """Whether the intervals of two means meet; not known, hence False, for a single seed."""
+    """Whether the intervals of two means overlap; False for a single seed, which has none."""
     return abs(one.mean - other.mean) <= one.half_width + other.half_width
 
 
@@ -131,7 +131,7 @@ def _setting_table(found: list[Setting], target: float | None) -> Table:
 
 
 def _measured(heads: list[str], rows: list[list[str]]) -> Table:
-    """A table without the columns that no row fills."""
+    """The table without empty columns."""
     kept = [n for n in range(len(heads)) if any(row[n] not in ("", NONE) for row in rows)]
     return [heads[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
@@ -190,7 +190,7 @@ def _origin(runs: Sequence[Run]) -> str:
 
 
 def _html(table: Table) -> Markup:
-    """A table; a column whose first filled cell is not a number reads from the left. States have their colour."""
+    """A table as HTML; a column whose first filled cell is not a number is aligned left, and states have colours."""
     heads, rows = table
     first = [next((row[n] for row in rows if row[n] not in ("", NONE)), "") for n in range(len(heads))]
     text = [not re.match(r"[-+]?[\d.]", cell) for cell in first]
@@ -235,7 +235,7 @@ def _mean(values: Sequence[float], form: Callable[[float], str] = three_digits) 
 
 
 def _value(value: Estimate | None, metric: Metric) -> str:
-    """An estimate of the metric: percents to a tenth, what is no share to four digits."""
+    """An estimate of the metric: a share in percent with one decimal, other values with four digits."""
     if value is None or metric.is_share:
         return _estimate(value)
     return f"{value.mean:.4g}" + (f" ± {value.half_width:.2g}" if value.half_width > 0 else "")

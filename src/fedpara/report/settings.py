@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, as one setting: means over seeds and their 95 % intervals."""
+"""Groups runs that differ only in their seed into settings, with means over seeds and 95 % intervals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
-        """Of at least one value."""
+        """The estimate from at least one value."""
         count = len(values)
         spread = np.std(values, ddof=1) / math.sqrt(count) if count > 1 else math.nan
         return cls(float(np.mean(values)), float(stdtrit(max(1, count - 1), 0.975) * spread), count)
@@ -32,12 +32,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Setting:
-    """What was run once a seed.
+    """A set-up that was run with one or more seeds.
 
     Attributes:
-        values: what sets it apart from the others, by axis.
-        runs: one a seed, in any state.
-        metric: the column that is reported of them; accuracy in percent, what is no share as it is.
+        values: the values that distinguish it from the others, by axis.
+        runs: one run per seed, in any state.
+        metric: the reported column; shares are reported in percent.
     """
 
     values: dict[str, str]
@@ -51,7 +51,7 @@ class Setting:
 
     @cached_property
     def counted(self) -> list[Run]:
-        """The runs that means are over: the finished ones; where there are none, all that have a tested round."""
+        """The runs in the means: the finished ones, or all with a tested round if none is finished."""
         tested = [run for run in self.runs if run.last(self.metric.name) is not None]
         return [run for run in tested if run.state == "finished"] or tested
 
@@ -62,34 +62,34 @@ class Setting:
 
     @cached_property
     def mean_curve(self) -> np.ndarray:
-        """The mean of the counted runs over the rounds that all have: (n, 3), empty where nothing was tested."""
+        """The mean of the counted runs over their common rounds: (n, 3), empty if nothing was tested."""
         curves = [self.curve(run) for run in self.counted]
         length = min(map(len, curves), default=0)
         return np.mean([curve[:length] for curve in curves], axis=0) if length else np.empty((0, 3))
 
     def estimate(self, value: Callable[[Run], float | None]) -> Estimate | None:
-        """A figure of each counted run, over seeds; None where no run has it."""
+        """The estimate of a figure over the counted runs; None if no run has it."""
         values = [found for run in self.counted if (found := value(run)) is not None]
         return Estimate.of(values) if values else None
 
     @property
     def last(self) -> Estimate | None:
-        """The metric when last tested."""
+        """The metric in the last test."""
         return self.estimate(lambda run: self._scaled(run.last(self.metric.name)))
 
     @property
     def best(self) -> Estimate | None:
-        """The metric at its best."""
+        """The best value of the metric."""
         return self.estimate(lambda run: self._scaled(run.best(self.metric)))
 
     @property
     def gigabytes(self) -> Estimate | None:
-        """Sent in all, both ways, all clients."""
+        """GB sent in all rounds by all clients, both ways."""
         return self.estimate(lambda run: run.rows[-1]["comm/total_bytes"] / GIGABYTE)
 
     @property
     def num_shared(self) -> int | None:
-        """Parameters that travel each way."""
+        """Number of parameters that travel each way."""
         return next((run.summary["parameters"]["shared"] for run in self.runs if run.summary.get("parameters")), None)
 
     @property
@@ -99,7 +99,7 @@ class Setting:
         return sizes["shared"] / sizes["dense"] if sizes else None
 
     def cost(self, target: float, speed_mbps: float) -> list[CostToTarget]:
-        """What it took each counted run to reach `target` (accuracy: 0 to 1); without the runs that never did."""
+        """The cost of each counted run until `target` (accuracy: 0 to 1), without runs that never reached it."""
         found = [_cost(run, self.metric, target, speed_mbps) for run in self.counted]
         return [cost for cost in found if cost is not None]
 
@@ -108,14 +108,14 @@ class Setting:
 
 
 def _cost(run: Run, metric: Metric, target: float, speed_mbps: float) -> CostToTarget | None:
-    unknown = {f"cost/round_s_{speed}mbps": math.nan for speed in SPEEDS_MBPS}  # runs of before the columns existed
+    unknown = {f"cost/round_s_{speed}mbps": math.nan for speed in SPEEDS_MBPS}  # older runs do not have these columns
     return cost_to_target([unknown | row for row in run.rows], target, speed_mbps, metric)
 
 
 def settings(runs: Sequence[Run], metric: Metric = TEST_ACCURACY) -> list[Setting]:
-    """Runs grouped by everything that varies but the seed.
+    """Runs grouped by everything that varies except the seed.
 
-    Runs without an overrides.yaml go by their folder's name; a number at its end is the seed: `dense-0`.
+    Runs without an overrides.yaml are named by their folder; a number at its end is the seed: `dense-0`.
     """
     varying = {name: values for name, values in axes(runs).items() if name != "seed"}
     groups: dict[tuple[tuple[str, str], ...], tuple[dict[str, str], list[Run]]] = {}
@@ -131,7 +131,7 @@ def _stem(name: str) -> str:
 
 
 def common_target(found: Sequence[Setting]) -> float | None:
-    """What every setting's mean curve reached, of accuracy a whole percent, from 0 to 1; None: nothing was tested."""
+    """The best value that all mean curves reached (accuracy: a whole percent, 0 to 1); None if nothing was tested."""
     metric = found[0].metric
     best, worst = (np.max, np.min) if metric.higher_is_better else (np.min, np.max)
     peaks = [best(setting.mean_curve[:, 2]) for setting in found if len(setting.mean_curve)]
