@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fedpara.nn.factorizations import ONE, Factorization, Factors, Hadamard, _rows, _times
+from fedpara.nn.factorizations import ONE, Factorization, Factors, Hadamard, rows_of, times
 
 BLOCK = 2**17  # values of W in a block of rows
 
@@ -77,7 +77,7 @@ class _Point:
 
     def __init__(self, factors: Factors, tanh: bool) -> None:
         self.x, self.y, self.t = factors["x"], factors["y"], factors.get("t")
-        self.rows, self.tanh = _rows(self.x, self.t), tanh
+        self.rows, self.tanh = rows_of(self.x, self.t), tanh
 
     def blocks(self) -> Iterator[slice]:
         """Slices of the rows of W."""
@@ -86,7 +86,7 @@ class _Point:
 
     def branches(self, rows: slice) -> Tensor:
         """s(Z) of both branches in some rows of W."""
-        z = _times(self.rows[..., rows, :], self.y.mT)
+        z = times(self.rows[..., rows, :], self.y.mT)
         if not self.tanh:
             return z
         return torch.sub(ONE, z.mul_(-2).sigmoid_(), alpha=2) if z.is_cpu else z.tanh_()  # as TanhProduct
@@ -101,8 +101,8 @@ class _Point:
         for rows in self.blocks():
             s = self.branches(rows)
             gradient = self.derivative(s, s.flip(-3).mul_(field(rows, s).unsqueeze(-3)))
-            of_rows[..., rows, :] = _times(gradient, self.y)
-            of_y.add_(_times(gradient.mT, self.rows[..., rows, :]))
+            of_rows[..., rows, :] = times(gradient, self.y)
+            of_y.add_(times(gradient.mT, self.rows[..., rows, :]))
         return of_rows, of_y
 
     def on_factors(self, of_rows: Tensor, of_y: Tensor) -> Factors:
@@ -110,7 +110,7 @@ class _Point:
         if self.t is None:
             return {"x": of_rows, "y": of_y}
         folded = of_rows.reshape(*self.x.shape[:-1], -1)
-        return {"x": _times(folded, self.t.mT), "y": of_y, "t": _times(self.x.mT, folded)}
+        return {"x": times(folded, self.t.mT), "y": of_y, "t": times(self.x.mT, folded)}
 
 
 def _closed_form(factorization: Hadamard, factors: Factors, jacobian: Tensor, eta: float) -> Factors:
@@ -135,13 +135,13 @@ def _closed_form(factorization: Hadamard, factors: Factors, jacobian: Tensor, et
 
     v_rows, v_y = q.pull(second)
     v = q.on_factors(v_rows, v_y)
-    along = v["x"] if p.t is None else _times(v["x"], p.t).view_as(p.rows) + _rows(p.x, v["t"])
+    along = v["x"] if p.t is None else times(v["x"], p.t).view_as(p.rows) + rows_of(p.x, v["t"])
     h_rows, h_y = _second_order(p, s, (eta * j, error), along, v_y)
     taken = p.on_factors(h_rows, h_y)
     if p.t is not None:  # the rows X T are a product themselves
         folded = eta * g_rows.reshape(*p.x.shape[:-1], -1)
-        taken["x"] += _times(folded, v["t"].mT)
-        taken["t"] += _times(v["x"].mT, folded)
+        taken["x"] += times(folded, v["t"].mT)
+        taken["t"] += times(v["x"].mT, folded)
     return {name: v[name] - taken[name] for name in factors}
 
 
@@ -158,7 +158,7 @@ def _second_order(
     of_rows, of_y = torch.empty_like(p.rows), torch.zeros_like(p.y)
     wide, wide_y = torch.cat([along, p.rows], -1), torch.cat([p.y, v_y], -1).mT
     for rows in p.blocks():
-        here, z = s[..., rows, :], _times(wide[..., rows, :], wide_y)
+        here, z = s[..., rows, :], times(wide[..., rows, :], wide_y)
         j, error = (field[..., rows, :].unsqueeze(-3) for field in fields)
         other = here.flip(-3)
         change = p.derivative(here, z).flip(-3)  # d_j z_j
@@ -166,8 +166,8 @@ def _second_order(
             change.addcmul_(here * other, z, value=-2)
         change = p.derivative(here, change.mul_(j).addcmul_(error, other))
         gradient = p.derivative(here, other.mul_(j))
-        of_rows[..., rows, :] = _times(change, p.y) + _times(gradient, v_y)
-        of_y.add_(_times(change.mT, p.rows[..., rows, :])).add_(_times(gradient.mT, along[..., rows, :]))
+        of_rows[..., rows, :] = times(change, p.y) + times(gradient, v_y)
+        of_y.add_(times(change.mT, p.rows[..., rows, :])).add_(times(gradient.mT, along[..., rows, :]))
     return of_rows, of_y
 
 
