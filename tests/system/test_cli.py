@@ -586,3 +586,11 @@ def test_train_starts_without_importing_torch():
     """`--help` and a mistyped key answer at once."""
     code = "import sys; import train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src").returncode == 0
+
+
+def test_a_program_composes_what_these_tests_compose(shell):
+    """They leave out what Hydra does over again, see `helpers.composition`."""
+    typed = ["experiment=paper/table3", "setting=cifar100_noniid", "algorithm=feddyn", "seed=3", "--cfg", "all"]
+    _, _, here = shell(*typed)
+    there = subprocess.check_output([sys.executable, ROOT / "src" / "train.py", *typed], text=True)
+    assert here == there
