@@ -61,7 +61,12 @@ PEERS: dict[str, list[str]] = {  # environment, script in benchmarks/peers, its 
     "pfl": ["pfl", "pfl_simulation.py"],
     "fedlab": ["fedlab", "fedlab_simulation.py"],
 }
-FLOORS = {FLOOR: [], "floor_1_thread": ["1"]}
+FLOORS = {  # script and its arguments
+    FLOOR: ["floor.py"],
+    "floor_1_thread": ["floor.py", "1"],
+    "limit": ["limit.py"],  # a bare loop for each core
+    "limit_1_process": ["limit.py", "1"],
+}
 
 
 class Variant:
@@ -129,7 +134,8 @@ class Variant:
 
 def _command(name: str, net: str, folder: Path) -> list[str]:
     if name in FLOORS:
-        return [sys.executable, str(ROOT / "benchmarks/floor.py"), net, *FLOORS[name]]
+        script, *arguments = FLOORS[name]
+        return [sys.executable, str(ROOT / "benchmarks" / script), net, *arguments]
     if name in PEERS:
         peer, script, *arguments = PEERS[name]
         return [python_of(peer), str(ROOT / "benchmarks/peers" / script), net, *arguments]

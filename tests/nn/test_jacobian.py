@@ -59,6 +59,37 @@ def test_correction_is_the_gradient_of_the_penalty_with_tanh_and_proposition_3(s
     assert torch.autograd.gradcheck(penalty, values)
 
 
+@pytest.mark.parametrize("clients", [(), (3,)])
+@pytest.mark.parametrize("nonlinearity", [torch.tanh, None])
+@pytest.mark.parametrize(("shape", "tucker"), [((6, 5), False), ((6, 5, 3, 3), True), ((6, 5, 3), False)])
+def test_the_closed_form_is_autograds_gradient_in_blocks_of_any_size(shape, tucker, nonlinearity, clients, monkeypatch):
+    """For the weights of several clients at once, too."""
+    torch.manual_seed(0)
+    made = Hadamard(shape, 2, tucker, nonlinearity).double()
+    for name, factor in list(made.named_parameters()):
+        setattr(made, name, torch.nn.Parameter(torch.randn(*clients, *factor.shape, dtype=torch.float64)))
+    jacobian = torch.randn(*clients, *shape, dtype=torch.float64)
+    leaves = {name: factor.detach().clone().requires_grad_() for name, factor in made.named_parameters()}
+    penalty = jacobian_penalty(made, leaves, jacobian, 0.05)
+    expected = torch.autograd.grad(penalty, list(leaves.values()))
+    for block in (1, 12, 2**17):
+        monkeypatch.setattr("fedpara.nn.jacobian.BLOCK", block)
+        for got, value in zip(jacobian_correction(made, jacobian, 0.05).values(), expected, strict=True):
+            torch.testing.assert_close(got, value, rtol=1e-10, atol=1e-10 * float(value.abs().max()))
+
+
+def test_another_nonlinearity_goes_by_autograd():
+    torch.manual_seed(0)
+    made = Hadamard((6, 5), 2, False, torch.sigmoid).double()
+    for factor in made.parameters():
+        torch.nn.init.normal_(factor)
+    jacobian = torch.randn(6, 5, dtype=torch.float64)
+    leaves = {name: factor.detach().clone().requires_grad_() for name, factor in made.named_parameters()}
+    expected = torch.autograd.grad(jacobian_penalty(made, leaves, jacobian, 0.05), list(leaves.values()))
+    for got, value in zip(jacobian_correction(made, jacobian, 0.05).values(), expected, strict=True):
+        assert torch.equal(got, value)
+
+
 def test_a_low_rank_baseline_gets_no_correction():
     callback, module = JacobianCorrection(1.0), factorize(MLP([16, 8, 3]), EqualSizeLowRank(gamma=1.0))
     callback.on_train_start(None, module)

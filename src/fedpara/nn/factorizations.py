@@ -36,15 +36,15 @@ def product(x: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
     Returns:
         (..., O, I), or (..., O K, I) with a core.
     """
-    return _times(_rows(x, t), y.mT)
+    return times(rows_of(x, t), y.mT)
 
 
-def _rows(x: Tensor, t: Tensor | None) -> Tensor:
+def rows_of(x: Tensor, t: Tensor | None) -> Tensor:
     """X, or X T with a core: the rows (..., O K, R) whose products with the rows of Y are the weight."""
-    return x if t is None else _times(x, t).view(*x.shape[:-2], -1, x.shape[-1])
+    return x if t is None else times(x, t).view(*x.shape[:-2], -1, x.shape[-1])
 
 
-def _times(first: Tensor, second: Tensor) -> Tensor:
+def times(first: Tensor, second: Tensor) -> Tensor:
     """The matrix product; a stack goes straight to `bmm`, without the views that `matmul` makes."""
     return torch.bmm(first, second) if first.dim() == 3 else first @ second
 
@@ -82,10 +82,10 @@ class TanhProduct(Transformable):
     def forward(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """From (..., 2, m, R) and (..., 2, n, R) to (..., m, n), followed by the tensors for the backward pass."""
         if x.is_cpu:
-            tanh = _times(x, -2 * y.mT).sigmoid_()
+            tanh = times(x, -2 * y.mT).sigmoid_()
             torch.sub(ONE, tanh, alpha=2, out=tanh)
         else:
-            tanh = _times(x, y.mT).tanh_()
+            tanh = times(x, y.mT).tanh_()
         first, second = tanh.unbind(-3)
         if first.numel() < TanhProduct.large or first.dim() > 2 or first.itemsize < 4:
             return first * second, tanh
@@ -134,7 +134,7 @@ class TanhProductGradient(Transformable):
         else:
             gradient.mul_(product)
             times_derivative(gradient, tanh, grad_input=gradient)
-        return _times(gradient, y), _times(gradient.mT, x)
+        return times(gradient, y), times(gradient.mT, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -270,7 +270,7 @@ class Hadamard(Factorization):
             return super().composed()
         factors = self.factors
         unfolding: Tensor
-        unfolding, *_ = TanhProduct.apply(_rows(factors["x"], factors.get("t")), factors["y"])
+        unfolding, *_ = TanhProduct.apply(rows_of(factors["x"], factors.get("t")), factors["y"])
         return (
             unfolding if torch.is_grad_enabled() else unfolding.clone()
         )  # a kept W must not keep the tanh beside it in memory
