@@ -37,4 +37,7 @@ pips_places() {
 if sys.version_info < (3, 11): sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$folder"
 pips_places
-{ by_pip 'uv>=0.9,<1' && everything by_uv "$@"; } 2>"$folder/uv.log" || everything by_pip "$@"
+{ by_pip 'uv>=0.9,<1' && everything by_uv "$@"; } 2>"$folder/uv.log" || everything by_pip "$@" || {
+  echo "these versions cannot be had here: other ones that pyproject.toml allows instead" >&2
+  everything by_pip
+}
