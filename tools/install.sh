@@ -37,6 +37,8 @@ pips_places() {
 if sys.version_info < (3, 11): sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$folder"
 pips_places
+# if Python may not write bytecode, every process of the tests would compile the packages again
+[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || [ "$package" = . ] || export UV_COMPILE_BYTECODE=1
 { by_pip 'uv>=0.9,<1' && everything by_uv "$@"; } 2>"$folder/uv.log" || everything by_pip "$@" || {
   echo "these versions cannot be had here: other ones that pyproject.toml allows instead" >&2
   everything by_pip
