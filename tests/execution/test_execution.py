@@ -1,10 +1,11 @@
 """The serial executor is a hand-written loop, to the bit, with everything of Lightning in between."""
 
 import copy
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -266,6 +267,91 @@ def test_a_step_that_would_read_its_rate_on_the_host_is_not_captured(captured_by
     made = executor(whole_epochs=True)
     (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
     assert (result.num_steps, recorded.num_steps) == (4, 0)
+
+
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.Adagrad, initial_accumulator_value=0.5)])
+def test_an_optimizer_that_does_not_start_at_zeros_is_not_captured(captured_by, optimizer):
+    recorded = captured_by(Rehearsed())
+    made, plain = executor(optimizer=fused(optimizer), whole_epochs=True), executor(optimizer=optimizer)
+    tasks = [ClientTask(client, plain.initial_state(), 1.0, seed=client) for client in range(2)]
+    for one, other in zip(made.run(tasks), plain.run(tasks), strict=True):
+        for name, value in one.state.items():
+            torch.testing.assert_close(other.state[name], value, rtol=0, atol=1e-6, msg=name)
+    assert recorded.num_steps == 0
+
+
+class Counting(nn.Module):
+    """Adds a buffer to its input that grows with every training step and that no state contains."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+
+    def forward(self, inputs):
+        if self.training:
+            self.steps.add_(1)
+        return inputs + self.steps
+
+
+def test_a_capture_leaves_no_trace_in_buffers_that_no_state_contains(captured_by):
+    def made():
+        torch.manual_seed(0)
+        return executor(
+            nn.Sequential(MLP([16, 3]), Counting(), nn.Linear(3, 3)), optimizer=FUSED_SGD, whole_epochs=True
+        )
+
+    eager, recorded, captured = made(), captured_by(Rehearsed()), made()
+    tasks = [ClientTask(client, eager.initial_state(), 1.0, seed=client) for client in range(2)]
+    for one, other in zip(eager.run(tasks), captured.run(tasks), strict=True):
+        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+    assert recorded.num_steps > 0
+
+
+@pytest.fixture
+def pretended_cuda(monkeypatch):
+    """Names of `torch.cuda` that `CudaGraphs` calls, without a GPU; returns what was captured on which stream."""
+    entered, captured = [], []
+
+    @contextmanager
+    def stream(aside):
+        entered.append(aside)
+        yield
+
+    @contextmanager
+    def graph(graph, pool, stream=None):
+        captured.append(stream)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", Mock)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", Mock())
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    return entered, captured
+
+
+def test_a_step_is_captured_on_the_stream_of_its_warm_up(pretended_cuda):
+    """Torch's own stream for captures belongs to the device of the process's first capture."""
+    graphs = CudaGraphs()
+    for _ in range(2):
+        graphs(lambda: torch.zeros(()))
+    entered, captured = pretended_cuda
+    assert entered == captured
+    assert captured[0] is captured[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("called a synchronizing CUDA operation"), NotCaptured),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+    ],
+)
+def test_only_a_step_that_waits_ends_all_captures(pretended_cuda, error, raised):
+    """Without memory, this client fails; the next ones may have room."""
+    with pytest.raises(raised):
+        CudaGraphs()(Mock(side_effect=[None, None, None, error]))
 
 
 def test_a_step_that_no_graph_can_hold_is_run_as_it_is(captured_by, caplog):

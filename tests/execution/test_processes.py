@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -333,8 +334,13 @@ class Recorded:
 
 
 @pytest.mark.parametrize(("worker", "num_devices", "devices"), [(0, 2, [0]), (1, 2, [1]), (4, 3, [1]), (1, 0, 1)])
-def test_workers_take_the_devices_in_turn(monkeypatch, worker, num_devices, devices):
+@pytest.mark.parametrize("named", [None, [2], "2,"])
+def test_workers_take_the_devices_in_turn_unless_the_trainer_names_one(
+    monkeypatch, worker, num_devices, devices, named
+):
     room, training = Room(0, 10**6), make_federation(training={"devices": 1}).executor.training
+    if named:
+        devices, training = named, replace(training, options={"devices": named})
     model, examples = dump((Recorded, training.without_data()), room), dump(training.datamodule, room)
     memory = torch.zeros(10**6, dtype=torch.uint8)
     room.write(memory)

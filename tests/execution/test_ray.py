@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -218,6 +219,14 @@ def test_a_driver_without_a_gpu_leaves_the_trainer_as_it_is(monkeypatch):
     executor = make_federation(executor=RayExecutor, training={"accelerator": "gpu", "precision": "16-mixed"}).executor
     assert executor.inner.device.type == "cpu"
     assert (executor.actors_training.accelerator, executor.actors_training.precision) == ("gpu", "16-mixed")
+
+
+@pytest.mark.parametrize("devices", [[1], "1,"])
+def test_a_device_that_the_trainer_names_is_refused(devices):
+    """Ray shows each actor its own GPUs only, which always count from 0."""
+    training = replace(make_federation().executor.training, options={"devices": devices})
+    with pytest.raises(ValueError, match=r"devices=.*1.*: must be 1; Ray chooses each actor's GPU"):
+        RayExecutor(training)
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):

@@ -27,7 +27,7 @@ class ProcessesExecutor(ParallelExecutor[Future[Place | bytes]]):
     Args:
         training, inner, threads, chunk: see `ParallelExecutor`.
         workers: number of processes; None: one per GPU, or as many as fit on the usable cores. No more start than
-            there are tasks in a round.
+            there are tasks in a round. They share a GPU that the Trainer's `devices` name.
 
     Example:
         >>> from functools import partial
@@ -55,7 +55,8 @@ class ProcessesExecutor(ParallelExecutor[Future[Place | bytes]]):
     ) -> None:
         super().__init__(training, inner, threads, chunk)
         self.num_devices = torch.cuda.device_count() if self.device.type == "cuda" else 0
-        self._workers = workers or self.num_devices or max(1, len(os.sched_getaffinity(0)) // threads)
+        gpus = min(1, self.num_devices) if training.names_a_device else self.num_devices
+        self._workers = workers or gpus or max(1, len(os.sched_getaffinity(0)) // threads)
 
     @property
     def workers(self) -> int:

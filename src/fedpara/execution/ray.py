@@ -89,6 +89,8 @@ class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
         memory_gb: Annotated[float, Field(gt=0)] | None = None,
         chunk: Positive = 1,
     ) -> None:
+        if training.names_a_device:
+            raise ValueError(f"devices={training.options['devices']}: must be 1; Ray chooses each actor's GPU")
         elsewhere = training.wants_gpu and not torch.accelerator.is_available()
         here = replace(training, accelerator="cpu", precision="32-true") if elsewhere else training
         super().__init__(here, inner, max(1, int(cpus)), chunk)

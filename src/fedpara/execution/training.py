@@ -113,6 +113,11 @@ class LocalTraining:
         """Whether the accelerator must be a GPU."""
         return self.accelerator in ("gpu", "cuda")
 
+    @property
+    def names_a_device(self) -> bool:
+        """Whether the Trainer's `devices` name a certain GPU, such as [2], instead of a number of them."""
+        return self.options.get("devices") not in (None, 1, -1, "1", "-1", "auto")
+
     def trainer(self, **options: object) -> Trainer:
         """A new Trainer, which shares nothing with others.
 

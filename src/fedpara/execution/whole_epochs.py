@@ -12,9 +12,9 @@ A CUDA graph repeats a step on the same memory, so everything that a step reads 
 - The batch is copied into `held`. Each shape of a batch, and each `variant` of the corrections, has its own graph.
 - The weights are the module's own; each client's state is copied into them.
 - The optimizer is kept, because the graph uses the memory of its moments. To make it fresh, all moments are set to zero
-  and the new learning rate is copied into the tensor that the step reads. This excludes two cases: SGD with dampening,
-  whose first step differs (zeros are not a fresh start), and optimizers that are not fused, which do not read the rate
-  from a tensor.
+  and the new learning rate is copied into the tensor that the step reads. This excludes three cases: SGD with
+  dampening, whose first step differs (zeros are not a fresh start); optimizers that are not fused, which do not read
+  the rate from a tensor; and classes other than `FUSED`, whose moments may start at other values (Adagrad's do).
 - `GradientCorrection` copies the anchors and offsets of the corrections to the same memory as before.
 
 A capture takes some steps to warm up, which change weights and moments. Both are copied before and restored after it,
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fedpara.data.examples import Batch, Batches, EpochBatches
 from fedpara.execution.local import LocalRecord
-from fedpara.models.module import ClassificationModule
+from fedpara.models.module import FUSED, ClassificationModule
 
 Epoch = Iterator[Batch]
 Step = Callable[[], Tensor]
@@ -85,8 +85,8 @@ class WholeEpochs(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh optimizer; if steps are captured, the kept one, reset."""
         fresh = self.module.configure_optimizers()
-        if fresh.defaults.get("dampening") or not fresh.defaults.get("fused"):
-            self.capture = None  # see the two excluded cases in Note [Replayed steps]
+        if fresh.defaults.get("dampening") or not fresh.defaults.get("fused") or type(fresh) not in FUSED:
+            self.capture = None  # see the three excluded cases in Note [Replayed steps]
         if self.capture is None:
             return fresh
         if self._kept is None:
@@ -132,7 +132,8 @@ class WholeEpochs(LightningModule):
         key = self.variant, *(tensor.shape for tensor in batch)
         if key not in self._captured:
             held: Batch = batch[0].clone(), batch[1].clone()
-            state = [*self.network.state_dict().values(), *self._moments()]
+            kept = *self.network.parameters(), *self.network.buffers()  # also buffers that no state contains
+            state = [*(tensor.detach() for tensor in kept), *self._moments()]
             before = [tensor.clone() for tensor in state]
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 self._captured[key] = held, capture(lambda: self._step(held))
@@ -177,7 +178,7 @@ class CudaGraphs:
 
     def __init__(self, warm_up: int = 3) -> None:
         self.warm_up = warm_up
-        # one stream for all: there are only 32, and the graphs need others
+        # one stream for warm-ups and captures: torch's own capture stream belongs to the device of its first use
         self._aside: torch.cuda.Stream | None = None
         self._last: torch.cuda.CUDAGraph | None = None
 
@@ -195,13 +196,15 @@ class CudaGraphs:
             torch.cuda.set_sync_debug_mode("error")
             try:
                 step()
+            except torch.OutOfMemoryError:  # fails this client alone; the next ones may fit
+                raise
             except RuntimeError as error:
                 raise NotCaptured(str(error)) from error
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._last.pool() if self._last else None):
+        with torch.cuda.graph(graph, pool=self._last.pool() if self._last else None, stream=self._aside):
             loss = step()
         self._last = graph
 

@@ -246,7 +246,7 @@ def _executor() -> Executor:
     make, values = load(_given.model, _given.memory, copy=True)
     datamodule = load(_given.data, _given.memory, copy=False)
     training = LocalTraining(datamodule=datamodule, **values)
-    if _given.num_devices:
+    if _given.num_devices and not training.names_a_device:
         training = replace(training, options={**training.options, "devices": [_device % _given.num_devices]})
     executor: Executor = make(training)
     datamodule.to(executor.device)
