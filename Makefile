@@ -2,36 +2,36 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+TESTED := .venv/.installed-dev
 FLOWER := .venv-flower
-CPU_INDEX := https://download.pytorch.org/whl/cpu
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
+TORCH := 2.13.0
+PINS := pyproject.toml constraints.txt constraints-cpu.txt tools/install.sh
+export PYTHON
+.NOTPARALLEL:  # both environments of a checkout share .venv
 
-.PHONY: help install quickstart test stress lint format benchmark deploy-demo clean
+.PHONY: help install lock quickstart test stress lint format benchmark deploy-demo clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/@/' | column -t -s '@'
 
-define environment
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
-	$(PYTHON) -m venv $(1)
-	@if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then \
-	  $(1)/bin/pip install -q -e '.[$(2)]'; \
-	else \
-	  { $(1)/bin/pip install -q -c constraints-cpu.txt torch 2>$(1)/torch.log || \
-	    $(1)/bin/pip install -q -c constraints-cpu.txt --index-url $(CPU_INDEX) torch || \
-	    { cat $(1)/torch.log; exit 1; }; } && \
-	  $(1)/bin/pip install -q -c constraints-cpu.txt -e '.[$(2)]'; \
-	fi
+install: $(TESTED)  ## virtual environment with all that tests, linters and benchmarks need; torch for the CPU without an NVIDIA GPU
+$(TESTED): $(PINS)
+	tools/install.sh .venv dev -c constraints.txt
+	@touch $(INSTALLED) $@
+
+# a run's needs alone: no Ray, ONNX, notebooks or linters
+$(INSTALLED): $(PINS)
+	tools/install.sh .venv '' -c constraints.txt
 	@touch $@
-endef
 
-install: $(INSTALLED)  ## virtual environment with all dependencies; torch for the CPU if there is no NVIDIA GPU
-$(INSTALLED): pyproject.toml constraints-cpu.txt
-	$(call environment,.venv,dev)
+$(FLOWER)/.installed: $(PINS)
+	tools/install.sh $(FLOWER) flower
+	@touch $@
 
-$(FLOWER)/.installed: pyproject.toml constraints-cpu.txt
-	$(call environment,$(FLOWER),flower)
+lock:            ## write constraints.txt anew: the newest releases that pyproject.toml allows, beside this torch
+	echo torch==$(TORCH) | .venv/bin/uv pip compile -q pyproject.toml - --extra dev --universal --python-version 3.11 --no-annotate --upgrade \
+	  --custom-compile-command 'make lock' -o constraints.txt
 
-quickstart: install  ## the main job on 5,000 real digits: dense and FedPara, minutes on two cores
+quickstart: $(INSTALLED)  ## the main job on 5,000 real digits: dense and FedPara, minutes on two cores
 	$(BIN)/python src/train.py -m experiment=quickstart factorization=dense,fedpara
 
 test: lint  ## lint, types, tests

@@ -6,6 +6,8 @@ import tomllib
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from helpers import ROOT
 
@@ -67,6 +69,27 @@ def test_environment_yaml_lists_what_pyproject_lists():
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert sorted(pip) == sorted(project["dependencies"])
     assert f"python{project['requires-python']}" in environment["dependencies"]
+
+
+def pins(name):
+    """Versions by package and the marker under which they hold, of a constraints file."""
+    lines = [Requirement(line) for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+    return {(line.name, str(line.marker or "")): str(line.specifier).removeprefix("==") for line in lines}
+
+
+def test_every_requirement_has_a_pin_that_it_allows():
+    """`make lock` writes constraints.txt; Flower and Slurm have environments of their own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(one for name in ("export", "dashboard", "ray", "dev") for one in extras[name])]
+    pinned = pins("constraints.txt")
+    for requirement in map(Requirement, asked):
+        name = canonicalize_name(requirement.name)
+        versions = [version for (pin, _), version in pinned.items() if pin == name]
+        assert name == "fedpara" or versions, requirement
+        assert all(version in requirement.specifier for version in versions), requirement
+    cpu = set(pins("constraints-cpu.txt").values())
+    assert {version.partition("+")[0] for version in cpu} == {pinned["torch", ""]}
 
 
 def test_no_path_of_one_machine_and_no_secret_in_configs():
