@@ -39,7 +39,7 @@ def _target(options: dict[str, str]) -> float | None:
 
 
 def main() -> None:
-    """Print the paths of what was written."""
+    """Print the paths of the written files."""
     try:
         for path in report(sys.argv[1:]):
             print(path)

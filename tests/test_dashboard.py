@@ -25,7 +25,7 @@ def spec(monkeypatch, capsys):
 
 def test_sections_go_from_the_answer_to_the_details(spec):
     names = [section["name"] for section in spec["panelBankConfig"]["sections"]]
-    assert names[:2] == ["Accuracy for what was sent", "Rank sweep"]
+    assert names[:2] == ["Accuracy for the bytes sent", "Rank sweep"]
     (first, *_) = spec["panelBankConfig"]["sections"][0]["panels"]
     assert (first["config"]["xAxis"], first["config"]["metrics"]) == ("comm/total_gb", ["acc_over_gb"])
     kinds = {panel["viewType"] for section in spec["panelBankConfig"]["sections"] for panel in section["panels"]}

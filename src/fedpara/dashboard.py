@@ -39,7 +39,7 @@ def workspace(entity: str, project: str, name: str = "FedPara", headline: Metric
 def _answer(headline: Metric) -> ws.Section:
     word, over_gb = headline.label.capitalize(), f"{headline.name}_over_gb"
     return _section(
-        f"{word} for what was sent",
+        f"{word} for the bytes sent",
         _line(f"{word} against GB", over_gb, x="comm/total_gb", label="sent, both ways, all clients (GB)"),
         _line(f"{word} against rounds", f"test/{headline.name}"),
     )

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,13 +19,15 @@ from fedpara.state import join
 from helpers.clients import Obedient, by_hand, tasks
 from helpers.federations import make_federation, same
 
-ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")  # takes a second to import
 
 
 class Patient(Obedient):
     """Its clients wait besides where the folder says so, and say on which node."""
 
     def loader(self, client, seed):
+        import ray
+
         while (self.folder / f"hold-{client}").exists():
             (self.folder / f"waiting-{ray.get_runtime_context().get_node_id()}").touch()
             time.sleep(0.02)
@@ -34,6 +37,7 @@ class Patient(Obedient):
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of one core each, on this machine."""
+    import ray
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -145,6 +149,8 @@ def test_a_node_that_joins_is_used(told, cluster):
 
 @pytest.mark.slow
 def test_an_interruption_ends_the_actors_at_once(told):
+    import ray
+
     executor, folder = told
     for client in range(5):
         (folder / f"hold-{client}").touch()
@@ -167,6 +173,8 @@ def test_an_interruption_ends_the_actors_at_once(told):
 @pytest.mark.slow
 def test_a_model_is_tested_where_the_gpus_are(told, cluster):
     """GPUs in name only: Ray takes our word for them, and torch does not find them."""
+    import ray
+
     node = cluster.add_node(num_cpus=1, num_gpus=2)
     cluster.wait_for_nodes()
     executor = make_federation(executor=partial(RayExecutor, gpus=0.5)).executor

@@ -7,8 +7,8 @@ only where a preset could set it. Programs that tests start as processes of thei
 import copy
 from pathlib import Path
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigSource
 from hydra.types import RunMode
 
 from fedpara.private.hydra import Hydra
@@ -18,8 +18,9 @@ PRESETS = "experiment=", "sweep="
 
 def compose_quickly():
     """For the rest of this process."""
-    for source in (FileConfigSource, ImportlibResourcesConfigSource):
-        source.load_config = parsed_once(source.load_config)
+    for source in Plugins.instance().discover(ConfigSource):
+        if source.scheme() in {"file", "pkg"}:
+            source.load_config = parsed_once(source.load_config)
     Hydra.get_mode = mode_where_it_is_set(Hydra.get_mode)
 
 

@@ -631,3 +631,11 @@ def test_help_and_wrong_input_need_no_slow_import(tmp_path, typed, line, allowed
     number, *packages = done.stdout.split()
     assert set(packages) <= allowed
     assert int(number) < (450 if allowed is LIGHT else 550)
+
+
+def test_a_program_composes_what_these_tests_compose(shell):
+    """They leave out what Hydra does over again, see `helpers.composition`."""
+    typed = ["experiment=paper/table3", "setting=cifar100_noniid", "algorithm=feddyn", "seed=3", "--cfg", "all"]
+    _, _, here = shell(*typed)
+    there = subprocess.check_output([sys.executable, ROOT / "src" / "train.py", *typed], text=True)
+    assert here == there

@@ -154,7 +154,7 @@ def test_every_executor_trains_it_alike_or_says_in_one_line_why_not(tmp_path):
     assert same(load_file(tmp_path / "processes" / "checkpoint.safetensors"), expected)
     build(composed(tmp_path / "auto", "executor=auto"))
     for typed in ("executor=vectorized", "executor.whole_epochs=true"):
-        with pytest.raises(ConfigurationError, match=r"Regression has a \w+ of its own: take executor"):
+        with pytest.raises(ConfigurationError, match=r"Regression has its own \w+: take executor"):
             build(composed(tmp_path / "refused", typed))
 
 

@@ -74,7 +74,7 @@ def drawn(number):
 
 
 def attempt(arguments):
-    """Exit status of a run of one round, and the lines on standard error that are no log."""
+    """The exit status of a run of one round, and its lines on standard error, without the log."""
     from fedpara.app import cli
     from fedpara.federation import Federation
 

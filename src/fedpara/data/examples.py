@@ -24,7 +24,7 @@ class Examples:
 
     Attributes:
         inputs: (N, ...) uint8: images (N, C, H, W), or texts (N, T) of character indices.
-        labels: (N,) int64, from 0; or (N, ...) of any type where they are no classes: numbers, masks.
+        labels: (N,) int64, from 0; or (N, ...) of any type if they are not classes, such as numbers or masks.
         owners: (N,) int64, whose each example is (its writer, its speaking role), the same number in train and test;
             None where a data set does not say.
 
@@ -60,7 +60,7 @@ class DataSet:
     """A data set as it is stored in files.
 
     Attributes:
-        num_classes: None where labels are no classes, for a module of your own.
+        num_classes: None if labels are not classes, for a module of your own.
         prepare: a batch of inputs as stored to the network's input: `Normalize`, `Tensor.long`, or a callable of your
             own. Clients on machines of their own (`fedpara.deployment`) make it again from what its `to_words` gives.
 

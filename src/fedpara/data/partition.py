@@ -31,7 +31,7 @@ class Partition(ABC):
     def test_part(self, own: Examples, test: Examples, seed: int) -> Tensor:
         """Indices of the test examples that follow a client's own distribution, that of its labels.
 
-        All of them where labels are no classes: nothing else of an example tells.
+        If labels are not classes, these are all test examples, because nothing else shows the distribution.
         """
         if not own.have_classes:
             return torch.arange(len(test))
@@ -48,7 +48,7 @@ def _require_enough(num_examples: int, num_clients: int, least: int) -> None:
 
 def _require_classes(train: Examples, name: str) -> None:
     if not train.have_classes:
-        raise ValueError(f"partition={name}: the labels of the data set are no classes; take iid or natural")
+        raise ValueError(f"partition={name}: the labels of the data set are not classes; take iid or natural")
 
 
 class IID(Partition):

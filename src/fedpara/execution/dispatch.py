@@ -186,9 +186,9 @@ class _Job(Generic[Work]):
     """Tasks that a worker gets together.
 
     Attributes:
-        work: what the pool calls them while they are in training.
-        outcomes: what became of them, once it is known.
-        losses: how often a worker died meanwhile.
+        work: the pool's handle while they are in training.
+        outcomes: their outcomes, once they are known.
+        losses: number of workers that died while training them.
     """
 
     tasks: list[ClientTask]
