@@ -31,6 +31,7 @@ lock:            ## write constraints.txt anew: the newest releases that pyproje
 	echo torch==$(TORCH) | .venv/bin/uv pip compile -q pyproject.toml - --extra dev --universal --python-version 3.11 --no-annotate --upgrade \
 	  --custom-compile-command 'make lock' -o constraints.txt
 
+quickstart: export PYTHONDONTWRITEBYTECODE :=  # the first run compiles what it imports
 quickstart: $(INSTALLED)  ## the main job on 5,000 real digits: dense and FedPara, minutes on two cores
 	$(BIN)/python src/train.py -m experiment=quickstart factorization=dense,fedpara
 

@@ -37,6 +37,6 @@ pips_places() {
 if sys.version_info < (3, 11): sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$folder"
 pips_places
-# where Python may not write bytecode later, every process would compile everything again
-[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
+# if Python may not write bytecode, every process of the tests would compile the packages again
+[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || [ "$package" = . ] || export UV_COMPILE_BYTECODE=1
 { by_pip 'uv>=0.9,<1' && everything by_uv "$@"; } 2>"$folder/uv.log" || everything by_pip "$@"
