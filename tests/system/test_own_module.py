@@ -193,6 +193,12 @@ def test_a_module_that_breaks_the_contract_is_one_line_before_training(tmp_path,
         build(composed(tmp_path, f"model._target_={__name__}.{name}", *lr))
 
 
+def test_an_algorithm_that_its_optimizer_does_not_suit_names_the_module(tmp_path):
+    """There is no `model.optimizer` that the user could change."""
+    with pytest.raises(ConfigurationError, match=r"^model: Adam and SCAFFOLD"):
+        build(composed(tmp_path, "algorithm=scaffold"))
+
+
 def test_the_forms_of_configure_optimizers():
     """Those of Lightning's documentation, but several optimizers."""
     optimizer = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)

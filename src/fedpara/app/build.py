@@ -171,7 +171,8 @@ def build_federation(
     split = make("sharing", names=list(state), tied=first_names(network))
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     algorithm = make("algorithm")
-    make.call("model.optimizer", lambda: algorithm.require(experiment.executor.training.optimization().optimizer))
+    made_by = "model" if has_own_module(cfg) else "model.optimizer"
+    make.call(made_by, lambda: algorithm.require(experiment.executor.training.optimization().optimizer))
     link = make("link")
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     parts = (experiment.executor, algorithm, link, split, list(callbacks))

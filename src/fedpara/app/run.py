@@ -133,7 +133,7 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
 def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     """Log the accuracy, the bytes, those of the dense model, and the run folder."""
     if not record.rows:
-        log.info("nothing to do: the run already has its %d rounds", federation.num_rounds)
+        log.info("nothing to do: %s", federation.stopped or "the run already has its rounds")
         return
     sizes, last = record.parameters, record.rows[-1]
     saved = ""
