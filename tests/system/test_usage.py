@@ -186,7 +186,7 @@ def test_a_sweeper_that_optimises_goes_on_after_a_failed_job(shell, tmp_path, mo
     first, second, third = Strict.results
     assert first == third == worst
     assert second == best(Strict.results) == Run(newest(tmp_path, "multiruns") / "lr=0.1").last("test/acc")
-    assert ("minimises the accuracy" in out) == (direction == "minimize")
+    assert ("looks for the lowest accuracy" in out) == (direction == "minimize")
     folder = newest(tmp_path, "multiruns")
     assert not (folder / "multirun.yaml").exists()
     named = OmegaConf.load(folder / "lr=0.1" / "config.yaml").logger.wandb
