@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fedpara.app.build import build_experiment, build_federation
+from fedpara.app.composition import CONFIG_DIR  # whose import sets PROJECT_ROOT, which the configurations read
 from fedpara.nn import Factorization
 
 Row = tuple[dict[str, str], dict[str, int], int, int]
@@ -37,7 +38,7 @@ counted on the encoded messages of all clients of a round; MB are 10^6 bytes. Se
 def composed(*overrides: str) -> DictConfig:
     """The configuration of a run, with Hydra's part as in a real run."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return cfg
