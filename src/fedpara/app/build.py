@@ -47,6 +47,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     import torch
 
     make = Make(cfg)
+    make.require_targets("factorization", "executor", "data.dataset")
     torch.manual_seed(make.call("", _seed, cfg))
     partition = make("partition")
     datamodule = make("data", partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)

@@ -35,11 +35,23 @@ class Make:
         Args:
             arguments: the constructor's other arguments, which are not in the configuration.
         """
+        self.require_targets(key)
         return self.call(key, lambda: instantiate(OmegaConf.select(self._cfg, key), **arguments))
 
-    def each(self, group: str) -> list[Any]:
-        """The objects of a group with any number of them, such as `callbacks`."""
-        return [self(key) for key in present(self._cfg, group)]
+    def each(self, group: str, kind: type) -> list[Any]:
+        """The objects of a group with any number of them, such as `callbacks`, all of one kind."""
+        made = {key: self(key) for key in present(self._cfg, group)}
+        for key, one in made.items():
+            if not isinstance(one, kind):
+                raise ConfigurationError(f"{key}: must be a {kind.__name__}, not a {type(one).__name__}")
+        return list(made.values())
+
+    def require_targets(self, *keys: str) -> None:
+        """Refuse groups that name no class; Hydra would give back their keys instead of an object."""
+        for key in keys:
+            node = self.call(key, OmegaConf.select, self._cfg, key)
+            if isinstance(node, DictConfig) and "_target_" not in node:
+                raise ConfigurationError(f"{key}._target_: must be given; it names a class or function")
 
     def call(self, key: str, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """A function's result; its errors are put down to the values under `key`."""
@@ -80,7 +92,7 @@ def _describe(cfg: DictConfig, group: str, error: BaseException) -> str:
         first = error.errors()[0]
         location = [str(part) for part in first["loc"]]
         if first["type"].startswith("unexpected"):
-            return f"{group}.{location[-1]}: no such key"
+            return f"{_key(cfg, group, location[-1:])}: no such key"
         if first["type"].startswith("missing"):
             return f"{group}.{location[-1]}: must be given"
         inner = first.get("ctx", {}).get("error")
@@ -88,7 +100,7 @@ def _describe(cfg: DictConfig, group: str, error: BaseException) -> str:
             return f"{_key(cfg, group, location)}={first['input']!r}: {first['msg']}"
         return _with_group(cfg, group, str(inner))
     if unexpected := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-        return f"{group}.{unexpected[1]}: no such key"
+        return f"{_key(cfg, group, [unexpected[1]])}: no such key"
     if target := re.search(r"(?:Error loading|callable target, got) '([^']*)'", str(error)):
         owner = re.search(r"full_key: (\S+)", str(error))
         return (
@@ -115,7 +127,7 @@ def _with_group(cfg: DictConfig, group: str, message: str) -> str:
 
 def _owners(group: str) -> list[str]:
     """The groups that a constructor's argument may come from: its own, the top level (seed), those that pass it on."""
-    return [group, "", "executor", "factorization", "federation", "data", "partition"]
+    return [group, "", "executor", "executor.inner", "factorization", "federation", "data", "partition"]
 
 
 def _key(cfg: DictConfig, group: str, location: list[str]) -> str:

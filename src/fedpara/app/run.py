@@ -69,13 +69,15 @@ def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
 
     Loggers start first, so that a run that fails before its first round is recorded there too.
     """
+    from pytorch_lightning.loggers import Logger
+
     from fedpara.callbacks import LoggerForwarding
 
     require_nothing_lost(cfg, Path(cfg.paths.output_dir))
     make = Make(cfg)
     resolved = make.call("", OmegaConf.to_container, cfg, resolve=True)
     require_nodes(cfg, present(cfg, "logger"))
-    loggers = make.each("logger")
+    loggers = make.each("logger", Logger)
     with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
         for logger in loggers:
             make.call("logger", logger.log_hyperparams, resolved)
@@ -84,11 +86,12 @@ def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
 
 def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch: Launch) -> float | None:
     from fedpara.callbacks import RunFolder
+    from fedpara.federation import FederationCallback
 
     require_nodes(cfg, [*groups(cfg), *present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
     make = Make(cfg)
-    experiment, federation = build(cfg, make.each("callbacks"))
+    experiment, federation = build(cfg, make.each("callbacks", FederationCallback))
     make.call("logger", forwarding.judge_by, federation.judged, federation.headline)
     make.call("resume", restore_begun, cfg, federation)
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
