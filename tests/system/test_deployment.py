@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -247,6 +248,9 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
         read_data(tmp_path)
     with pytest.raises(ValueError, match=r"asked as client 1, but .*client-2 is of client 2"):
         nodes.nodes[2].train(Parcel(b"", {"client": 1}))
+    write_tensors(tmp_path / "data.safetensors", {"train/inputs": torch.zeros(2)}, {"about": "{}"})
+    with pytest.raises(UnusableFile, match=r"must be a file of fedpara\.deployment\.write_data"):
+        owner(tmp_path)
     for name in ("..", "a/b", ""):
         with pytest.raises(ValueError, match="run="):
             KeptStates(tmp_path, name, {})
@@ -277,6 +281,8 @@ def test_a_data_sets_own_prepare_is_made_again_where_it_is_trusted(tmp_path):
         read_data(tmp_path)
     prepare = read_data(tmp_path, ["test_deployment.*"]).prepare
     assert torch.equal(prepare(data.test.inputs), data.prepare(data.test.inputs))
+    with patch.object(Shifted, "__init__", lambda self, other: None), pytest.raises(UnusableFile, match="made again"):
+        read_data(tmp_path, ["test_deployment.*"])
     with pytest.raises(ValueError, match=r"prepare=<built-in .*: must have to_words\(\)"):
         write_data(tmp_path, replace(data, prepare=torch.relu), client=0)
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from fedpara.app.errors import one_line
 from fedpara.app.trust import require_trusted
 from fedpara.data import DataSet, Examples, Normalize, Partition
 from fedpara.data.examples import Prepare
@@ -18,6 +20,8 @@ from fedpara.state import State, join, separate
 from fedpara.storage import read_tensors, write_tensors
 
 FILE = "data.safetensors"
+ABOUT = {"name", "client", "num_classes", "prepare"}
+TEST, TRAIN = {"test/inputs", "test/labels"}, {"train/inputs", "train/labels"}
 
 
 def write_data(folder: Path, data: DataSet, client: int | None = None) -> None:
@@ -43,7 +47,7 @@ def read_data(folder: Path | str, trusted: Iterable[str] = ()) -> DataSet:
         trusted: patterns of class names outside this package that `prepare` may have, such as `["mypackage.*"]`.
 
     Raises:
-        UnusableFile: the folder holds none, or a damaged one.
+        UnusableFile: the folder holds none, or a damaged one, or its `prepare` cannot be made again.
         ConfigurationError: the class of its `prepare` is not trusted.
     """
     tensors, about = _read(Path(folder))
@@ -70,7 +74,10 @@ def _read(folder: Path) -> tuple[State, dict[str, Any]]:
     if not (folder / FILE).is_file():
         raise UnusableFile(f"{folder}: holds no {FILE}; python deploy/split.py writes it")
     tensors, metadata = read_tensors(folder / FILE, {})
-    return tensors, json.loads(metadata["about"])
+    about = json.loads(metadata.get("about", "{}"))
+    if not (about.keys() >= ABOUT and tensors.keys() in (TEST, TEST | TRAIN)):
+        raise UnusableFile(f"{folder / FILE}: must be a file of fedpara.deployment.write_data")
+    return tensors, about
 
 
 def _words(prepare: Prepare) -> Any:
@@ -88,7 +95,10 @@ def _from_words(words: Any, source: str, trusted: Iterable[str]) -> Prepare:
     if isinstance(words, list):  # mean and deviation: in folders that an earlier version wrote
         return Normalize(*map(tuple, words))
     require_trusted(source, words, trusted)
-    prepare: Prepare = instantiate(words, _convert_="all")
+    try:
+        prepare: Prepare = instantiate(words, _convert_="all")
+    except HydraException as error:
+        raise UnusableFile(f"{source}: its prepare={words} cannot be made again ({one_line(error)})") from error
     return prepare
 
 
