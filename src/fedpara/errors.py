@@ -11,6 +11,12 @@ class WorkerKilled(RuntimeError):
     """The process that trains a client dies again and again, by a signal or by its own exit."""
 
 
+def described(error: Exception) -> str:
+    """An error's text, after its type where the text was not written for a reader: `KeyError: 'lr'`."""
+    name, plain = type(error).__name__, isinstance(error, ValueError | RuntimeError | OSError)
+    return str(error) if plain and str(error) else f"{name}: {error}".removesuffix(": ")
+
+
 def signal_name(number: int) -> str:
     """The name of a signal, such as `SIGKILL`; `signal 34` for one without a name, as real-time signals are."""
     try:

@@ -386,13 +386,18 @@ def test_a_callback_that_adds_epochs_is_refused_before_training():
 
 
 class Refusing(Callback):
+    def __init__(self, error):
+        self.error = error
+
     def on_train_start(self, trainer, pl_module):
-        raise AssertionError
+        raise self.error
 
 
-def test_a_refusal_without_words_is_named():
-    with pytest.raises(ValueError, match="cannot be trained with this Trainer and module: AssertionError"):
-        made_of(lambda: MLP([16, 8, 3]), callbacks=[Refusing()]).rehearse()
+@pytest.mark.parametrize("error", [AssertionError(), KeyError("lr")])
+def test_a_refusal_without_words_or_without_a_sentence_names_its_type(error):
+    line = f"cannot be trained with this Trainer and module: {type(error).__name__}"
+    with pytest.raises(ValueError, match=line):
+        made_of(lambda: MLP([16, 8, 3]), callbacks=[Refusing(error)]).rehearse()
 
 
 def test_lists_of_plain_values_are_no_objects():

@@ -178,6 +178,23 @@ class Outside(Regression):
         self.scale = nn.Parameter(torch.ones(1))
 
 
+class BySteps(Regression):
+    """Its schedule is as long as Lightning says that the training will be, as in Lightning's documentation."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr * self.learning_rate_factor)
+        steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr * self.learning_rate_factor, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_train_end(self):
+        assert self.trainer.estimated_stepping_batches == self.trainer.global_step
+
+
+def test_a_schedule_may_be_as_long_as_the_training(tmp_path):
+    assert run(composed(tmp_path, f"model._target_={__name__}.BySteps", "federation.num_rounds=1")) > 0
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [

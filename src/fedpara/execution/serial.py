@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from fedpara.data.examples import Batch, Batches, EpochBatches
+from fedpara.errors import described
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.execution.onednn import guard
@@ -79,7 +80,7 @@ class SerialExecutor:
         self._pristine = copy.deepcopy(self.module) if self._objects else None
         if training.wants_gpu and not torch.accelerator.is_available():
             raise ValueError(f"accelerator={training.accelerator}: there is no GPU; take trainer=cpu")
-        probe = training.trainer()
+        probe = training.probe()
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
@@ -187,8 +188,7 @@ class SerialExecutor:
                     (metrics,) = trainer.test(module, self.datamodule.test_dataloader(), verbose=False)
                     Metric.of(module).of_test(_named(metrics))
         except Exception as error:
-            cause = str(error) or type(error).__name__
-            raise ValueError(f"a client cannot be trained with this Trainer and module: {cause}") from error
+            raise ValueError(f"a client cannot be trained with this Trainer and module: {described(error)}") from error
 
     def _require_all_epochs(self, client: int, record: LocalRecord, examples_an_epoch: int) -> None:
         if record.num_examples != (expected := examples_an_epoch * self.max_epochs):

@@ -134,6 +134,14 @@ class LocalTraining:
         stay_on_device(trainer)
         return trainer
 
+    def probe(self) -> Trainer:
+        """A new Trainer that is asked and never run.
+
+        It has no data, so that Lightning gives its `max_steps` as `estimated_stepping_batches`, by which modules make
+        their schedulers; one step an epoch stands for the number that is not known yet.
+        """
+        return self.trainer(max_steps=self.max_epochs)
+
     def optimization(self, trainer: Trainer | None = None) -> Optimization:
         """The result of the module's `configure_optimizers`, called before any training.
 
@@ -143,7 +151,7 @@ class LocalTraining:
         Raises:
             ValueError: a client cannot be trained with the result.
         """
-        return optimization_of(self.module, trainer or self.trainer())
+        return optimization_of(self.module, trainer or self.probe())
 
     def without_data(self) -> dict[str, object]:
         """Everything except the data module, by name; that is sent to another process separately."""

@@ -10,6 +10,8 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fedpara.errors import described
+
 Batch = tuple[Tensor, Tensor]
 METHODS = ("training_step", "test_step", "configure_optimizers")
 
@@ -168,7 +170,9 @@ def optimization_of(module: FederatedModule, trainer: Trainer) -> Optimization:
         module.learning_rate_factor = 1.0
         whole = read_optimization(module.configure_optimizers())
     except Exception as error:
-        text = f"{name}: {error}" if isinstance(error, ValueError) else f"{name}.configure_optimizers: {error}"
+        text = (
+            f"{name}: {error}" if isinstance(error, ValueError) else f"{name}.configure_optimizers: {described(error)}"
+        )
         raise ValueError(text) from error
     finally:
         module.trainer = None
