@@ -3,10 +3,12 @@
 import ast
 
 import pytest
+from pytorch_lightning.loggers import CSVLogger
 
 from fedpara import runs
 from fedpara.execution.base import FAILURE_KINDS
 from fedpara.record import COLUMNS, FATES, RoundRecord
+from fedpara.runs import find_runs
 from helpers import ROOT
 
 FILES = {runs.METRICS, runs.SUMMARY, runs.CONFIG, runs.OVERRIDES, runs.CHECKPOINT, runs.PARTICIPANTS, runs.PARTITION}
@@ -49,3 +51,13 @@ def test_a_record_has_the_columns_and_no_other():
 
 def test_what_may_become_of_a_client_is_what_an_executor_says():
     assert ("succeeded", *FAILURE_KINDS) == FATES
+
+
+def test_the_folder_of_a_csv_logger_is_not_another_run(tmp_path):
+    logger = CSVLogger(tmp_path)
+    logger.log_hyperparams({"seed": 0})
+    logger.log_metrics({"test/acc": 0.5}, step=1)
+    logger.save()
+    (tmp_path / "summary.json").write_text("{}")
+    assert next(tmp_path.rglob("metrics.csv"))
+    assert [run.folder for run in find_runs(tmp_path)] == [tmp_path]

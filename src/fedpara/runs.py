@@ -192,9 +192,15 @@ def find_runs(*roots: Path) -> list[Run]:
 
 def _folders(root: Path) -> Iterator[Path]:
     for name, folders, files in os.walk(root):
-        if MARKS & {*folders, *files}:
+        if _is_run({*folders, *files}):
             yield Path(name)
         folders[:] = [folder for folder in folders if not folder.startswith(".") and folder != "wandb"]
+
+
+def _is_run(names: set[str]) -> bool:
+    """Whether a folder that holds these names is a run's; `CSVLogger` puts a metrics.csv beside its hparams.yaml."""
+    marks = MARKS & names
+    return bool(marks) and not (marks == {METRICS} and "hparams.yaml" in names)
 
 
 def _natural(folder: Path) -> list[Any]:
