@@ -10,8 +10,6 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedpara.errors import described
-
 Batch = tuple[Tensor, Tensor]
 METHODS = ("training_step", "test_step", "configure_optimizers")
 
@@ -171,7 +169,9 @@ def optimization_of(module: FederatedModule, trainer: Trainer) -> Optimization:
         whole = read_optimization(module.configure_optimizers())
     except Exception as error:
         text = (
-            f"{name}: {error}" if isinstance(error, ValueError) else f"{name}.configure_optimizers: {described(error)}"
+            f"{name}: {error}"
+            if isinstance(error, ValueError)
+            else f"{name}.configure_optimizers, {type(error).__name__}: {error}"
         )
         raise ValueError(text) from error
     finally:
