@@ -90,9 +90,8 @@ def _own_module(model: DictConfig, network: "nn.Module") -> "FederatedModule":
 
     options: Any = OmegaConf.to_container(model, resolve=True)
     own = {key: value for key, value in options.items() if key not in READ_ELSEWHERE}
-    if "_target_" not in (
-        own.get("optimizer") or {}
-    ):  # an experiment may set its rate, though the model has no optimizer
+    # an experiment may set an optimizer's rate, though the model has no optimizer
+    if "_target_" not in (own.get("optimizer") or {}):
         own.pop("optimizer", None)
     return require_module(instantiate(own, _partial_=True)(network=network))
 

@@ -63,9 +63,8 @@ class Make:
             cause = _cause(error)
             if not isinstance(cause, (*USER_ERRORS, *_lightning_errors())):
                 raise
-            nested = re.search(
-                rf"full_key: ({re.escape(key)}\.\S+)", str(error)
-            )  # Hydra names the node it was building
+            # Hydra names the node that it was building
+            nested = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(error))
             raise ConfigurationError(_describe(self._cfg, nested[1] if nested else key, cause)) from error
 
 

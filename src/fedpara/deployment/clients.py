@@ -92,7 +92,7 @@ class DeployedClients:
         self.participants.last.update(dict.fromkeys(clients, round_number))
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
-        """The accuracies that the clients measured."""
+        """The headline metrics that the clients measured."""
         asked = list(clients)
         self.participants.test_bytes = broadcast.packet.num_bytes * len(asked)
         answers = dict(self._ask("test", asked, broadcast, {"round": broadcast.round}))

@@ -17,9 +17,8 @@ from fedpara.private.lightning import stay_on_device
 
 CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
 ONLY_BY_BATCH = {"gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "overfit_batches"}
-OF_EVERY_FIT: dict[
-    str, tuple[object, str]
-] = {  # switched off in a client's Trainer, and the key that a run has instead
+# switched off in a client's Trainer, and the key that a run has instead
+OF_EVERY_FIT: dict[str, tuple[object, str]] = {
     "logger": (False, "the group logger"),
     "enable_checkpointing": (False, "callbacks.checkpoint"),
     "enable_progress_bar": (False, "callbacks.progress"),

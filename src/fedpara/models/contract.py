@@ -168,12 +168,8 @@ def optimization_of(module: FederatedModule, trainer: Trainer) -> Optimization:
         module.learning_rate_factor = 1.0
         whole = read_optimization(module.configure_optimizers())
     except Exception as error:
-        text = (
-            f"{name}: {error}"
-            if isinstance(error, ValueError)
-            else f"{name}.configure_optimizers, {type(error).__name__}: {error}"
-        )
-        raise ValueError(text) from error
+        place = "" if isinstance(error, ValueError) else f".configure_optimizers, {type(error).__name__}"
+        raise ValueError(f"{name}{place}: {error}") from error
     finally:
         module.trainer = None
         module.learning_rate_factor = before
