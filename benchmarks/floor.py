@@ -1,9 +1,11 @@
 """The floor: FedAvg as a hand-written loop in plain torch, without encoding, logging or abstraction.
 
-benchmarks/rounds.py starts it as `python benchmarks/floor.py <workload> [threads]`.
+benchmarks/rounds.py starts it as `python benchmarks/floor.py <workload> [threads] [memory format]`; no threads: torch's
+default number.
 """
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +41,14 @@ def run_round(
     return mean, num_steps
 
 
-def main(name: str, threads: str | None = None) -> None:
+def main(name: str, threads: str = "", memory_format: str = "contiguous_format") -> None:
     """Train one round at each word of the driver."""
     if threads:
         torch.set_num_threads(int(threads))
     workload, round_index = WORKLOADS[name], 0
     network = workload.build()
+    to: Any = network.to  # torch's stubs lack its memory_format
+    to(memory_format=getattr(torch, memory_format))
     model = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     pace = Pace()
     while pace.next_round(lambda: model):

@@ -1,7 +1,7 @@
 """The limit of the machine: the floor's loop in a process per core, each with one thread and the faster memory format.
 
 Weights are exchanged through shared memory and nothing else is. benchmarks/rounds.py starts it as
-`python benchmarks/limit.py <workload> [processes]`; with one process it is the bare loop in the faster format.
+`python benchmarks/limit.py <workload>`.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, multiprocessing, nn
 
+from fedpara.heap import keep_freed_memory
 from floor import train_client
 from pace import Pace
 from workload import WORKLOADS, Workload
@@ -64,13 +65,14 @@ def _seconds(workload: Workload, memory_format: Any, repeats: int = 5) -> float:
     return min(taken)
 
 
-def main(name: str, processes: str = "") -> None:
+def main(name: str) -> None:
     """Train one round at each word of the driver."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     workload, round_index = WORKLOADS[name], 0
     workload.data  # noqa: B018  # before the fork
     model = {name: tensor.clone().share_memory_() for name, tensor in workload.build().state_dict().items()}
-    workers = [Worker(workload, model) for _ in range(int(processes) if processes else os.cpu_count() or 1)]
+    workers = [Worker(workload, model) for _ in range(os.cpu_count() or 1)]
     pace = Pace()
     while pace.next_round(lambda: model):
         cohort = workload.cohort(round_index)

@@ -64,8 +64,8 @@ PEERS: dict[str, list[str]] = {  # environment, script in benchmarks/peers, its 
 FLOORS = {  # script and its arguments
     FLOOR: ["floor.py"],
     "floor_1_thread": ["floor.py", "1"],
+    "floor_channels_last": ["floor.py", "", "channels_last"],
     "limit": ["limit.py"],  # a bare loop for each core
-    "limit_1_process": ["limit.py", "1"],
 }
 
 

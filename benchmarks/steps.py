@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpara.execution.local import JacobianCorrection
+from fedpara.heap import keep_freed_memory
 from fedpara.models import VGG, CharLSTM, ResNet
 from fedpara.nn import Dense, FedPara, Hadamard, factorize
 
@@ -114,6 +115,7 @@ def step_of(name: str, variant: str) -> Callable[[], None]:
 
 def measure(name: str, repeats: int, threads: int) -> dict[str, dict[str, float]]:
     """For each variant: median seconds, ratio to dense with its quartiles, and operators."""
+    keep_freed_memory()  # as the executors do
     clock = time.process_time if threads == 1 else time.perf_counter
     steps = {variant: step_of(name, variant) for variant in VARIANTS}
     operators = {}

@@ -22,6 +22,7 @@ from fedpara.execution.local import GradientCorrection, JacobianCorrection, Loca
 from fedpara.execution.onednn import guard
 from fedpara.execution.training import ONLY_BY_BATCH, LocalTraining
 from fedpara.execution.whole_epochs import CudaGraphs, Epochs, NotCaptured, WholeEpochs
+from fedpara.heap import keep_freed_memory
 from fedpara.metric import Metric
 from fedpara.models.contract import FederatedModule, own_methods
 from fedpara.models.module import ClassificationModule, evaluating
@@ -73,6 +74,7 @@ class SerialExecutor:
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(self, training: LocalTraining, whole_epochs: bool = False) -> None:
         _quiet()
+        keep_freed_memory()
         self.training = training
         self.module, self.datamodule, self.max_epochs = training.module, training.datamodule, training.max_epochs
         self._objects = training.objects
