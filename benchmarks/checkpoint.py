@@ -32,7 +32,9 @@ def main(arguments: list[str], repeats: int = 10) -> None:
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
-            store.write(dict.fromkeys(range(federation.clients_per_round), kept))
+            for client in range(federation.clients_per_round):
+                store.add(client, kept)
+            store.keep(range(federation.clients_per_round))
             checkpoint.write(federation)
             seconds.append(time.perf_counter() - start)
         num_bytes = sum(path.stat().st_size for path in Path(temporary).rglob("*.safetensors"))

@@ -44,6 +44,7 @@ LINKS = {
     "fp16": Link(Cast("float16"), Cast("float16")),
     "fedpaq": Link(StochasticUniform(8), Cast()),
 }
+KEPT_GB = 1.0  # the default of callbacks.checkpoint.memory_gb
 ROWS = [("dense", "fp32"), ("FedPara", "fp32"), ("FedPara", "fedpaq")]
 
 
@@ -116,8 +117,10 @@ def storage(state: State, repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         kept = ClientStates(folder / "kept", layout_of(state), 0)
+        write_s = elapsed(lambda: kept.add(0, state), repeats)
+        kept.keep([0])
         result = {
-            "write_s": elapsed(lambda: kept.__setitem__(0, state), repeats),
+            "write_s": write_s,
             "read_s": elapsed(lambda: kept[0], repeats),
             "checkpoint_s": elapsed(lambda: write_tensors(folder / "checkpoint", state, {}), repeats),
         }
@@ -230,11 +233,11 @@ def round_of(units: dict[str, Any], model: str, link: str, options: dict[str, An
     }  # fmt: skip
 
 
-def kept(units: dict[str, Any], options: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Algorithms whose clients keep a state, and its bytes per client."""
-    yield "pFedPara, W2", 4 * units["personal_values"]
+def kept(units: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Algorithms whose clients keep a state, the network that it belongs to, and its bytes per client."""
+    yield "pFedPara, W2", "FedPara", 4 * units["personal_values"]
     for model in units["models"]:
-        yield f"SCAFFOLD, {model}", 4 * units["models"][model]["parameters"]
+        yield f"SCAFFOLD, {model}", model, 4 * units["models"][model]["parameters"]
 
 
 def wall(shares: dict[str, float]) -> str:
@@ -269,11 +272,15 @@ def tables(units: dict[str, Any], options: dict[str, Any]) -> Iterator[str]:
         sizes = f"{r['down_bytes'] / 1e12:.2f} TB | {r['up_bytes'] / 1e12:.2f} TB | {r['network_s']:.0f} s"
         rest = f"{r['compute_s']:.0f} s | {r['memory_bytes'] / 1e9:.2f} GB | {wall(shares)}"
         yield f"| {model}, {link} | {sizes} | {rest} |"
-    yield "\n| what clients keep | a client | on disk, all | in memory, a round's | first wall |\n|---|---|---|---|---|"
-    for name, size in kept(units, options):
-        disk, memory = size * options["clients"] / 1e12, size * options["cohort"] / 1e9
-        first = wall({"disk": disk / options["disk_tb"], "memory": memory / options["memory_gb"]})
-        yield f"| {name} | {size / 1e6:.1f} MB | {disk:.1f} TB | {memory:.0f} GB | {first} |"
+    yield "\n| what clients keep | a client | on disk, all | a round's files | in memory | first wall |"
+    yield "|---|---|---|---|---|---|"
+    for name, model, size in kept(units):
+        made = units["models"][model]
+        files_s = options["cohort"] * (made["write_s"] + made["read_s"]) * size / (4 * made["values"])
+        disk, memory = size * options["clients"] / 1e12, KEPT_GB + 4 * size / 1e9  # 4: of the client that answers
+        shares = {"disk": disk / options["disk_tb"], "memory": memory / options["memory_gb"]}
+        first = wall(shares | {"files": files_s / options["round_s"]})
+        yield f"| {name} | {size / 1e6:.1f} MB | {disk:.1f} TB | {files_s:,.0f} s | {memory:.1f} GB | {first} |"
     yield "\n| aggregators | each: network, compute | server: network, compute | the site's link |\n|---|---|---|---|"
     for model, link in ROWS:
         for share in (1, 10, 100):

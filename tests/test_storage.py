@@ -1,6 +1,7 @@
 """What is on disk: read back to the bit, refused in one line where it is damaged, true at every instant of a write."""
 
 import os
+import weakref
 from functools import partial
 from itertools import count
 
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, RunFolder, restore
 from fedpara.communication import Cast, Link
-from fedpara.execution import LocalResult
-from fedpara.federation import Federation
+from fedpara.execution import FaultInjection, LocalResult
+from fedpara.federation import Federation, FederationCallback
 from fedpara.files import UnusableFile
 from fedpara.runs import CHECKPOINT
 from fedpara.sharing import Split
@@ -109,6 +110,13 @@ def state_of(value, size=10):
     return {"w": torch.full((size,), float(value))}
 
 
+def put(states, values):
+    """A round after which these clients keep these values."""
+    for client, value in values.items():
+        states.add(client, state_of(value))
+    states.keep(values)
+
+
 @pytest.fixture
 def read(monkeypatch):
     """The clients whose files have been read since one last looked."""
@@ -127,8 +135,7 @@ def read(monkeypatch):
 
 def test_client_states_are_a_mapping_that_holds_a_budget_in_memory(tmp_path, read):
     states = ClientStates(tmp_path / "clients", layout_of(state_of(0)), memory_bytes=3 * 40)
-    for client in range(8):
-        states[client] = state_of(client)
+    put(states, {client: client for client in range(8)})
     assert list(states) == list(range(8))
     assert len(states) == 8
     assert all(same(states[client], state_of(client)) for client in (5, 6, 7))
@@ -136,26 +143,20 @@ def test_client_states_are_a_mapping_that_holds_a_budget_in_memory(tmp_path, rea
     assert all(same(states[client], state_of(client)) for client in range(8))
     assert read() == list(range(8))  # each of these made room for itself
     states[5]
-    states[0] = state_of(100)
+    put(states, {0: 100})
     assert same(states[0], state_of(100))
     assert all(same(states[client], state_of(client)) for client in (7, 5))
     assert read() == []
     states[6]
     assert read() == [6]  # the one used longest ago had gone
     assert states.get(9) is None
-    del states[7]
-    assert 7 not in states
-    states[1]
-    assert read() == [1]
-    assert [len(states[client]) for client in (6, 5, 1)] == [1, 1, 1]
-    assert read() == []  # what was deleted had left its room
 
 
 @pytest.mark.parametrize(("memory_bytes", "held"), [(0, 0), (39, 0), (119, 2), (10**9, 7)])
 def test_the_budget_changes_nothing_but_memory(tmp_path, read, memory_bytes, held):
     states = ClientStates(tmp_path, layout_of(state_of(0)), memory_bytes)
     for value in range(20):
-        states[value % 7] = state_of(value)
+        put(states, {value % 7: value})
     order = [value % 7 for value in range(19, 12, -1)]  # the one used last first: those that are held stay so
     assert [float(states[client]["w"][0]) for client in order] == [19, 18, 17, 16, 15, 14, 13]
     assert len(read()) == 7 - held
@@ -163,15 +164,40 @@ def test_the_budget_changes_nothing_but_memory(tmp_path, read, memory_bytes, hel
 
 def test_versions_named_by_a_checkpoint_stay_until_they_are_pruned(tmp_path):
     states = ClientStates(tmp_path, layout_of(state_of(0)), 0)
-    states[1], states[2] = state_of(1), state_of(2)
+    put(states, {1: 1, 2: 2})
     named = dict(states.versions)
-    states[1] = state_of(10)
+    put(states, {1: 10})
     assert float(ClientStates(tmp_path, layout_of(state_of(0)), 0, named)[1]["w"][0]) == 1
     states.prune()
     assert len(os.listdir(tmp_path)) == 2
     assert float(ClientStates(tmp_path, layout_of(state_of(0)), 0, states.versions)[1]["w"][0]) == 10
     with pytest.raises(ValueError, match=r"1-1\.safetensors: cannot be used"):
         ClientStates(tmp_path, layout_of(state_of(0)), 0, named)[1]
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2 * 40, 10**9])
+def test_a_next_state_counts_once_its_client_is_kept(tmp_path, memory_bytes):
+    states = ClientStates(tmp_path, layout_of(state_of(0)), memory_bytes)
+    put(states, {1: 1, 2: 2})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def now():
+        return {client: float(states[client]["w"][0]) for client in states}
+
+    for value in (10, 11):  # a second attempt takes the place of the first
+        for client in (1, 2, 3):
+            states.add(client, state_of(value))
+        assert now() == {1: 1, 2: 2}
+    states.keep([])  # the round failed
+    assert now() == {1: 1, 2: 2}
+    states.add(2, state_of(20))
+    states.add(3, state_of(30))
+    states.keep([1, 3])
+    assert now() == {1: 1, 2: 2, 3: 30}
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    states.prune()
+    assert len(os.listdir(tmp_path)) == 3
+    assert now() == {1: 1, 2: 2, 3: 30}
 
 
 @pytest.mark.parametrize("kind", ["personal", "memories"])
@@ -230,13 +256,73 @@ class Adder(ByHand):
         return {"acc": float(state["shared"].sum())}
 
 
-def killable(folder):
+def keeping(folder, executor=None, memory_gb=0.0, callbacks=(), **options):
+    """A federation whose clients keep a personal part and a memory in files."""
     split, link = Split(["shared", "own"], ["own"]), Link(Cast(), Cast())
-    executor, checkpoint = Adder(), Checkpoint(folder, memory_gb=0)
+    executor, checkpoint = executor or Adder(), Checkpoint(folder, memory_gb=memory_gb)
     return Federation(
-        executor, Scaffold(), link, split, [RunFolder(folder, {}), checkpoint],
-        num_clients=3, clients_per_round=2, num_rounds=2, clients=checkpoint.clients(executor),
-    )  # fmt: skip
+        executor, Scaffold(), link, split, [*callbacks, checkpoint], clients=checkpoint.clients(executor), **options
+    )
+
+
+class Living(Adder):
+    """Counts how many personal parts that it returned are still in memory."""
+
+    def __init__(self):
+        self.returned = []
+
+    def run(self, tasks):
+        for result in super().run(tasks):
+            self.returned.append(weakref.ref(result.state["own"]))
+            yield result
+
+    def count(self):
+        return sum(reference() is not None for reference in self.returned)
+
+
+@pytest.mark.parametrize("held", [0, 5])
+def test_new_states_do_not_wait_in_memory_until_the_round_ends(tmp_path, held):
+    living, counts = Living(), []
+    watch = FederationCallback()
+    watch.on_client_end = lambda federation, report: counts.append(living.count())
+    options = {"num_clients": 40, "clients_per_round": 40, "num_rounds": 2}
+    federation = keeping(tmp_path, living, 8 * held / 1e9, [watch], **options)
+    federation.fit()
+    assert len(counts) == 80
+    assert max(counts) <= held + 1
+    assert len(federation.personal) == 40
+
+
+def test_a_failed_round_leaves_the_states_and_their_folder_as_they_were(tmp_path):
+    """A round of which a NaN and an absent client leave too few, after others have written their states."""
+    federation = keeping(tmp_path, num_clients=6, clients_per_round=6, num_rounds=3, min_clients=5)
+
+    def found():
+        kept = [(client, states[client]) for states in (federation.personal, federation.memories) for client in states]
+        return {path: path.read_bytes() for path in (tmp_path / "clients").rglob("*.*")}, kept
+
+    checkpoint = federation.callbacks[-1]
+    checkpoint.on_fit_start(federation)
+    checkpoint.on_round_end(federation, federation.run_round())
+    files, kept = found()
+    whole = federation.clients.executor
+    federation.clients.executor = FaultInjection(whole, dropout=0.5)
+    record = federation.run_round()
+    assert 0 < record.clients["succeeded"] < 5
+    checkpoint.on_round_end(federation, record)
+    files_after, kept_after = found()
+    assert files_after == files
+    assert all(one == other and same(a, b) for (one, a), (other, b) in zip(kept, kept_after, strict=True))
+    federation.clients.executor = whole
+    federation.run_round()
+    assert all(set(federation.personal[client]["own"].tolist()) == {2.0} for client in range(6))
+
+
+def killable(folder):
+    """One client fails in the first round, too many in the second, and in the third one needs a second attempt."""
+    executor = FaultInjection(Adder(), dropout=0.3, nan=0.3)
+    rounds = {"num_clients": 4, "clients_per_round": 3, "num_rounds": 3, "min_clients": 2, "retries": 1, "seed": 23}
+    return keeping(folder, executor, callbacks=[RunFolder(folder, {})], **rounds)
 
 
 CALLS = ("replace", "fsync", "unlink", "mkdir")

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from zlib import crc32
 
@@ -61,11 +61,12 @@ def _checksum(state: State, metadata: Mapping[str, str]) -> int:
     return total
 
 
-class ClientStates(MutableMapping[int, State]):
+class ClientStates(Mapping[int, State]):
     """The clients' states by client: each one in a file, and those used last also in memory.
 
-    A file is never overwritten. A client's next state is a new version, and the old one stays until `prune`. So a
-    checkpoint that names versions remains valid, whatever happens after it.
+    A client's next state is written at once, as a new version, but it counts only if `keep` names the client. A file
+    that counts is never overwritten, and it stays until `prune`. So a checkpoint that names versions remains valid,
+    whatever happens after it, and no states wait in memory until a round ends.
 
     Args:
         folder: the folder of the files `<client>-<version>.safetensors`.
@@ -79,31 +80,39 @@ class ClientStates(MutableMapping[int, State]):
     ) -> None:
         self.folder, self.layout, self.memory_bytes = folder, layout, memory_bytes
         self.versions = dict(versions or {})
-        self._newest = max(self.versions.values(), default=0)
-        self._in_memory: OrderedDict[int, State] = OrderedDict()
+        self._next_version = max(self.versions.values(), default=0) + 1
+        self._next: set[int] = set()
+        self._in_memory: OrderedDict[Path, State] = OrderedDict()
         self._held_bytes = 0
         self._unsafe: set[int] = set()
 
     def __getitem__(self, client: int) -> State:
-        state = self._forget(client)
+        path = self._path(client, self.versions[client])
+        state = self._forget(path)
         if state is None:
-            state = self._read(self._path(client, self.versions[client]))
-        self._remember(client, state)
+            state = self._read(path)
+        self._remember(path, state)
         return state
 
-    def __setitem__(self, client: int, state: State) -> None:
+    def add(self, client: int, state: State) -> None:
+        """Write the client's next state; if it is added again before `keep`, the last one is taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._newest += 1
-        write_tensors(self._path(client, self._newest), state, {}, durable=False)
-        self.versions[client] = self._newest
-        self._unsafe.add(client)
-        self._forget(client)
-        self._remember(client, state)
+        path = self._path(client, self._next_version)
+        write_tensors(path, state, {}, durable=False)
+        self._next.add(client)
+        for replaced in (path, self._path(client, self.versions.get(client, 0))):
+            self._forget(replaced)
+        self._remember(path, state)
 
-    def __delitem__(self, client: int) -> None:
-        del self.versions[client]
-        self._forget(client)
-        self._unsafe.discard(client)
+    def keep(self, clients: Iterable[int]) -> None:
+        """Make the next states of these clients count; drop those of all others."""
+        counted = [client for client in clients if client in self._next]
+        for client in self._next.difference(counted):
+            self._forget(self._path(client, self._next_version))
+        self.versions |= dict.fromkeys(counted, self._next_version)
+        self._next_version += bool(counted)
+        self._unsafe.update(counted)
+        self._next = set()
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.versions)
@@ -136,16 +145,16 @@ class ClientStates(MutableMapping[int, State]):
     def _path(self, client: int, version: int) -> Path:
         return self.folder / f"{client}-{version}{SUFFIX}"
 
-    def _remember(self, client: int, state: State) -> None:
+    def _remember(self, path: Path, state: State) -> None:
         """Keep it in memory as the most recently used; the least recently used ones leave."""
-        self._in_memory[client] = state
+        self._in_memory[path] = state
         self._held_bytes += _num_bytes(state)
         while self._held_bytes > self.memory_bytes:
             self._forget(next(iter(self._in_memory)))
 
-    def _forget(self, client: int) -> State | None:
+    def _forget(self, path: Path) -> State | None:
         """Remove the state from memory and return it; its file stays."""
-        state = self._in_memory.pop(client, None)
+        state = self._in_memory.pop(path, None)
         self._held_bytes -= _num_bytes(state or {})
         return state
 

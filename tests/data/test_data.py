@@ -48,7 +48,7 @@ def test_partitions_are_disjoint_complete_and_reproducible(num_clients, seed, sc
     partition = {"iid": IID(), "dirichlet": Dirichlet(alpha=0.5), "shards": Shards(most_classes)}[scheme]
     parts = partition(labelled(labels), num_clients, seed)
     assert len(parts) == num_clients
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(400))
+    assert torch.equal(torch.cat(list(parts)).sort().values, torch.arange(400))
     assert min(map(len, parts)) >= (400 // num_clients if scheme == "iid" else 10)
     assert scheme != "shards" or max(len(labels[part].unique()) for part in parts) <= most_classes
     assert all(torch.equal(a, b) for a, b in zip(parts, partition(labelled(labels), num_clients, seed), strict=True))
@@ -58,7 +58,7 @@ def test_partitions_are_disjoint_complete_and_reproducible(num_clients, seed, sc
 def test_shards_give_two_classes_at_most(num_clients):
     labels = torch.cat([torch.full((size,), c) for c, size in enumerate(range(400, 600, 20))])
     parts = Shards(2)(labelled(labels), num_clients, 0)
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels)))
+    assert torch.equal(torch.cat(list(parts)).sort().values, torch.arange(len(labels)))
     assert max(len(labels[part].unique()) for part in parts) <= 2
     assert max(map(len, parts)) < 2.5 * min(map(len, parts))
     with pytest.raises(ValueError, match=r"classes_per_client=2: 4 clients would leave out .* must be 3 or more"):
@@ -72,6 +72,28 @@ def test_matching_part_has_the_clients_proportions_and_is_the_largest():
     assert labels[part].bincount(minlength=3).tolist() == [100, 33, 0]
     assert torch.equal(part, matching_part(own, labels, 0))
     assert len(matching_part(torch.arange(300) % 3, labels, 0)) == 300
+
+
+@given(st.integers(1, 40), st.integers(0, 100), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_iid_parts_are_the_random_order_cut_into_equal_parts(num_clients, more, seed):
+    train = labelled(torch.zeros(num_clients + more, dtype=torch.int64))
+    order = np.random.default_rng(seed).permutation(len(train))
+    expected = [np.sort(part).tolist() for part in np.array_split(order, num_clients)]
+    parts = IID()(train, num_clients, seed)
+    assert [part.tolist() for part in parts] == expected
+    assert [parts[client].tolist() for client in range(num_clients)] == expected
+
+
+def test_many_clients_take_little_more_memory_than_their_indices():
+    def data_set():
+        data, many = tiny_images(), torch.arange(40_000) % 60
+        return replace(data, train=data.train[many])
+
+    data = FederatedDataModule(data_set, IID(), num_clients=10_000, num_classes=3, in_channels=1, batch_size=3)
+    data.setup()
+    assert len(pickle.dumps(data.parts)) < 8 * 40_000 + 20 * 10_000
+    assert data.clients_with_a_lone_example() == list(range(10_000))
 
 
 def test_seeds_and_schemes_give_different_partitions():

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from fedpara.app.build import build
 from fedpara.app.errors import line_of
 from fedpara.data import IID, FederatedDataModule
+from fedpara.data.partition import ClientIndices
 from fedpara.errors import CrashesAgain, WorkerKilled
 from fedpara.execution import (
     AutoExecutor,
@@ -422,7 +423,8 @@ def test_a_last_batch_of_one_under_a_batch_norm_is_found_before_training(executo
 
 def test_a_client_with_a_single_example_is_told_another_way_out():
     made = made_of(with_batch_norm, lone="merge")
-    made.datamodule.parts[3] = made.datamodule.parts[3][:1]
+    parts = list(made.datamodule.parts)
+    made.datamodule.parts = ClientIndices.of([*parts[:3], parts[3][:1], *parts[4:]])
     with pytest.raises(ValueError, match=r"clients 3 have .*they have no other example; take another partition"):
         made.prepare()
     with pytest.raises(ValueError, match=r"take a larger data\.batch_size"):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Annotated, Any, cast
 
+import numpy as np
 import torch
 from pydantic import Field, validate_call
 from pytorch_lightning import LightningDataModule
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fedpara.data.examples import Batches, DataSet, EpochBatches, Examples, LoneExample, Transform
-from fedpara.data.partition import Partition
+from fedpara.data.partition import ClientIndices, Partition
 from fedpara.sampling import derive_seed
 
 Positive = Annotated[int, Field(ge=1)]
@@ -87,9 +88,9 @@ class FederatedDataModule(LightningDataModule):
         self.name, self.prepare = data.name, data.prepare
         self._check(data)
         train, test = _capped(data.train, self.max_train), _capped(data.test, self.max_test)
-        self.parts = [
-            self._kept(client, part) for client, part in enumerate(self.partition(train, self.num_clients, self.seed))
-        ]
+        self.parts = ClientIndices.of(self.partition(train, self.num_clients, self.seed))
+        if self.local_fraction < 1:
+            self.parts = ClientIndices.of([self._kept(client, part) for client, part in enumerate(self.parts)])
         self.examples = train, test  # `_train` and `_test` may move to a GPU
         self._train, self._test = self._batches()
 
@@ -131,7 +132,7 @@ class FederatedDataModule(LightningDataModule):
 
     def num_examples(self, client: int) -> int:
         """Number of a client's training examples."""
-        return len(self.parts[client])
+        return int(self.parts.sizes[client])
 
     def test_part(self, client: int) -> Tensor:
         """Indices of the test examples that follow a client's own distribution."""
@@ -145,7 +146,9 @@ class FederatedDataModule(LightningDataModule):
 
     def clients_with_a_lone_example(self) -> list[int]:
         """The clients with a training batch of a single example."""
-        return [client for client in range(self.num_clients) if self._keys(client, seed=0).has_lone_example]
+        one_of = {size: client for client, size in enumerate(self.parts.sizes.tolist())}  # a client of each size
+        alone = [size for size, client in one_of.items() if self._keys(client, seed=0).has_lone_example]
+        return np.flatnonzero(np.isin(self.parts.sizes, alone)).tolist()
 
     def _keys(self, client: int, seed: int) -> EpochBatches:
         return EpochBatches(self.parts[client], self.batch_size, seed, lone_example=self.lone_example)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
-from fedpara.federation.client import Broadcast, ClientSide, Kept, Reply
+from fedpara.federation.client import Broadcast, ClientSide, Reply
 from fedpara.federation.store import ClientStore
 from fedpara.metric import Metric
 from fedpara.state import State
@@ -82,7 +82,6 @@ class SimulatedClients:
 
     def __init__(self, side: ClientSide, executor: Executor, store: ClientStore) -> None:
         self.side, self.executor, self._store = side, executor, store
-        self._pending: dict[int, Kept] = {}
 
     @property
     def workers(self) -> int:
@@ -99,16 +98,15 @@ class SimulatedClients:
     ) -> Iterator[Reply | ClientFailure]:
         """Run the cohort's tasks on the executor."""
         if not attempt:
-            self._pending = {}
+            self._store.keep([])  # drop the states of a round that failed
         size = self.executor.datamodule.num_examples
         chosen = sorted(cohort, key=lambda client: in_turn(size(client), client))
         for outcome in self.executor.run(self._tasks(chosen, broadcast, attempt)):
             yield self._reply(outcome, broadcast, test) if isinstance(outcome, LocalResult) else outcome
 
     def keep(self, round_number: int, clients: Sequence[int]) -> None:
-        """Write the states of these clients into the store."""
-        self._store.write({client: self._pending[client] for client in clients})
-        self._pending = {}
+        """Make the new states of these clients count in the store."""
+        self._store.keep(clients)
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
         """Test the clients' models on the executor, one by one."""
@@ -128,7 +126,7 @@ class SimulatedClients:
 
     def _reply(self, result: LocalResult, broadcast: Broadcast, test: bool) -> Reply:
         reply, kept = self.side.reply(result, broadcast, self._store.read(result.client))
-        self._pending[result.client] = kept
+        self._store.add(result.client, kept)
         if not (test and reply.report.finite):
             return reply
         return replace(reply, report=replace(reply.report, score=score(self.executor, result.state, result.client)))

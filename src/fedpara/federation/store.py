@@ -1,6 +1,6 @@
 """The states that simulated clients keep: in memory, or in files with the most recent ones in memory."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,6 +12,22 @@ from fedpara.storage import ClientStates
 Kind = Literal["personal", "memories"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Versions = Mapping[str, Mapping[int, int]]  # by kind, of each client's files
+
+
+class StatesInMemory(dict[int, State]):
+    """The clients' states by client, with the methods of `ClientStates`: a next state counts once it is kept."""
+
+    def __init__(self) -> None:
+        self._next: dict[int, State] = {}
+
+    def add(self, client: int, state: State) -> None:
+        """Take the client's next state."""
+        self._next[client] = state
+
+    def keep(self, clients: Iterable[int]) -> None:
+        """Make the next states of these clients count; drop those of all others."""
+        self.update({client: self._next[client] for client in clients if client in self._next})
+        self._next = {}
 
 
 class ClientStore:
@@ -42,10 +58,16 @@ class ClientStore:
         """The states of a client; empty before its first round that counted."""
         return Kept(self.personal.get(client, {}), self.memories.get(client, {}))
 
-    def write(self, kept: Mapping[int, Kept]) -> None:
-        """Replace the states of some clients."""
-        self.personal.update({client: one.personal for client, one in kept.items() if one.personal})
-        self.memories.update({client: one.memory for client, one in kept.items() if one.memory})
+    def add(self, client: int, kept: Kept) -> None:
+        """Take a client's states after a round, which may not count yet; where there are files they are written now."""
+        for states, new in ((self.personal, kept.personal), (self.memories, kept.memory)):
+            if new:
+                states.add(client, new)
+
+    def keep(self, clients: Iterable[int]) -> None:
+        """Make the added states of these clients count; drop those of all others."""
+        self.personal.keep(clients)
+        self.memories.keep(clients)
 
     def save(self) -> Versions:
         """Force every file onto the disk; return the versions by which `load` finds them again."""
@@ -65,13 +87,15 @@ class ClientStore:
             saved = ClientStates(folder / kind, self._layouts[kind], self._memory_bytes, versions[kind])
             setattr(self, kind, saved if folder == self.folder else self._states(kind, saved))
 
-    def _states(self, kind: Kind, states: Mapping[int, State]) -> MutableMapping[int, State]:
-        if self.folder is None:
-            return dict(states)
-        own = ClientStates(self.folder / kind, self._layouts[kind], self._memory_bytes)
-        own.update(states)
+    def _states(self, kind: Kind, states: Mapping[int, State]) -> StatesInMemory | ClientStates:
+        own: StatesInMemory | ClientStates = StatesInMemory()
+        if self.folder is not None:
+            own = ClientStates(self.folder / kind, self._layouts[kind], self._memory_bytes)
+        for client, state in states.items():
+            own.add(client, state)
+        own.keep(states)
         return own
 
     def _files(self) -> dict[Kind, ClientStates]:
-        own: dict[Kind, MutableMapping[int, State]] = {"personal": self.personal, "memories": self.memories}
+        own: dict[Kind, StatesInMemory | ClientStates] = {"personal": self.personal, "memories": self.memories}
         return {kind: states for kind, states in own.items() if isinstance(states, ClientStates)}
