@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from hydra.utils import get_class
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
@@ -23,11 +24,13 @@ from fedpara.data.examples import CropAndFlip, Normalize
 from fedpara.execution import ClientTask, LocalResult, LocalTraining, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.execution.local import GradientCorrection
-from fedpara.execution.whole_epochs import CudaGraphs, NotCaptured, WholeEpochs
+from fedpara.execution.replay import CudaGraphs, NotCaptured
+from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, jacobian_correction
+from helpers.configured import composed
 from helpers.federations import convolutional, local_training, make_federation, tiny_images
-from helpers.recording import Recording
+from helpers.recording import Recording, Rehearsed
 
 fused = partial(partial, fused=True)
 FUSED_SGD = fused(torch.optim.SGD)
@@ -163,39 +166,6 @@ def test_trying_an_example_leaves_the_network_training():
     assert all(module.training for module in federation.executor.module.network.modules())
 
 
-class Rehearsed:
-    """As `CudaGraphs`, on a CPU: steps to warm up, which must leave no trace, then the operators of one recorded."""
-
-    def __init__(self):
-        self.num_steps = 0
-
-    def __call__(self, step):
-        self.num_steps += 1
-        recording = Recording()
-        for _ in range(3):
-            step()
-        with recording:
-            loss = step()
-
-        def replay():
-            recording.replay()
-            return loss
-
-        return replay
-
-
-@pytest.fixture
-def captured_by(monkeypatch):
-    """Has the executors that are made from now on capture their steps in a way of ours, as they would on a GPU."""
-
-    def by(capture):
-        whole_epochs = "fedpara.execution.serial.WholeEpochs"
-        monkeypatch.setattr(whole_epochs, lambda module, _: WholeEpochs(module, capture))
-        return capture
-
-    return by
-
-
 ALGORITHMS = [FedAvg, partial(FedProx, mu=0.3), Scaffold, FedDyn]
 
 
@@ -243,7 +213,16 @@ def test_captured_steps_are_the_eager_ones_bit_for_bit(captured_by, precision, b
     for one, other in zip(eager.run(tasks), captured.run(tasks), strict=True):
         assert one.train_loss == other.train_loss
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
-    assert recorded.num_steps > 4
+    assert recorded.num_steps > 2
+
+
+def test_a_step_is_captured_once_its_kind_occurs_again(captured_by):
+    """A capture costs five steps: batches of 8 and 4 in each epoch, so two epochs repeat both and one epoch none."""
+    for max_epochs, expected in ((1, 0), (2, 2)):
+        recorded = captured_by(Rehearsed())
+        made = executor(optimizer=FUSED_SGD, whole_epochs=True, max_epochs=max_epochs)
+        (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
+        assert (result.num_steps, recorded.num_steps) == (2 * max_epochs, expected)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
@@ -355,7 +334,7 @@ def test_only_a_step_that_waits_ends_all_captures(pretended_cuda, error, raised)
 
 
 def test_a_step_that_no_graph_can_hold_is_run_as_it_is(captured_by, caplog):
-    def refuse(step):
+    def refuse(step, generators):
         step()
         raise NotCaptured("called a synchronizing CUDA operation")
 
@@ -477,6 +456,20 @@ def test_a_step_stays_on_its_device(recipe, num_clients, monkeypatch):
     assert {parameter.grad.device.type for parameter in network.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["executor=vectorized"], ["executor=processes"], ["executor=ray", "executor@executor.inner=vectorized"]],
+)
+def test_a_gpus_steps_are_captured_unless_a_key_says_otherwise(overrides, monkeypatch):
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda"))
+    for wanted in (True, False):
+        key = "executor.capture" if len(overrides) == 1 and "vectorized" in overrides[0] else "executor.inner.capture"
+        chosen = composed(*overrides, f"{key}={str(wanted).lower()}").executor
+        chosen = chosen.get("inner", chosen)
+        made = get_class(chosen._target_)(executor().training, capture=chosen.capture)
+        assert isinstance(made.capture, CudaGraphs) == wanted
+
+
 def test_whole_epochs_refuse_what_they_leave_out():
     with pytest.raises(ValueError, match=r"gradient_clip_val=1\.0: must be absent, or executor\.whole_epochs=false"):
         executor(gradient_clip_val=1.0, whole_epochs=True)
@@ -498,7 +491,9 @@ def test_a_local_epoch_never_waits_for_the_gpu(monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(CudaGraphs, "__call__", lambda graphs, step: captured.append(step) or capture(graphs, step))
+    monkeypatch.setattr(
+        CudaGraphs, "__call__", lambda graphs, *given: captured.append(given) or capture(graphs, *given)
+    )
     monkeypatch.setattr(WholeEpochs, "training_step", watched)
     for result, eager in zip(made.run(tasks), executor(accelerator="gpu", max_epochs=3).run(tasks), strict=True):
         for name, value in result.state.items():
@@ -519,13 +514,14 @@ def test_no_two_purposes_epochs_or_tasks_share_a_stream(monkeypatch, make):
             seeds.append(seed)
             return super().manual_seed(seed)
 
+    monkeypatch.setattr(torch, "Generator", Recorded)
     federation = make_federation(dropout=0.5, executor=make)
     data, state = federation.executor.datamodule, federation.executor.initial_state()
     data.transform = CropAndFlip(1)
     data.setup()
     tasks = [ClientTask(client, state, 1.0, seed=7 + client) for client in range(3)]
     list(federation.executor.run(tasks))  # the first of all looks at a batch besides
-    monkeypatch.setattr(torch, "Generator", Recorded)
+    seeds.clear()
     monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seed_all(seed))
     assert all(isinstance(result, LocalResult) for result in federation.executor.run(tasks))
     assert len(seeds) == 3 * (1 + 2 * (1 + 1 + 2))  # of each epoch the order, the seeds of its two batches, and those

@@ -10,12 +10,13 @@ from fedpara.algorithms.base import Correction
 from fedpara.data import IID, FederatedDataModule
 from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, LocalResult, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
+from fedpara.execution.replay import NotCaptured
 from fedpara.execution.vectorized import ManyClients
 from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, ClassificationModule, ResNet
 from fedpara.nn import FedPara, factorize
 from helpers.federations import convolutional, local_training, tiny_images
-from helpers.recording import Recording
+from helpers.recording import Recording, Rehearsed
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,57 @@ def test_in_a_local_epoch_neither_host_nor_device_waits_for_the_other(trained, e
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     tasks = [ClientTask(client, state, 1.0, client, Correction(0.1, state, zeros)) for client in range(5)]
     assert [type(outcome) for outcome in made.run(tasks)] == [LocalResult] * 5
+
+
+def corrected(state, clients):
+    """Tasks of SCAFFOLD's kind and of none in turn, two clients each, which are one chunk; the rate falls."""
+    torch.manual_seed(1)
+    offsets = [{name: torch.randn_like(tensor) / 100 for name, tensor in state.items()} for _ in clients]
+    corrections = [
+        Correction(offset=offset) if client // 2 % 2 else Correction() for client, offset in enumerate(offsets)
+    ]
+    return [ClientTask(c, state, 0.5 ** (c // 2), c + 7, corrections[c]) for c in clients]
+
+
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam], ids=["sgd", "adam"])
+@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "plain"])
+def test_folded_and_captured_steps_are_the_folded_ones_and_those_of_each_client(captured_by, optimizer, dropout):
+    """Unequal clients with corrections of two kinds, in chunks of 2, 2 and 1, for two rounds; eq. 9 as well."""
+
+    def made(executor):
+        network = None if dropout else factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+        return convolutional(executor, True, network, partial(optimizer, lr=2**-6, fused=True), strength=0.5)
+
+    together = partial(VectorizedExecutor, chunk_size=2)
+    serial, eager, recorded, captured = made(SerialExecutor), made(together), captured_by(Rehearsed()), made(together)
+    tasks = corrected(serial.initial_state(), range(5))
+    rounds = ([*made.run(tasks), *made.run(tasks)] for made in (serial, eager, captured))
+    for one, *others in zip(*rounds, strict=True):
+        for other in others:
+            assert (one.client, one.num_examples, one.num_steps) == (other.client, other.num_examples, other.num_steps)
+            assert one.learning_rate_sum == pytest.approx(other.learning_rate_sum)
+            assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+            for name, tensor in one.state.items():
+                torch.testing.assert_close(other.state[name], tensor, rtol=1e-10, atol=1e-10, msg=name)
+    assert recorded.num_steps >= (4 if dropout else 3)
+    if not dropout:  # one shape: a captured batch is padded
+        assert recorded.num_steps == 3
+
+
+def test_folded_steps_that_no_graph_can_hold_are_run_as_they_are(captured_by, caplog):
+    def refuse(step, generators):
+        step()
+        raise NotCaptured("called a synchronizing CUDA operation")
+
+    together = partial(VectorizedExecutor, chunk_size=2)
+    made = partial(convolutional, together, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True))
+    eager, _, refused = made(), captured_by(refuse), made()
+    tasks = corrected(eager.initial_state(), range(5))
+    for one, other in zip(eager.run(tasks), refused.run(tasks), strict=True):
+        assert (one.num_steps, one.train_loss) == (other.num_steps, other.train_loss)
+        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == ["steps cannot be captured, so each one is run by itself: called a synchronizing CUDA operation"]
 
 
 def test_chunks_are_as_many_as_memory_holds():

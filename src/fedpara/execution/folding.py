@@ -74,19 +74,22 @@ class Dropouts(nn.Module):
 class Folded(nn.Module):
     """K copies of `network` under the same parameter names, each with a first dimension K.
 
+    Args:
+        device: where the random numbers of dropout are drawn.
+
     Attributes:
         sizes: for each client the number of examples in its current batch; the rest of the batch is padding.
-        generators: for each client the generator of its dropout.
+        generators: for each client the generator of its dropout; they stay the same objects.
 
     Raises:
         ValueError: a layer cannot be folded, or the network does more than its layers show.
     """
 
-    def __init__(self, network: nn.Module, num_clients: int) -> None:
+    def __init__(self, network: nn.Module, num_clients: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.num_clients = num_clients
         self.sizes: Sequence[int] = ()
-        self.generators: Sequence[torch.Generator] = ()
+        self.generators = [torch.Generator(device) for _ in range(num_clients)]
         self.network = copy.deepcopy(network)
         stacks: dict[nn.Parameter, nn.Parameter] = {}
         for name, layer in list(self.network.named_modules()):
@@ -112,6 +115,11 @@ class Folded(nn.Module):
                 stacked = parameter.detach().new_empty(self.num_clients, *parameter.shape)
                 stacks[parameter] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
             own_parameters(layer)[key] = stacks[parameter]
+
+    @property
+    def draws(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return any(isinstance(layer, Dropouts) and layer.probability for layer in self.modules())
 
     def load(self, states: Sequence[State]) -> None:
         """Load one state for each client."""
