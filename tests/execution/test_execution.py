@@ -21,7 +21,7 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.data import IID, FederatedDataModule
 from fedpara.data.examples import CropAndFlip, Normalize
-from fedpara.execution import ClientTask, LocalResult, LocalTraining, SerialExecutor, VectorizedExecutor
+from fedpara.execution import ClientFailure, ClientTask, LocalResult, LocalTraining, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.execution.local import GradientCorrection
 from fedpara.execution.replay import CudaGraphs, NotCaptured
@@ -310,6 +310,13 @@ def pretended_cuda(monkeypatch):
     return entered, captured
 
 
+def test_generators_of_a_step_are_registered_before_its_capture(pretended_cuda, monkeypatch):
+    made, generators = [], [torch.Generator(), torch.Generator()]
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(Mock()) or made[-1])
+    CudaGraphs()(lambda: torch.zeros(()), generators)
+    assert [given.args[0] for given in made[0].register_generator_state.call_args_list] == generators
+
+
 def test_a_step_is_captured_on_the_stream_of_its_warm_up(pretended_cuda):
     """Torch's own stream for captures belongs to the device of the process's first capture."""
     graphs = CudaGraphs()
@@ -364,6 +371,43 @@ def test_on_a_gpu_the_optimizer_is_the_fused_one_if_nothing_else_was_said(optimi
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda"))
     made = executor(optimizer=optimizer, precision=precision)
     assert made.module.make_optimizer.keywords == chosen
+
+
+def test_bfloat16_is_looked_for_on_the_trainers_gpu_not_on_the_current_one(monkeypatch):
+    current = ["cuda:0"]
+
+    @contextmanager
+    def on(device):
+        current.append(str(device))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == "cuda:0")
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda:1"))
+    with pytest.raises(ValueError, match="precision=bf16-mixed: cuda:1 has no bfloat16; take 16-mixed or 32-true"):
+        executor(precision="bf16-mixed")
+
+
+@pytest.mark.parametrize("raising", ["backward", "correction"])
+def test_a_client_that_raises_within_a_step_leaves_nothing_of_eq_9_to_the_next(raising, monkeypatch):
+    """Its jacobians would be added to those of the next client's first step; or that client would have none at all."""
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made = executor(jacobian_correction=1.0)
+    first, second = (ClientTask(client, made.initial_state(), 1.0, seed=0) for client in range(2))
+    (expected,) = made.run([second])
+    with monkeypatch.context() as patched:
+        if raising == "backward":
+            patched.setattr(GradientCorrection, "on_after_backward", fail)
+        else:
+            patched.setattr("fedpara.execution.local.jacobian_correction", fail)
+        (outcome,) = made.run([first])
+        assert isinstance(outcome, ClientFailure)
+    (result,) = made.run([second])
+    assert all(torch.equal(value, result.state[name]) for name, value in expected.state.items())
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpara.algorithms.base import Correction
 from fedpara.data import IID, FederatedDataModule
@@ -15,6 +16,7 @@ from fedpara.execution.vectorized import ManyClients
 from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, ClassificationModule, ResNet
 from fedpara.nn import FedPara, factorize
+from fedpara.state import tensors
 from helpers.federations import convolutional, local_training, tiny_images
 from helpers.recording import Recording, Rehearsed
 
@@ -127,6 +129,30 @@ def test_folded_steps_that_no_graph_can_hold_are_run_as_they_are(captured_by, ca
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warned == ["steps cannot be captured, so each one is run by itself: called a synchronizing CUDA operation"]
+
+
+class Arrivals(TorchDispatchMode):
+    """Counts copies to the CPU from the meta device, which stands for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
+            self.count += 1
+            return torch.zeros(args[0].shape)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("finished", "copies_of_each"), [([0, 1, 2], 1), ([1], 1), ([0, 2], 2)])
+def test_clients_that_finish_together_cost_one_copy_of_each_stacked_tensor(finished, copies_of_each):
+    folded = Folded(factorize(MLP([16, 8, 3]), FedPara(gamma=0.5)), 3).to("meta")
+    with Arrivals() as arrivals:
+        states = folded.read(finished)
+    assert arrivals.count == copies_of_each * len(tensors(folded.network))
+    own = {name: tensor.shape[1:] for name, tensor in tensors(folded.network).items()}
+    for state in states:
+        assert {name: tensor.shape for name, tensor in state.items()} == own
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values())
 
 
 def test_chunks_are_as_many_as_memory_holds():

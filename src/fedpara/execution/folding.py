@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fedpara.nn import Factorization
 from fedpara.private.torch import own_buffers, own_parameters
-from fedpara.state import State, tensors
+from fedpara.state import State, copy_of, on_cpu, tensors
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -125,12 +125,14 @@ class Folded(nn.Module):
         """Load one state for each client."""
         with torch.no_grad():
             for name, tensor in tensors(self.network).items():
-                for own, state in zip(tensor, states, strict=True):
-                    own.copy_(state[name])
+                tensor.copy_(torch.stack([state[name] for state in states]))
 
-    def read(self, client: int) -> State:
-        """A copy of one client's state on the CPU."""
-        return {name: tensor[client].to("cpu", copy=True) for name, tensor in tensors(self.network).items()}
+    def read(self, clients: Sequence[int]) -> list[State]:
+        """Copies of some clients' states on the CPU; if all are read, each stacked tensor leaves its device once."""
+        stacks = tensors(self.network)
+        if len(clients) == self.num_clients:
+            stacks = on_cpu(stacks)
+        return [copy_of({name: stack[client] for name, stack in stacks.items()}) for client in clients]
 
     def draw(self, inputs: Tensor, probability: float) -> Tensor:
         """Draw the factors of a dropout, 0 or 1 / probability, with each client's generator for its own examples."""

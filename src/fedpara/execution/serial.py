@@ -357,8 +357,10 @@ def _require_hardware(precision: str, device: torch.device) -> None:
     """Refuse float16 on a CPU, where Lightning would take bfloat16, and bfloat16 on a GPU that emulates it."""
     if precision.startswith("16") and device.type == "cpu":
         raise ValueError(f"precision={precision}: needs a GPU; on a CPU take bf16-mixed or 32-true")
-    if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError(f"precision={precision}: this GPU has no bfloat16; take 16-mixed or 32-true")
+    if precision.startswith("bf16") and device.type == "cuda":
+        with torch.cuda.device(device):  # the current one is asked
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise ValueError(f"precision={precision}: {device} has no bfloat16; take 16-mixed or 32-true")
 
 
 @contextmanager

@@ -92,7 +92,8 @@ class Chunk:
     Attributes:
         sizes: number of each client's rows in the current batch that are not padding; after its last batch, all rows.
         num_examples: number of each client's examples in all its batches.
-        results: results of the finished clients, by position.
+        results: state, steps and sum of learning rates of the finished clients, by position.
+        losses: (clients,), each client's losses, summed over its examples.
     """
 
     def __init__(
@@ -107,8 +108,9 @@ class Chunk:
         self.tasks, self.streams, self.lengths, self.num_examples = tasks, streams, lengths, num_examples
         self.rows = rows
         self.sizes: list[int] = []
-        self.results: dict[int, tuple[State, int, float, Tensor]] = {}
-        self._steps, self._rates, self._losses = 0, 0.0, torch.zeros(len(tasks), device=device)
+        self.results: dict[int, tuple[State, int, float]] = {}
+        self.losses = torch.zeros(len(tasks), device=device)
+        self._steps, self._rates = 0, 0.0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield inputs (B, K, ...), labels (B, K), and each example's share in its client's mean loss (padding: 0)."""
@@ -136,10 +138,10 @@ class Chunk:
         """Add the losses of a step, summed by client, and read the results of clients for which it was the last."""
         self._steps += 1
         self._rates += rate
-        self._losses += losses
-        for client, length in enumerate(self.lengths):
-            if length == self._steps:
-                self.results[client] = folded.read(client), self._steps, self._rates, self._losses[client]
+        self.losses += losses
+        finished = [client for client, length in enumerate(self.lengths) if length == self._steps]
+        for client, state in zip(finished, folded.read(finished), strict=True):
+            self.results[client] = state, self._steps, self._rates
 
 
 class VectorizedExecutor(Around):
@@ -278,7 +280,8 @@ class VectorizedExecutor(Around):
         many.variant = gradient.variant
         with self._one.kept_trainer("fit", 1, self.corrections.callbacks) as trainer:
             trainer.fit(many, DataLoader(cast(Dataset, [chunk]), batch_size=None))
-        return [self._result(chunk, client, time.perf_counter() - start) for client in range(len(tasks))]
+        losses = chunk.losses.tolist()  # the host waits once for all of them
+        return [self._result(chunk, client, loss, time.perf_counter() - start) for client, loss in enumerate(losses)]
 
     def _streams(self, tasks: Sequence[ClientTask]) -> tuple[list[Iterator[Batch]], list[int], list[int]]:
         """For each client the batches of all its epochs, their number, and the number of their examples."""
@@ -290,10 +293,10 @@ class VectorizedExecutor(Around):
             num_examples.append(epochs.sampler.num_examples * self.max_epochs)
         return streams, lengths, num_examples
 
-    def _result(self, chunk: Chunk, client: int, seconds: float) -> LocalResult:
-        state, num_steps, rates, loss = chunk.results[client]
+    def _result(self, chunk: Chunk, client: int, loss: float, seconds: float) -> LocalResult:
+        state, num_steps, rates = chunk.results[client]
         task = chunk.tasks[client]
-        loss_mean = float(loss) / chunk.num_examples[client]
+        loss_mean = loss / chunk.num_examples[client]
         num_examples = self.datamodule.num_examples(task.client)
         return LocalResult(task.client, state, num_examples, num_steps, rates, loss_mean, seconds / len(chunk.tasks))
 
