@@ -3,6 +3,7 @@
 import pytest
 
 from fedpara.execution import SerialExecutor
+from helpers.recording import Rehearsed
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +24,11 @@ def captured_by(monkeypatch):
         return capture
 
     return by
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def accelerator(request, captured_by):
+    """A GPU, or a CPU that imitates captures."""
+    if request.param == "cpu":
+        captured_by(Rehearsed())
+    return request.param

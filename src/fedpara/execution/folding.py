@@ -117,9 +117,10 @@ class Folded(nn.Module):
             own_parameters(layer)[key] = stacks[parameter]
 
     @property
-    def draws(self) -> bool:
-        """Whether a training step draws random numbers."""
-        return any(isinstance(layer, Dropouts) and layer.probability for layer in self.modules())
+    def drawing(self) -> Sequence[torch.Generator]:
+        """The generators that a training step uses; none without dropout, because each costs a replay two kernels."""
+        drawn = any(isinstance(layer, Dropouts) and layer.probability for layer in self.modules())
+        return self.generators if drawn else ()
 
     def load(self, states: Sequence[State]) -> None:
         """Load one state for each client."""

@@ -52,7 +52,7 @@ class ManyClients(LightningModule):
         self.module = [module]  # in a list, so that it is not a submodule whose parameters are trained
         self.folded = Folded(module.network, num_clients, device)
         self.network = self.folded.network
-        self.steps = Steps(self._step, self.network, capture, self.folded.generators)
+        self.steps = Steps(self._step, self.network, capture, self.folded.drawing)
         self.variant: Hashable = None
         self.to(device)
 
@@ -69,7 +69,7 @@ class ManyClients(LightningModule):
         for batch in chunk:
             batch = self.trainer.precision_plugin.convert_input(batch)
             self.folded.sizes = chunk.sizes
-            sizes = tuple(chunk.sizes) if self.folded.draws else ()  # by which the masks of dropout are drawn
+            sizes = tuple(chunk.sizes) if self.folded.drawing else ()  # by which the masks of dropout are drawn
             chunk.add(self.steps((self.variant, sizes), batch), self.folded, self.steps.rate)
 
     def _step(self, inputs: Tensor, labels: Tensor, share: Tensor) -> Tensor:
@@ -146,6 +146,8 @@ class Chunk:
 
 class VectorizedExecutor(Around):
     """Trains as many clients at once as memory allows; results are the same as one by one, up to rounding.
+
+    On a GPU dropout differs too: its masks are those of other kernels there.
 
     Args:
         training: settings of one client's training.
