@@ -1,6 +1,8 @@
 """The serial executor is a hand-written loop, to the bit, with everything of Lightning in between."""
 
 import copy
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -304,6 +306,7 @@ def pretended_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Mock)
     monkeypatch.setattr(torch.cuda, "current_stream", Mock())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", Mock(side_effect=[(0, 1)]))  # one for all captures
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", Mock())
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "graph", graph)
@@ -340,6 +343,35 @@ def test_only_a_step_that_waits_ends_all_captures(pretended_cuda, error, raised)
         CudaGraphs()(Mock(side_effect=[None, None, None, error]))
 
 
+class RefusesTheSecond(Rehearsed):
+    """Captures one kind of step; the next one waits for the device."""
+
+    graphs = weakref.WeakSet()
+
+    def __call__(self, step, generators):
+        if self.num_steps:
+            step()
+            raise NotCaptured("called a synchronizing CUDA operation")
+        replay = super().__call__(step, generators)
+        self.graphs.add(replay)
+        return replay
+
+
+@pytest.mark.parametrize(
+    "make", [partial(SerialExecutor, whole_epochs=True), partial(VectorizedExecutor, chunk_size=2)]
+)
+def test_once_a_step_cannot_be_captured_all_graphs_are_freed(make, captured_by):
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+    plain, refused = convolutional(make, optimizer=optimizer), captured_by(RefusesTheSecond())
+    made = convolutional(make, optimizer=optimizer)
+    tasks = [ClientTask(client, plain.initial_state(), 1.0, seed=client) for client in range(5)]
+    for one, other in zip(plain.run(tasks), made.run(tasks), strict=True):
+        for name, value in one.state.items():
+            torch.testing.assert_close(other.state[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    gc.collect()
+    assert (refused.num_steps, len(refused.graphs)) == (1, 0)
+
+
 def test_a_step_that_no_graph_can_hold_is_run_as_it_is(captured_by, caplog):
     def refuse(step, generators):
         step()
@@ -353,7 +385,7 @@ def test_a_step_that_no_graph_can_hold_is_run_as_it_is(captured_by, caplog):
     for one, other in zip(made.run(tasks), refused.run(tasks), strict=True):
         assert (one.num_steps, one.train_loss) == (other.num_steps, other.train_loss)
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
-    warned = [record.args[0].args for record in caplog.records if record.levelname == "WARNING"]
+    warned = [record.args for record in caplog.records if record.levelname == "WARNING"]
     assert warned == [("called a synchronizing CUDA operation",)]
 
 

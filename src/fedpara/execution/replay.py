@@ -19,7 +19,7 @@ exist before are set to zero. Torch's own random numbers come from a fork.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +27,8 @@ from torch import Tensor, nn
 from fedpara.models.module import FUSED
 
 Replay = Callable[[], Tensor]
-
-
-class Capture(Protocol):
-    """Turns a step into a function that repeats it on the same memory, such as `CudaGraphs`."""
-
-    def __call__(self, step: Replay, generators: Sequence[torch.Generator]) -> Replay:
-        """Capture a step that draws from torch's own generator and from `generators`.
-
-        Raises:
-            NotCaptured: the step cannot be captured.
-        """
-        ...
+# turns a step, and the generators that it uses besides torch's own, into a function that repeats it on the same memory
+Capture = Callable[[Replay, Sequence[torch.Generator]], Replay]
 
 
 class NotCaptured(RuntimeError):
@@ -51,7 +41,7 @@ class Steps:
     Args:
         step: takes the tensors of a batch, trains on it, and returns the loss without gradient.
         network: what is trained.
-        capture: how steps are captured; None: every step is run directly.
+        capture: such as `CudaGraphs`; None: every step is run directly.
         generators: generators that the step uses besides torch's own.
 
     Attributes:
@@ -150,7 +140,8 @@ class CudaGraphs:
         self.warm_up = warm_up
         # one stream for warm-ups and captures: torch's own capture stream belongs to the device of its first use
         self._aside: torch.cuda.Stream | None = None
-        self._last: torch.cuda.CUDAGraph | None = None
+        # a handle, and not one of the graphs, which would keep the memory alive after all graphs are freed
+        self._pool: Any = None
 
     def __call__(self, step: Replay, generators: Sequence[torch.Generator] = ()) -> Replay:
         """Capture the step on the current device.
@@ -159,6 +150,7 @@ class CudaGraphs:
             NotCaptured: the step waits for the device; this is checked first, because a failed capture is final.
         """
         self._aside = self._aside or torch.cuda.Stream()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         self._aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._aside):
             for _ in range(self.warm_up):
@@ -176,9 +168,8 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=self._last.pool() if self._last else None, stream=self._aside):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
             loss = step()
-        self._last = graph
 
         def replay() -> Tensor:
             graph.replay()

@@ -215,7 +215,7 @@ class SerialExecutor:
         try:
             return self._fit(task)
         except NotCaptured as error:
-            log.warning(NOT_CAPTURED, error)
+            log.warning(NOT_CAPTURED, str(error))
             assert self._whole is not None
             self._whole.steps.stop_capturing()
             return self._try(task)

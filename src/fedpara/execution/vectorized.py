@@ -262,7 +262,7 @@ class VectorizedExecutor(Around):
         try:
             return self._fit(tasks)
         except NotCaptured as error:
-            log.warning(NOT_CAPTURED, error)
+            log.warning(NOT_CAPTURED, str(error))
         self.capture = None
         self._many.clear()
         return self._fit(tasks)
