@@ -66,10 +66,11 @@ class ManyClients(LightningModule):
 
     def training_step(self, chunk: "Chunk", index: int) -> None:
         """Take all steps of all epochs; a client that has finished continues on padding, after its result is read."""
+        draws = bool(self.folded.drawing)
         for batch in chunk:
             batch = self.trainer.precision_plugin.convert_input(batch)
             self.folded.sizes = chunk.sizes
-            sizes = tuple(chunk.sizes) if self.folded.drawing else ()  # by which the masks of dropout are drawn
+            sizes = tuple(chunk.sizes) if draws else ()  # by which the masks of dropout are drawn
             chunk.add(self.steps((self.variant, sizes), batch), self.folded, self.steps.rate)
 
     def _step(self, inputs: Tensor, labels: Tensor, share: Tensor) -> Tensor:
@@ -139,9 +140,9 @@ class Chunk:
         self._steps += 1
         self._rates += rate
         self.losses += losses
-        finished = [client for client, length in enumerate(self.lengths) if length == self._steps]
-        for client, state in zip(finished, folded.read(finished), strict=True):
-            self.results[client] = state, self._steps, self._rates
+        if finished := [client for client, length in enumerate(self.lengths) if length == self._steps]:
+            for client, state in zip(finished, folded.read(finished), strict=True):
+                self.results[client] = state, self._steps, self._rates
 
 
 class VectorizedExecutor(Around):
