@@ -1,5 +1,7 @@
 """Arithmetic on states, the split, and sampling as pure functions."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
-from fedpara.state import is_finite, load_state, weighted_mean
+from fedpara.state import is_finite, load_state, on_cpu, weighted_mean
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(1, 1000)), min_size=1, max_size=20))
@@ -77,3 +79,17 @@ def test_every_client_gets_its_turn_and_streams_differ():
     seeds = {derive_seed(s, r, c, p) for s in range(3) for r in range(3) for c in range(3) for p in ("a", "b")}
     assert len(seeds) == 54
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_host_waits_once_for_all_tensors_of_a_gpu(monkeypatch):
+    done, device = [], torch.device("cuda:1")
+
+    def sent(where, non_blocking):
+        done.append((where, non_blocking))
+        return torch.ones(1)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", done.append)
+    here = torch.ones(1)
+    arrived = on_cpu({name: Mock(is_cuda=True, device=device, to=sent) for name in "ab"} | {"c": here})
+    assert done == [("cpu", True)] * 2 + [device]
+    assert arrived["c"] is here

@@ -635,6 +635,16 @@ def test_examples_on_a_gpu_are_not_sent_to_workers_beside_those_in_memory():
     assert torch.equal(labels, expected[1])
 
 
+@pytest.mark.parametrize(("num_workers", "device", "pinned"), [(1, "cuda", True), (1, "cpu", False), (0, "cpu", False)])
+def test_batches_that_travel_to_a_gpu_are_pinned(num_workers, device, pinned):
+    data = FederatedDataModule(
+        tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, num_workers=num_workers
+    )
+    data.setup()
+    data.to(torch.device(device))
+    assert data.client_dataloader(0, 0).pin_memory == pinned
+
+
 def test_text_that_is_no_play_is_named_as_such(tmp_path):
     (tmp_path / "shakespeare").mkdir()
     (tmp_path / "shakespeare" / "hamlet.txt").write_text("HAMLET\tTo be, or not to be\n")

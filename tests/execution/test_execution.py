@@ -1,6 +1,8 @@
 """The serial executor is a hand-written loop, to the bit, with everything of Lightning in between."""
 
 import copy
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -9,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from hydra.utils import get_class
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
@@ -20,14 +23,16 @@ from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
 from fedpara.data import IID, FederatedDataModule
 from fedpara.data.examples import CropAndFlip, Normalize
-from fedpara.execution import ClientTask, LocalResult, LocalTraining, SerialExecutor, VectorizedExecutor
+from fedpara.execution import ClientFailure, ClientTask, LocalResult, LocalTraining, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
 from fedpara.execution.local import GradientCorrection
-from fedpara.execution.whole_epochs import CudaGraphs, NotCaptured, WholeEpochs
+from fedpara.execution.replay import CudaGraphs, NotCaptured
+from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, jacobian_correction
+from helpers.configured import composed
 from helpers.federations import convolutional, local_training, make_federation, tiny_images
-from helpers.recording import Recording
+from helpers.recording import Recording, Rehearsed
 
 fused = partial(partial, fused=True)
 FUSED_SGD = fused(torch.optim.SGD)
@@ -163,39 +168,6 @@ def test_trying_an_example_leaves_the_network_training():
     assert all(module.training for module in federation.executor.module.network.modules())
 
 
-class Rehearsed:
-    """As `CudaGraphs`, on a CPU: steps to warm up, which must leave no trace, then the operators of one recorded."""
-
-    def __init__(self):
-        self.num_steps = 0
-
-    def __call__(self, step):
-        self.num_steps += 1
-        recording = Recording()
-        for _ in range(3):
-            step()
-        with recording:
-            loss = step()
-
-        def replay():
-            recording.replay()
-            return loss
-
-        return replay
-
-
-@pytest.fixture
-def captured_by(monkeypatch):
-    """Has the executors that are made from now on capture their steps in a way of ours, as they would on a GPU."""
-
-    def by(capture):
-        whole_epochs = "fedpara.execution.serial.WholeEpochs"
-        monkeypatch.setattr(whole_epochs, lambda module, _: WholeEpochs(module, capture))
-        return capture
-
-    return by
-
-
 ALGORITHMS = [FedAvg, partial(FedProx, mu=0.3), Scaffold, FedDyn]
 
 
@@ -243,7 +215,16 @@ def test_captured_steps_are_the_eager_ones_bit_for_bit(captured_by, precision, b
     for one, other in zip(eager.run(tasks), captured.run(tasks), strict=True):
         assert one.train_loss == other.train_loss
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
-    assert recorded.num_steps > 4
+    assert recorded.num_steps > 2
+
+
+def test_a_step_is_captured_once_its_kind_occurs_again(captured_by):
+    """A capture costs five steps: batches of 8 and 4 in each epoch, so two epochs repeat both and one epoch none."""
+    for max_epochs, expected in ((1, 0), (2, 2)):
+        recorded = captured_by(Rehearsed())
+        made = executor(optimizer=FUSED_SGD, whole_epochs=True, max_epochs=max_epochs)
+        (result,) = made.run([ClientTask(0, made.initial_state(), 1.0, seed=0)])
+        assert (result.num_steps, recorded.num_steps) == (2 * max_epochs, expected)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
@@ -325,10 +306,18 @@ def pretended_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Mock)
     monkeypatch.setattr(torch.cuda, "current_stream", Mock())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", Mock(side_effect=[(0, 1)]))  # one for all captures
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", Mock())
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     return entered, captured
+
+
+def test_generators_of_a_step_are_registered_before_its_capture(pretended_cuda, monkeypatch):
+    made, generators = [], [torch.Generator(), torch.Generator()]
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(Mock()) or made[-1])
+    CudaGraphs()(lambda: torch.zeros(()), generators)
+    assert [given.args[0] for given in made[0].register_generator_state.call_args_list] == generators
 
 
 def test_a_step_is_captured_on_the_stream_of_its_warm_up(pretended_cuda):
@@ -354,8 +343,37 @@ def test_only_a_step_that_waits_ends_all_captures(pretended_cuda, error, raised)
         CudaGraphs()(Mock(side_effect=[None, None, None, error]))
 
 
+class RefusesTheSecond(Rehearsed):
+    """Captures one kind of step; the next one waits for the device."""
+
+    graphs = weakref.WeakSet()
+
+    def __call__(self, step, generators):
+        if self.num_steps:
+            step()
+            raise NotCaptured("called a synchronizing CUDA operation")
+        replay = super().__call__(step, generators)
+        self.graphs.add(replay)
+        return replay
+
+
+@pytest.mark.parametrize(
+    "make", [partial(SerialExecutor, whole_epochs=True), partial(VectorizedExecutor, chunk_size=2)]
+)
+def test_once_a_step_cannot_be_captured_all_graphs_are_freed(make, captured_by):
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+    plain, refused = convolutional(make, optimizer=optimizer), captured_by(RefusesTheSecond())
+    made = convolutional(make, optimizer=optimizer)
+    tasks = [ClientTask(client, plain.initial_state(), 1.0, seed=client) for client in range(5)]
+    for one, other in zip(plain.run(tasks), made.run(tasks), strict=True):
+        for name, value in one.state.items():
+            torch.testing.assert_close(other.state[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    gc.collect()
+    assert (refused.num_steps, len(refused.graphs)) == (1, 0)
+
+
 def test_a_step_that_no_graph_can_hold_is_run_as_it_is(captured_by, caplog):
-    def refuse(step):
+    def refuse(step, generators):
         step()
         raise NotCaptured("called a synchronizing CUDA operation")
 
@@ -367,7 +385,7 @@ def test_a_step_that_no_graph_can_hold_is_run_as_it_is(captured_by, caplog):
     for one, other in zip(made.run(tasks), refused.run(tasks), strict=True):
         assert (one.num_steps, one.train_loss) == (other.num_steps, other.train_loss)
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
-    warned = [record.args[0].args for record in caplog.records if record.levelname == "WARNING"]
+    warned = [record.args for record in caplog.records if record.levelname == "WARNING"]
     assert warned == [("called a synchronizing CUDA operation",)]
 
 
@@ -385,6 +403,43 @@ def test_on_a_gpu_the_optimizer_is_the_fused_one_if_nothing_else_was_said(optimi
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda"))
     made = executor(optimizer=optimizer, precision=precision)
     assert made.module.make_optimizer.keywords == chosen
+
+
+def test_bfloat16_is_looked_for_on_the_trainers_gpu_not_on_the_current_one(monkeypatch):
+    current = ["cuda:0"]
+
+    @contextmanager
+    def on(device):
+        current.append(str(device))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == "cuda:0")
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda:1"))
+    with pytest.raises(ValueError, match="precision=bf16-mixed: cuda:1 has no bfloat16; take 16-mixed or 32-true"):
+        executor(precision="bf16-mixed")
+
+
+@pytest.mark.parametrize("raising", ["backward", "correction"])
+def test_a_client_that_raises_within_a_step_leaves_nothing_of_eq_9_to_the_next(raising, monkeypatch):
+    """Its jacobians would be added to those of the next client's first step; or that client would have none at all."""
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made = executor(jacobian_correction=1.0)
+    first, second = (ClientTask(client, made.initial_state(), 1.0, seed=0) for client in range(2))
+    (expected,) = made.run([second])
+    with monkeypatch.context() as patched:
+        if raising == "backward":
+            patched.setattr(GradientCorrection, "on_after_backward", fail)
+        else:
+            patched.setattr("fedpara.execution.local.jacobian_correction", fail)
+        (outcome,) = made.run([first])
+        assert isinstance(outcome, ClientFailure)
+    (result,) = made.run([second])
+    assert all(torch.equal(value, result.state[name]) for name, value in expected.state.items())
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
@@ -477,6 +532,20 @@ def test_a_step_stays_on_its_device(recipe, num_clients, monkeypatch):
     assert {parameter.grad.device.type for parameter in network.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["executor=vectorized"], ["executor=processes"], ["executor=ray", "executor@executor.inner=vectorized"]],
+)
+def test_a_gpus_steps_are_captured_unless_a_key_says_otherwise(overrides, monkeypatch):
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda"))
+    for wanted in (True, False):
+        key = "executor.capture" if len(overrides) == 1 and "vectorized" in overrides[0] else "executor.inner.capture"
+        chosen = composed(*overrides, f"{key}={str(wanted).lower()}").executor
+        chosen = chosen.get("inner", chosen)
+        made = get_class(chosen._target_)(executor().training, capture=chosen.capture)
+        assert isinstance(made.capture, CudaGraphs) == wanted
+
+
 def test_whole_epochs_refuse_what_they_leave_out():
     with pytest.raises(ValueError, match=r"gradient_clip_val=1\.0: must be absent, or executor\.whole_epochs=false"):
         executor(gradient_clip_val=1.0, whole_epochs=True)
@@ -488,17 +557,16 @@ def test_a_local_epoch_never_waits_for_the_gpu(monkeypatch):
     made = executor(accelerator="gpu", precision="bf16-mixed", max_epochs=3, whole_epochs=True)
     made.datamodule.to(made.device)
     tasks = [ClientTask(client, made.initial_state(), 1.0, seed=client) for client in range(3)]
-    step, capture, captured = WholeEpochs.training_step, CudaGraphs.__call__, []
+    list(made.run(tasks))  # captures every shape, which waits
+    step = WholeEpochs.training_step
 
     def watched(module, epoch, index):
-        if captured:  # capturing itself waits
-            torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("error")
         try:
             step(module, epoch, index)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(CudaGraphs, "__call__", lambda graphs, step: captured.append(step) or capture(graphs, step))
     monkeypatch.setattr(WholeEpochs, "training_step", watched)
     for result, eager in zip(made.run(tasks), executor(accelerator="gpu", max_epochs=3).run(tasks), strict=True):
         for name, value in result.state.items():
@@ -519,13 +587,14 @@ def test_no_two_purposes_epochs_or_tasks_share_a_stream(monkeypatch, make):
             seeds.append(seed)
             return super().manual_seed(seed)
 
+    monkeypatch.setattr(torch, "Generator", Recorded)
     federation = make_federation(dropout=0.5, executor=make)
     data, state = federation.executor.datamodule, federation.executor.initial_state()
     data.transform = CropAndFlip(1)
     data.setup()
     tasks = [ClientTask(client, state, 1.0, seed=7 + client) for client in range(3)]
     list(federation.executor.run(tasks))  # the first of all looks at a batch besides
-    monkeypatch.setattr(torch, "Generator", Recorded)
+    seeds.clear()
     monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seed_all(seed))
     assert all(isinstance(result, LocalResult) for result in federation.executor.run(tasks))
     assert len(seeds) == 3 * (1 + 2 * (1 + 1 + 2))  # of each epoch the order, the seeds of its two batches, and those

@@ -5,15 +5,18 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpara.algorithms.base import Correction
 from fedpara.data import IID, FederatedDataModule
 from fedpara.execution import AutoExecutor, ClientFailure, ClientTask, LocalResult, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
+from fedpara.execution.replay import NotCaptured
 from fedpara.execution.vectorized import ManyClients
 from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, ClassificationModule, ResNet
 from fedpara.nn import FedPara, factorize
+from fedpara.state import tensors
 from helpers.federations import convolutional, local_training, tiny_images
 from helpers.recording import Recording
 
@@ -75,6 +78,129 @@ def test_in_a_local_epoch_neither_host_nor_device_waits_for_the_other(trained, e
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     tasks = [ClientTask(client, state, 1.0, client, Correction(0.1, state, zeros)) for client in range(5)]
     assert [type(outcome) for outcome in made.run(tasks)] == [LocalResult] * 5
+
+
+def corrected(state, clients):
+    """Tasks of SCAFFOLD's kind and of none in turn, two clients each, which are one chunk; the rate falls."""
+    torch.manual_seed(1)
+    offsets = [{name: torch.randn_like(tensor) / 100 for name, tensor in state.items()} for _ in clients]
+    corrections = [
+        Correction(offset=offset) if client // 2 % 2 else Correction() for client, offset in enumerate(offsets)
+    ]
+    return [ClientTask(c, state, 0.5 ** (c // 2), c + 7, corrections[c]) for c in clients]
+
+
+def captures(executor):
+    """The number of graphs of folded steps."""
+    return sum(len(many.steps._captured) for many in executor._many.values())
+
+
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam], ids=["sgd", "adam"])
+@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "plain"])
+def test_folded_and_captured_steps_are_the_folded_ones_and_those_of_each_client(accelerator, optimizer, dropout):
+    """Unequal clients with corrections of two kinds, in chunks of 2, 2 and 1, for two rounds; eq. 9 as well."""
+
+    def made(executor):
+        network = None if dropout else factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+        # a rate that float32 holds exactly, as a captured step reads it from a tensor
+        fused = partial(optimizer, lr=2**-6, fused=True)
+        return convolutional(executor, True, network, fused, strength=0.5, accelerator=accelerator)
+
+    together = partial(VectorizedExecutor, chunk_size=2)
+    eager, captured = made(partial(together, capture=False)), made(together)
+    # on a GPU nn.Dropout draws other masks than each client's own generator
+    others = [eager] if dropout and accelerator == "gpu" else [eager, made(SerialExecutor)]
+    tasks = corrected(eager.initial_state(), range(5))
+    rounds = ([*executor.run(tasks), *executor.run(tasks)] for executor in (captured, *others))
+    for one, *expected in zip(*rounds, strict=True):
+        for other in expected:
+            assert (one.client, one.num_examples, one.num_steps) == (other.client, other.num_examples, other.num_steps)
+            assert one.learning_rate_sum == pytest.approx(other.learning_rate_sum)
+            assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+            for name, tensor in one.state.items():
+                torch.testing.assert_close(other.state[name], tensor, rtol=1e-10, atol=1e-10, msg=name)
+    assert captures(eager) == 0
+    # without dropout one shape for each number of clients and kind of correction, as a captured batch is padded
+    assert captures(captured) > 3 if dropout else captures(captured) == 3
+
+
+@pytest.mark.parametrize(
+    "make", [partial(SerialExecutor, whole_epochs=True), partial(VectorizedExecutor, chunk_size=5)]
+)
+def test_graphs_of_many_shapes_do_not_grow_with_the_rounds(accelerator, make):
+    """Each size of a last batch has its graph after two rounds; further rounds capture nothing and need no memory."""
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+    made = convolutional(make, double=False, optimizer=optimizer, accelerator=accelerator)
+    tasks = [ClientTask(client, made.initial_state(), 1.0, seed=client) for client in range(5)]
+    counts, reserved = [], []
+    for _ in range(4):
+        assert all(isinstance(result, LocalResult) for result in made.run(tasks))
+        counts.append(captures(made) if hasattr(made, "_many") else len(made._whole.steps._captured))
+        reserved.append(torch.cuda.memory_reserved() if accelerator == "gpu" else 0)
+    print("graphs", counts, "bytes", reserved)
+    assert counts[1] == counts[3] > 1
+    assert reserved[3] <= reserved[1] + 2**21
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "make", [partial(SerialExecutor, whole_epochs=True), partial(VectorizedExecutor, chunk_size=2)]
+)
+def test_two_gpus_capture_one_after_the_other(make):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    results = []
+    for device in range(2):
+        network = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+        module = ClassificationModule(network, partial(torch.optim.SGD, lr=0.1), 3)
+        data = FederatedDataModule(tiny_images, IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8)
+        data.setup()
+        made = make(local_training(module, data, accelerator="gpu", devices=[device]))
+        data.to(made.device)
+        state = results[0][0].state if results else made.initial_state()
+        tasks = [ClientTask(client, state, 1.0, seed=client) for client in range(4)]
+        results.append(list(made.run(tasks)))
+        assert all(isinstance(result, LocalResult) for result in results[-1])
+
+
+def test_folded_steps_that_no_graph_can_hold_are_run_as_they_are(captured_by, caplog):
+    def refuse(step, generators):
+        step()
+        raise NotCaptured("called a synchronizing CUDA operation")
+
+    together = partial(VectorizedExecutor, chunk_size=2)
+    made = partial(convolutional, together, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True))
+    eager, _, refused = made(), captured_by(refuse), made()
+    tasks = corrected(eager.initial_state(), range(5))
+    for one, other in zip(eager.run(tasks), refused.run(tasks), strict=True):
+        assert (one.num_steps, one.train_loss) == (other.num_steps, other.train_loss)
+        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == ["steps cannot be captured, so each one is run by itself: called a synchronizing CUDA operation"]
+
+
+class Arrivals(TorchDispatchMode):
+    """Counts copies to the CPU from the meta device, which stands for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
+            self.count += 1
+            return torch.zeros(args[0].shape)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("finished", "copies_of_each"), [([0, 1, 2], 1), ([1], 1), ([0, 2], 2)])
+def test_clients_that_finish_together_cost_one_copy_of_each_stacked_tensor(finished, copies_of_each):
+    folded = Folded(factorize(MLP([16, 8, 3]), FedPara(gamma=0.5)), 3).to("meta")
+    with Arrivals() as arrivals:
+        states = folded.read(finished)
+    assert arrivals.count == copies_of_each * len(tensors(folded.network))
+    own = {name: tensor.shape[1:] for name, tensor in tensors(folded.network).items()}
+    for state in states:
+        assert {name: tensor.shape for name, tensor in state.items()} == own
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values())
 
 
 def test_chunks_are_as_many_as_memory_holds():

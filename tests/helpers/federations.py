@@ -81,7 +81,9 @@ def make_federation(
     )
 
 
-def convolutional(executor, double=True, network=None, optimizer=None, precision=None, strength=0.0, **options):
+def convolutional(
+    executor, double=True, network=None, optimizer=None, precision=None, strength=0.0, accelerator="cpu", **options
+):
     """A VGG with dropout, GroupNorm and two factorised stages on clients of unequal size."""
     torch.manual_seed(0)
     if network is None:
@@ -93,8 +95,10 @@ def convolutional(executor, double=True, network=None, optimizer=None, precision
         tiny_images, Dirichlet(0.4, 3), num_clients=5, num_classes=3, in_channels=1, batch_size=8
     )
     data.setup()
-    precision = precision or ("64-true" if double else "32-true")
-    return executor(local_training(module, data, precision=precision, jacobian_correction=strength), **options)
+    training = {"precision": precision or ("64-true" if double else "32-true"), "accelerator": accelerator}
+    made = executor(local_training(module, data, jacobian_correction=strength, **training), **options)
+    data.to(made.device)
+    return made
 
 
 class Watch(FederationCallback):

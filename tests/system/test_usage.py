@@ -38,8 +38,9 @@ DOCUMENTED = {
     "trainer.max_epochs": "2", "trainer.precision": "bf16-mixed", "trainer.accelerator": "cpu", "data.batch_size": "5",
     "data.max_train": "50", "data.max_test": "30", "data.local_fraction": "0.5", "algorithm": "fedprox",
     "sharing": "fedper", "partition": "dirichlet", "partition.alpha": "0.5 partition=dirichlet", "executor": "auto",
-    "executor.whole_epochs": "true", "executor.matmul_precision": "medium", "executor.workers": "1 executor=processes",
-    "executor.threads": "1 executor=processes", "link": "fedpaq", "link.up_codec.bits": "4 link=fedpaq",
+    "executor.whole_epochs": "true", "executor.matmul_precision": "medium", "executor.capture": "false",
+    "executor.workers": "1 executor=processes", "executor.threads": "1 executor=processes", "link": "fedpaq",
+    "link.up_codec.bits": "4 link=fedpaq",
     "faults": "flaky federation.min_clients=1 faults.crash=0 faults.nan=0", "faults.dropout": "0.01",
     "federation.min_clients": "1", "federation.retries": "1", "logger": "csv", "seed": "3", "trusted": "[mypackage.*]",
     "paths.data_dir": "new/data", "paths.output_dir": "new/er/run", "hydra.run.dir": "new/run", "debug": "default",
@@ -55,8 +56,9 @@ ALONE = {
 TOGETHER = {
     "factorization.gamma", "federation.num_clients", "federation.clients_per_round", "federation.num_rounds",
     "federation.eval_every", "trainer.max_epochs", "trainer.accelerator", "data.batch_size", "data.max_train",
-    "data.max_test", "data.local_fraction", "executor.whole_epochs", "link.up_codec.bits", "faults.dropout",
-    "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every", "partition.alpha",
+    "data.max_test", "data.local_fraction", "executor.whole_epochs", "executor.capture", "link.up_codec.bits",
+    "faults.dropout", "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every",
+    "partition.alpha",
     "callbacks.checkpoint.memory_gb", "data.lone_example", "federation.max_crashes",
 }  # fmt: skip
 

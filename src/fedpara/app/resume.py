@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays 
 RESUMABLE = (
     "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
     "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
-    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "factors", "paper",
+    "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "executor.capture",
+    "executor.inner.capture", "factors", "paper",
 )  # fmt: skip
 KEYS_ADDED = {"data.lone_example": "keep"}  # the behaviour of runs from before these keys existed
 

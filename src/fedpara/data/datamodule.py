@@ -76,6 +76,7 @@ class FederatedDataModule(LightningDataModule):
         self.num_clients, self.batch_size, self.eval_batch_size = num_clients, batch_size, eval_batch_size
         self.max_train, self.max_test, self.local_fraction = max_train, max_test, local_fraction
         self.num_workers, self.seed, self.lone_example = num_workers, seed, lone_example
+        self._pinned = False
 
     def setup(self, stage: str | None = None) -> None:
         """Read the examples into memory and partition them.
@@ -125,7 +126,11 @@ class FederatedDataModule(LightningDataModule):
                 raise ValueError(f"{name}={getattr(self, name)}: {data.name} has {value}")
 
     def to(self, device: torch.device) -> None:
-        """Move the examples to `device`, so that batches are made there; worker processes make theirs on the CPU."""
+        """Move the examples to `device`, so that batches are made there.
+
+        Worker processes make theirs on the CPU; for a GPU they are pinned, so that they travel while it computes.
+        """
+        self._pinned = bool(self.num_workers) and device.type == "cuda"
         if self.num_workers:
             return
         self._train, self._test = self._train.to(device), self._test.to(device)
@@ -161,7 +166,9 @@ class FederatedDataModule(LightningDataModule):
     def _loader(self, batches: Batches, keys: EpochBatches) -> DataLoader[tuple[Tensor, Tensor]]:
         workers = min(self.num_workers, len(keys), os.cpu_count() or 1)
         own = torch.Generator()  # leaves the global one to dropout
-        return DataLoader(cast(Dataset, batches), batch_size=None, sampler=keys, num_workers=workers, generator=own)
+        return DataLoader(
+            cast(Dataset, batches), None, sampler=keys, num_workers=workers, generator=own, pin_memory=self._pinned
+        )
 
 
 def _capped(examples: Examples, largest: int | None) -> Examples:

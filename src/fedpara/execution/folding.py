@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fedpara.nn import Factorization
 from fedpara.private.torch import own_buffers, own_parameters
-from fedpara.state import State, tensors
+from fedpara.state import State, copy_of, on_cpu, tensors
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -74,19 +74,22 @@ class Dropouts(nn.Module):
 class Folded(nn.Module):
     """K copies of `network` under the same parameter names, each with a first dimension K.
 
+    Args:
+        device: where the random numbers of dropout are drawn.
+
     Attributes:
         sizes: for each client the number of examples in its current batch; the rest of the batch is padding.
-        generators: for each client the generator of its dropout.
+        generators: for each client the generator of its dropout; they stay the same objects.
 
     Raises:
         ValueError: a layer cannot be folded, or the network does more than its layers show.
     """
 
-    def __init__(self, network: nn.Module, num_clients: int) -> None:
+    def __init__(self, network: nn.Module, num_clients: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.num_clients = num_clients
         self.sizes: Sequence[int] = ()
-        self.generators: Sequence[torch.Generator] = ()
+        self.generators = [torch.Generator(device) for _ in range(num_clients)]
         self.network = copy.deepcopy(network)
         stacks: dict[nn.Parameter, nn.Parameter] = {}
         for name, layer in list(self.network.named_modules()):
@@ -113,16 +116,24 @@ class Folded(nn.Module):
                 stacks[parameter] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
             own_parameters(layer)[key] = stacks[parameter]
 
+    @property
+    def drawing(self) -> Sequence[torch.Generator]:
+        """The generators that a training step uses; none without dropout, because each costs a replay two kernels."""
+        drawn = any(isinstance(layer, Dropouts) and layer.probability for layer in self.modules())
+        return self.generators if drawn else ()
+
     def load(self, states: Sequence[State]) -> None:
         """Load one state for each client."""
         with torch.no_grad():
             for name, tensor in tensors(self.network).items():
-                for own, state in zip(tensor, states, strict=True):
-                    own.copy_(state[name])
+                tensor.copy_(torch.stack([state[name] for state in states]))
 
-    def read(self, client: int) -> State:
-        """A copy of one client's state on the CPU."""
-        return {name: tensor[client].to("cpu", copy=True) for name, tensor in tensors(self.network).items()}
+    def read(self, clients: Sequence[int]) -> list[State]:
+        """Copies of some clients' states on the CPU; if all are read, each stacked tensor leaves its device once."""
+        stacks = tensors(self.network)
+        if len(clients) == self.num_clients:
+            stacks = on_cpu(stacks)
+        return [copy_of({name: stack[client] for name, stack in stacks.items()}) for client in clients]
 
     def draw(self, inputs: Tensor, probability: float) -> Tensor:
         """Draw the factors of a dropout, 0 or 1 / probability, with each client's generator for its own examples."""

@@ -169,7 +169,9 @@ class JacobianCorrection(Callback):
         self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop watching."""
+        """Stop watching, and forget what a step left that raised, which would be added to the next client's first."""
+        self._correcting = False
+        self._jacobians.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -20,8 +20,9 @@ from fedpara.errors import described
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.execution.onednn import guard
+from fedpara.execution.replay import Capture, CudaGraphs, NotCaptured
 from fedpara.execution.training import ONLY_BY_BATCH, LocalTraining
-from fedpara.execution.whole_epochs import CudaGraphs, Epochs, NotCaptured, WholeEpochs
+from fedpara.execution.whole_epochs import Epochs, WholeEpochs
 from fedpara.heap import keep_freed_memory
 from fedpara.metric import Metric
 from fedpara.models.contract import FederatedModule, own_methods
@@ -32,6 +33,7 @@ from fedpara.sampling import substream
 from fedpara.state import State, load_state, read_state
 
 log = logging.getLogger(__name__)
+NOT_CAPTURED = "steps cannot be captured, so each one is run by itself: %s"
 
 
 class SerialExecutor:
@@ -43,11 +45,12 @@ class SerialExecutor:
 
     Args:
         training: settings of one client's training. On a GPU the module's optimizer becomes a fused one if it can.
-        whole_epochs: whether Lightning sees a local epoch as one batch; `WholeEpochs` says what that excludes. On a GPU
-            the steps are captured once and replayed.
+        whole_epochs: whether Lightning sees a local epoch as one batch; `WholeEpochs` says what that excludes.
+        capture: whether a GPU replays the steps of whole epochs as CUDA graphs.
 
     Attributes:
         device: device on which clients are trained and models tested.
+        capture: how steps are captured; None: they are not.
         corrections: callbacks that change gradients; each executor has its own.
 
     Raises:
@@ -72,7 +75,7 @@ class SerialExecutor:
     workers = 1
 
     @validate_call(config={"arbitrary_types_allowed": True})
-    def __init__(self, training: LocalTraining, whole_epochs: bool = False) -> None:
+    def __init__(self, training: LocalTraining, whole_epochs: bool = False, capture: bool = True) -> None:
         _quiet()
         keep_freed_memory()
         self.training = training
@@ -99,6 +102,7 @@ class SerialExecutor:
         if self._own:
             self._pristine = self._pristine or copy.deepcopy(self.module)
         self.corrections = Corrections(training.jacobian_correction)
+        self.capture = self._graphs() if capture else None
         self._whole = self._whole_epochs() if whole_epochs else None
         self._trainers: dict[str, Trainer] = {}
         self._guarded = self.device.type != "cpu"
@@ -213,9 +217,9 @@ class SerialExecutor:
         try:
             return self._fit(task)
         except NotCaptured as error:
-            log.warning("steps cannot be captured, so each one is run by itself: %s", error)
+            log.warning(NOT_CAPTURED, str(error))
             assert self._whole is not None
-            self._whole.capture = None
+            self._whole.steps.stop_capturing()
             return self._try(task)
         except Exception as error:
             outcome = failure(task.client, error)
@@ -278,6 +282,9 @@ class SerialExecutor:
             guard(self.module.network.to(self.device), inputs[:1].to(self.device))
         return loader
 
+    def _graphs(self) -> Capture | None:
+        return CudaGraphs() if self.device.type == "cuda" and not self._scaled else None
+
     def _whole_epochs(self) -> WholeEpochs:
         for name in own_methods(self.module, ClassificationModule)[:1]:
             raise ValueError(f"{type(self.module).__name__} has its own {name}: take executor.whole_epochs=false")
@@ -287,7 +294,7 @@ class SerialExecutor:
             raise ValueError(f"{name}={given[name]!r}: must be absent, or executor.whole_epochs=false")
         if self.device.type != "cpu" and (workers := self.datamodule.num_workers):
             raise ValueError(f"data.num_workers={workers}: must be 0, or executor.whole_epochs=false")
-        return WholeEpochs(self.module, CudaGraphs() if self.device.type == "cuda" and not self._scaled else None)
+        return WholeEpochs(self.module, self.capture)
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """The module's metrics on the test set or on a client's part; each weight is composed once, not per batch."""
@@ -352,8 +359,10 @@ def _require_hardware(precision: str, device: torch.device) -> None:
     """Refuse float16 on a CPU, where Lightning would take bfloat16, and bfloat16 on a GPU that emulates it."""
     if precision.startswith("16") and device.type == "cpu":
         raise ValueError(f"precision={precision}: needs a GPU; on a CPU take bf16-mixed or 32-true")
-    if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError(f"precision={precision}: this GPU has no bfloat16; take 16-mixed or 32-true")
+    if precision.startswith("bf16") and device.type == "cuda":
+        with torch.cuda.device(device):  # the current one is asked
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise ValueError(f"precision={precision}: {device} has no bfloat16; take 16-mixed or 32-true")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Annotated, cast
 
@@ -17,7 +17,8 @@ from fedpara.algorithms.base import Correction
 from fedpara.data.examples import Batch
 from fedpara.execution.base import Around, ClientFailure, ClientTask, LocalResult
 from fedpara.execution.folding import Folded, require_foldable
-from fedpara.execution.serial import SerialExecutor, epochs_of
+from fedpara.execution.replay import Capture, NotCaptured, Steps
+from fedpara.execution.serial import NOT_CAPTURED, SerialExecutor, epochs_of
 from fedpara.execution.training import LocalTraining
 from fedpara.execution.whole_epochs import descend, the_optimizer
 from fedpara.models.contract import own_methods
@@ -37,18 +38,27 @@ class ManyClients(LightningModule):
 
     Args:
         module: gives the network, which is folded, and the optimizer of all clients' parameters.
+        capture: how steps are captured; None: every step is run directly.
+
+    Attributes:
+        variant: identifies the kind of step that the clients need; each kind is captured separately.
     """
 
-    def __init__(self, module: ClassificationModule, num_clients: int) -> None:
+    def __init__(
+        self, module: ClassificationModule, num_clients: int, device: torch.device, capture: Capture | None = None
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.module = [module]  # in a list, so that it is not a submodule whose parameters are trained
-        self.folded = Folded(module.network, num_clients)
+        self.folded = Folded(module.network, num_clients, device)
         self.network = self.folded.network
+        self.steps = Steps(self._step, self.network, capture, self.folded.drawing)
+        self.variant: Hashable = None
+        self.to(device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """A fresh optimizer at the round's learning rate."""
-        return self.module[0].optimizer_of(self.network.parameters())
+        """A fresh optimizer at the round's learning rate, or one that is as new."""
+        return self.steps.optimizer(self.module[0].optimizer_of(self.network.parameters()))
 
     def transfer_batch_to_device(self, batch: "Chunk", device: torch.device, dataloader_idx: int) -> "Chunk":
         """Do nothing: batches are made on their device."""
@@ -56,28 +66,35 @@ class ManyClients(LightningModule):
 
     def training_step(self, chunk: "Chunk", index: int) -> None:
         """Take all steps of all epochs; a client that has finished continues on padding, after its result is read."""
-        optimizer = the_optimizer(self)
+        draws = bool(self.folded.drawing)
         for batch in chunk:
-            inputs, labels, share = self.trainer.precision_plugin.convert_input(batch)
-            self.folded.sizes, self.folded.generators = chunk.sizes, chunk.generators
-            optimizer.zero_grad()
-            logits = self.folded(inputs)
-            losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            losses = (losses.view_as(labels) * share.to(losses.dtype)).sum(0)
-            descend(self, optimizer, losses.sum())
-            summed = losses.detach().float() * (share > 0).sum(
-                0
-            )  # from tensors on the device, so that nothing is copied there
-            chunk.add(summed, self.folded, optimizer.param_groups[0]["lr"])
+            batch = self.trainer.precision_plugin.convert_input(batch)
+            self.folded.sizes = chunk.sizes
+            sizes = tuple(chunk.sizes) if draws else ()  # by which the masks of dropout are drawn
+            chunk.add(self.steps((self.variant, sizes), batch), self.folded, self.steps.rate)
+
+    def _step(self, inputs: Tensor, labels: Tensor, share: Tensor) -> Tensor:
+        optimizer = the_optimizer(self)
+        optimizer.zero_grad()
+        logits = self.folded(inputs)
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        losses = (losses.view_as(labels) * share.to(losses.dtype)).sum(0)
+        descend(self, optimizer, losses.sum())
+        # the sizes are counted on the device, so that nothing is copied there
+        return losses.detach().float() * (share > 0).sum(0)
 
 
 class Chunk:
     """The batches of several clients side by side, and their results.
 
+    Args:
+        rows: least number of rows of a batch, some of them padding; captured steps need few shapes.
+
     Attributes:
-        sizes: number of each client's examples in the current batch; 0 after its last batch.
+        sizes: number of each client's rows in the current batch that are not padding; after its last batch, all rows.
         num_examples: number of each client's examples in all its batches.
-        results: results of the finished clients, by position.
+        results: state, steps and sum of learning rates of the finished clients, by position.
+        losses: (clients,), each client's losses, summed over its examples.
     """
 
     def __init__(
@@ -87,12 +104,14 @@ class Chunk:
         lengths: Sequence[int],
         num_examples: Sequence[int],
         device: torch.device,
+        rows: int = 0,
     ) -> None:
         self.tasks, self.streams, self.lengths, self.num_examples = tasks, streams, lengths, num_examples
-        self.generators = [torch.Generator(device).manual_seed(substream(task.seed, "dropout")) for task in tasks]
+        self.rows = rows
         self.sizes: list[int] = []
-        self.results: dict[int, tuple[State, int, float, Tensor]] = {}
-        self._steps, self._rates, self._losses = 0, 0.0, torch.zeros(len(tasks), device=device)
+        self.results: dict[int, tuple[State, int, float]] = {}
+        self.losses = torch.zeros(len(tasks), device=device)
+        self._steps, self._rates = 0, 0.0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield inputs (B, K, ...), labels (B, K), and each example's share in its client's mean loss (padding: 0)."""
@@ -100,11 +119,11 @@ class Chunk:
             yield self._side_by_side([next(stream, None) for stream in self.streams])
 
     def _side_by_side(self, batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor, Tensor]:
-        self.sizes = [0 if batch is None else len(batch[1]) for batch in batches]
-        inputs, labels = next(batch for batch in batches if batch is not None)
-        shape = max(self.sizes), len(batches)
-        if all(size == shape[0] for size in self.sizes):
-            whole = [batch for batch in batches if batch is not None]
+        whole = [batch for batch in batches if batch is not None]
+        inputs, labels = whole[0]
+        shape = max(self.rows, *(len(batch[1]) for batch in whole)), len(batches)
+        self.sizes = [shape[0] if batch is None else len(batch[1]) for batch in batches]
+        if len(whole) == len(batches) and all(size == shape[0] for size in self.sizes):
             all_inputs, all_labels = (torch.stack(part, dim=1) for part in zip(*whole, strict=True))
             return all_inputs, all_labels, all_inputs.new_full(shape, 1 / shape[0], dtype=torch.float64)
         all_inputs = inputs.new_zeros(*shape, *inputs.shape[1:])
@@ -120,20 +139,23 @@ class Chunk:
         """Add the losses of a step, summed by client, and read the results of clients for which it was the last."""
         self._steps += 1
         self._rates += rate
-        self._losses += losses
-        for client, length in enumerate(self.lengths):
-            if length == self._steps:
-                self.results[client] = folded.read(client), self._steps, self._rates, self._losses[client]
+        self.losses += losses
+        if finished := [client for client, length in enumerate(self.lengths) if length == self._steps]:
+            for client, state in zip(finished, folded.read(finished), strict=True):
+                self.results[client] = state, self._steps, self._rates
 
 
 class VectorizedExecutor(Around):
     """Trains as many clients at once as memory allows; results are the same as one by one, up to rounding.
+
+    On a GPU dropout differs too: its masks are those of other kernels there.
 
     Args:
         training: settings of one client's training.
         chunk_size: clients at once; None: as many as fit into `memory_gb`, at most 64.
         memory_gb: memory for the chunk's parameters, gradients and activations, in 10^9 bytes; None: half of the free
             memory of a GPU; on a CPU 0.032, about a last-level cache, beyond which it was slower (README, "Speed").
+        capture: whether a GPU replays the steps as CUDA graphs.
 
     Raises:
         ValueError: the module, the optimizer or the trainer could mix values of different clients.
@@ -159,16 +181,17 @@ class VectorizedExecutor(Around):
         training: LocalTraining,
         chunk_size: Annotated[int, Field(ge=1)] | None = None,
         memory_gb: Annotated[float, Field(gt=0)] | None = None,
+        capture: bool = True,
     ) -> None:
         module = training.module
         for name in own_methods(module, ClassificationModule)[:1]:
             raise ValueError(f"{type(module).__name__} has its own {name}: {WAY_OUT}")
         assert isinstance(module, ClassificationModule)
         self._plain = module
-        self._one = SerialExecutor(
-            training, whole_epochs=True
-        )  # tests models, and trains the clients of a chunk that raised an error
+        # tests models, and trains the clients of a chunk that raised an error
+        self._one = SerialExecutor(training, whole_epochs=True, capture=capture)
         super().__init__(self._one)
+        self.capture = self._one.capture  # the same, so that all graphs share their memory
         self.corrections = self._one.corrections
         self.chunk_size, self.memory_gb = chunk_size, memory_gb
         self._many: dict[int, ManyClients] = {}
@@ -237,17 +260,31 @@ class VectorizedExecutor(Around):
         return self._one.run(tasks)
 
     def _train_chunk(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
+        try:
+            return self._fit(tasks)
+        except NotCaptured as error:
+            log.warning(NOT_CAPTURED, str(error))
+        self.capture = None
+        self._many.clear()
+        return self._fit(tasks)
+
+    def _fit(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
         start = time.perf_counter()
         if len(tasks) not in self._many:
-            self._many[len(tasks)] = ManyClients(self._plain, len(tasks)).to(self.device)
+            self._many[len(tasks)] = ManyClients(self._plain, len(tasks), self.device, self.capture)
         many = self._many[len(tasks)]
         many.folded.load([task.state for task in tasks])
+        for generator, task in zip(many.folded.generators, tasks, strict=True):
+            generator.manual_seed(substream(task.seed, "dropout"))
         self.module.learning_rate_factor = tasks[0].learning_rate_factor
-        chunk = Chunk(tasks, *self._streams(tasks), self.device)
-        self.corrections.gradient.correction = _stacked([task.correction for task in tasks])
+        chunk = Chunk(tasks, *self._streams(tasks), self.device, self.datamodule.batch_size if self.capture else 0)
+        gradient = self.corrections.gradient
+        gradient.correction = _stacked([task.correction for task in tasks])
+        many.variant = gradient.variant
         with self._one.kept_trainer("fit", 1, self.corrections.callbacks) as trainer:
             trainer.fit(many, DataLoader(cast(Dataset, [chunk]), batch_size=None))
-        return [self._result(chunk, client, time.perf_counter() - start) for client in range(len(tasks))]
+        losses = chunk.losses.tolist()  # the host waits once for all of them
+        return [self._result(chunk, client, loss, time.perf_counter() - start) for client, loss in enumerate(losses)]
 
     def _streams(self, tasks: Sequence[ClientTask]) -> tuple[list[Iterator[Batch]], list[int], list[int]]:
         """For each client the batches of all its epochs, their number, and the number of their examples."""
@@ -259,10 +296,10 @@ class VectorizedExecutor(Around):
             num_examples.append(epochs.sampler.num_examples * self.max_epochs)
         return streams, lengths, num_examples
 
-    def _result(self, chunk: Chunk, client: int, seconds: float) -> LocalResult:
-        state, num_steps, rates, loss = chunk.results[client]
+    def _result(self, chunk: Chunk, client: int, loss: float, seconds: float) -> LocalResult:
+        state, num_steps, rates = chunk.results[client]
         task = chunk.tasks[client]
-        loss_mean = float(loss) / chunk.num_examples[client]
+        loss_mean = loss / chunk.num_examples[client]
         num_examples = self.datamodule.num_examples(task.client)
         return LocalResult(task.client, state, num_examples, num_steps, rates, loss_mean, seconds / len(chunk.tasks))
 
