@@ -71,14 +71,15 @@ def steps(tiny: bool, end: float) -> Results:
                     rows.append(row | {"note": "no time"})
                     continue
                 try:
-                    rows.append(row | _measured(data, variant, way, precision, 0 if tiny else CELL_S))
+                    rows.append(row | measure(data, variant, way, precision, 0 if tiny else CELL_S))
                 except Exception as error:
                     logging.exception("%s", row)
                     rows.append(row | {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
     return {"rows": rows} | failures(rows)
 
 
-def _measured(data: FederatedDataModule, variant: str, way: str, precision: str, seconds: float) -> Results:
+def measure(data: FederatedDataModule, variant: str, way: str, precision: str, seconds: float) -> Results:
+    """The steps of one variant in one way, and PyTorch's peak memory on the GPU, training examples included."""
     gc.collect()
     cuda = torch.cuda.is_available()
     if cuda:
@@ -86,7 +87,7 @@ def _measured(data: FederatedDataModule, variant: str, way: str, precision: str,
         torch.cuda.reset_peak_memory_stats()
     WARNED.buffer.clear()
     patched: Any = mock.patch.object(Hadamard, "forward", notebook) if "einsum" in variant else nullcontext()
-    with patched, _replays() as replays:
+    with patched, counted_replays() as replays:
         executor = _executor(data, variant, way, precision)
         data.to(executor.device)
         executor.prepare()
@@ -127,8 +128,8 @@ def _train(executor: Any, clients: Tensor) -> int:
 
 
 @contextmanager
-def _replays() -> Iterator[list[None]]:
-    """A list with one item for each replay of a CUDA graph."""
+def counted_replays() -> Iterator[list[None]]:
+    """A list that gets an item at each replay of a CUDA graph."""
     replay, replays = torch.cuda.CUDAGraph.replay, list[None]()
 
     def counted(graph: torch.cuda.CUDAGraph) -> None:

@@ -49,6 +49,8 @@ def read_options(arguments: list[str]) -> dict[str, str]:
         options[key] = value
     if options["scale"] not in SCALES:
         raise ValueError(f"scale={options['scale']}: must be one of {', '.join(SCALES)}")
+    if options["scale"] == "full" and not torch.cuda.is_available():
+        raise ValueError("scale=full: there is no GPU; take scale=tiny")
     return options
 
 

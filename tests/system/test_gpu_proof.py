@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import gpu_measure
 import gpu_proof
@@ -76,8 +77,11 @@ def test_a_part_that_hangs_or_dies_has_one_line(monkeypatch, tmp_path, program, 
     assert gpu_proof.run_part("tests", "tiny")["error"] == error
 
 
-@pytest.mark.parametrize(("argument", "key"), [("scales=tiny", "scales"), ("scale=huge", "scale=huge")])
-def test_a_wrong_option_is_named(argument, key):
+@pytest.mark.parametrize(
+    ("argument", "key"), [("scales=tiny", "scales"), ("scale=huge", "scale=huge"), ("scale=full", "scale=full")]
+)
+def test_a_wrong_option_is_named(monkeypatch, argument, key):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match=f"error: {key}"):
         gpu_proof.main([argument])
 
@@ -100,13 +104,23 @@ def test_a_step_that_fails_is_named_and_the_others_are_measured(monkeypatch):
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
         return MEASURED
 
-    monkeypatch.setattr(gpu_measure, "_measured", broken)
+    monkeypatch.setattr(gpu_measure, "measure", broken)
     monkeypatch.setattr(gpu_measure, "VARIANTS", {"dense": gpu_measure.VARIANTS["dense"]})
     results = gpu_measure.steps(tiny=True, end=float("inf"))
     first, _ = results["error"].split("; ")
     assert first == "bf16-mixed, dense, captured, RuntimeError: operation not permitted when stream is capturing"
     assert sum("steps_per_s" in row for row in results["rows"]) == 6
     assert failures([MEASURED]) == {}
+
+
+def test_replays_of_cuda_graphs_are_counted_and_still_done(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", done.append)
+    with gpu_measure.counted_replays() as replays:
+        torch.cuda.CUDAGraph.replay("first")
+        torch.cuda.CUDAGraph.replay("second")
+    torch.cuda.CUDAGraph.replay("uncounted")
+    assert (len(replays), done) == (2, ["first", "second", "uncounted"])
 
 
 @pytest.mark.slow
