@@ -9,7 +9,7 @@ PINS := pyproject.toml constraints.txt constraints-cpu.txt tools/install.sh
 export PYTHON
 .NOTPARALLEL:  # both environments of a checkout share .venv
 
-.PHONY: help install lock quickstart test stress lint format benchmark deploy-demo clean
+.PHONY: help install lock quickstart test stress lint format benchmark gpu-proof deploy-demo clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/@/' | column -t -s '@'
 
@@ -55,6 +55,10 @@ format: install  ## let ruff format and fix the code
 
 benchmark: install  ## seconds per round, compared with a bare loop and other simulators; PART=scale, ARGS="net=tiny rounds=5"
 	$(BIN)/python benchmarks/$(or $(PART),rounds).py $(ARGS)
+
+gpu-proof: install  ## the CUDA path in 8 minutes: tests, steps, pfl-research's benchmark, the paper's run; docs/gpu-proof.md
+	-$(BIN)/python benchmarks/environments.py pfl
+	$(BIN)/python benchmarks/gpu_proof.py $(ARGS)
 
 deploy-demo: $(FLOWER)/.installed  ## five real processes with TLS on this machine, compared with a simulation; ARGS="method=pfedpara"
 	$(FLOWER)/bin/python deploy/demo.py $(ARGS)

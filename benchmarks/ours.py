@@ -1,5 +1,6 @@
 """Objects with which `src/train.py` runs a benchmark's workload: the data, and a callback that waits between rounds."""
 
+import time
 from typing import Any
 
 import torch
@@ -67,13 +68,25 @@ class PaceCallback(FederationCallback):
             federation.stop("the benchmark is done")
 
 
+class Deadline(FederationCallback):
+    """Stops the federation where a round as long as the last would end after `at`, in seconds since 1970."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        """Compare the clock."""
+        if time.time() + record.seconds > self.at:
+            federation.stop("the benchmark's time is up")
+
+
 def overrides(name: str) -> list[str]:
     """The command line of `src/train.py` for a workload."""
     workload = WORKLOADS[name]
     exact = ["model.network._target_=ours.DoubleVGG"]
     exact += [f"link.{way}_codec._target_=ours.Exact" for way in ("up", "down")]
     return [
-        "model=vgg_small", "factorization=dense", "partition=natural", "trainer=cpu", "logger=none",
+        *workload.arguments, "factorization=dense", "partition=natural", "logger=none",
         f"seed={workload.seed}",
         "data.dataset._target_=ours.data_set", f"+data.dataset.workload={name}",
         f"data.num_classes={NUM_CLASSES}", "data.in_channels=3", f"data.batch_size={workload.batch_size}",

@@ -36,6 +36,14 @@ def pytest_collection_finish():
     gc.freeze()  # what is imported stays: the garbage collector need not look through it again and again
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory):
     """A folder with the real CIFAR files: DATA_DIR, or restored from beside the checkout."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -13,6 +14,7 @@ from pfl.callback.base import TrainingProcessCallback
 from pfl.data.dataset import Dataset
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.hyperparam import NNTrainHyperParams
+from pfl.internal.ops.pytorch_ops import get_default_device
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
@@ -84,7 +86,7 @@ class PaceCallback(TrainingProcessCallback):
 
 def main(name: str) -> None:
     """Train one round at each word of the driver."""
-    workload, pace = WORKLOADS[name], PaceCallback()
+    workload, pace = replace(WORKLOADS[name], device=str(get_default_device())), PaceCallback()
     module = Module(workload.build())
     model = PyTorchModel(module, pace.local_optimizer, torch.optim.SGD(module.parameters(), lr=1.0))
     users = ((client, number) for number in count() for client in workload.cohort(number))
