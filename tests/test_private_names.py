@@ -11,7 +11,10 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "src" / "fedpara"
 ALLOWED = {
-    "hydra": {"hydra._internal.hydra.Hydra", "hydra._internal.utils._locate"},
+    "hydra": {
+        "hydra._internal.config_loader_impl.ConfigLoaderImpl", "hydra._internal.hydra.Hydra",
+        "hydra._internal.utils._locate",
+    },
     "lightning": {
         "pytorch_lightning.loops.fit_loop._FitLoop", "pytorch_lightning.loops.training_epoch_loop._TrainingEpochLoop",
     },

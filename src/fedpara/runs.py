@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from fedpara.files import UnusableFile, is_reserved
+from fedpara.files import UnusableFile, is_reserved, write_atomically
 from fedpara.metric import Metric
 from fedpara.old_runs import modernised
 
@@ -23,6 +23,10 @@ PARTICIPANTS, PARTITION = "participants.jsonl", "partition.png"
 MARKS = {SUMMARY, METRICS, OVERRIDES, ".hydra"}
 # results do not depend on these keys
 UNINTERESTING = "resume", "trusted", "paths.", "logger", "callbacks", "sweep", "data.num_workers", "hydra."
+
+NOTHING: dict[str, Any] = {  # the summary of a run that failed before its first round
+    "state": "failed", "rounds": 0, "parameters": {}, "bytes_per_round": {}, "metrics": {"last": {}, "best": {}},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,16 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return {"state": "interrupted", "rounds": 0} | json.loads(path.read_bytes())
     except (ValueError, TypeError, RecursionError) as error:
         raise UnusableFile(f"{path}: not a summary, or damaged ({error})") from error
+
+
+def summarise_failure(folder: Path, error: str) -> None:
+    """Write the error into the summary of a failed run; a run that was only refused a resume keeps its summary."""
+    try:
+        summary = read_summary(folder) or NOTHING
+    except UnusableFile:  # leave a damaged file as it is
+        return
+    if summary["state"] == "failed":
+        write_atomically(folder / SUMMARY, json.dumps(summary | {"error": error}, indent=2).encode())
 
 
 def find_runs(*roots: Path) -> list[Run]:

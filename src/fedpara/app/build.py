@@ -1,6 +1,5 @@
 """The objects of a configuration: network, data, executor, federation."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.make import Make
+from fedpara.app.values import check_values
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains needs it
     from torch import nn
@@ -44,14 +44,14 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     Raises:
         ConfigurationError: a value is wrong or data are missing; one line.
     """
+    check_values(cfg)
     import torch
 
     make = Make(cfg)
     make.require_targets("factorization", "executor", "data.dataset")
-    torch.manual_seed(make.call("", _seed, cfg))
+    torch.manual_seed(cfg.seed)
     partition = make("partition")
     datamodule = make("data", partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
-    make.call("model", _require_patterns, cfg.model)
     network = make("model.network")
     make.call("model.network", _require_real, network)
     dense = sum(parameter.numel() for parameter in network.parameters())
@@ -67,7 +67,6 @@ def _classifier(cfg: DictConfig, network: "nn.Module") -> "FederatedModule":
     from fedpara.models import ClassificationModule
 
     make = Make(cfg)
-    make.call("model.optimizer", _require_learning_rate, cfg.model.optimizer)
     optimizer = make("model.optimizer")
     make.call("model.optimizer", optimizer, network.parameters())  # the optimizer checks its values before slow steps
     make.call("data", _require_classes, cfg.data.num_classes)
@@ -210,14 +209,6 @@ def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "t
     return experiment, build_federation(cfg, experiment, clients, callbacks)
 
 
-def _require_patterns(model: DictConfig) -> None:
-    given: Any = OmegaConf.to_container(model)
-    for name in ("keep_dense", "head"):
-        value = given.get(name)
-        if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-            raise ValueError(f"{name}={value!r}: must be a list of name patterns")
-
-
 def _require_real(network: "nn.Module") -> None:
     """Refuse complex tensors: neither codecs nor factorisations can handle them."""
     wrong = [name for name, tensor in network.state_dict().items() if tensor.is_complex()]
@@ -226,16 +217,3 @@ def _require_real(network: "nn.Module") -> None:
         raise ValueError(
             f"{', '.join(wrong[:3])}{more}: must be real, complex parameters cannot be sent; use two real tensors"
         )
-
-
-def _require_learning_rate(optimizer: DictConfig) -> None:
-    """Check the value that everybody sets: torch accepts NaN, and its error for a word does not name the key."""
-    if "lr" in optimizer and not (isinstance(optimizer.lr, int | float) and 0 <= optimizer.lr < math.inf):
-        raise ValueError(f"lr={optimizer.lr!r}: must be a number, 0 or more")
-
-
-def _seed(cfg: DictConfig) -> int:
-    """The checked seed: torch takes 64 bits, but W&B and files hold signed numbers."""
-    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or not 0 <= cfg.seed < 2**63:
-        raise ValueError(f"seed={cfg.seed}: must be a whole number, 0 to 2^63 - 1")
-    return cfg.seed

@@ -21,7 +21,7 @@ from fedpara.app.overrides import FOLDERS, absolute, is_job, texts
 from fedpara.app.resume import require_simulated, with_saved_overrides
 from fedpara.app.run import Launch, run
 from fedpara.interruption import INTERRUPTED, interruption
-from fedpara.private.hydra import Hydra
+from fedpara.private.hydra import Hydra, groups_without_copies
 
 PROGRAM = ROOT / "src" / "train.py"
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
@@ -51,7 +51,7 @@ def main() -> None:
         ):  # bound here, so that the processes of parallel launchers have them
             typed = partial(resolver, tuple(sys.argv[1:]))
             OmegaConf.register_new_resolver(resolver.__name__, typed, replace=True)
-        with interruption.handled(), _resolved_before_shown():
+        with interruption.handled(), _resolved_before_shown(), groups_without_copies():
             hydra_main()
     except InstantiationException:
         raise

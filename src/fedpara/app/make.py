@@ -61,7 +61,7 @@ class Make:
             raise
         except Exception as error:
             cause = _cause(error)
-            if not isinstance(cause, (*USER_ERRORS, *_lightning_errors())):
+            if not (isinstance(cause, USER_ERRORS) or _is_lightnings(cause)):
                 raise
             # Hydra names the node that it was building
             nested = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(error))
@@ -73,10 +73,10 @@ def present(cfg: DictConfig, group: str) -> list[str]:
     return [f"{group}.{name}" for name, value in (cfg[group] or {}).items() if value is not None]
 
 
-def _lightning_errors() -> tuple[type[Exception], ...]:
+def _is_lightnings(error: BaseException) -> bool:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    return (MisconfigurationException,)
+    return isinstance(error, MisconfigurationException)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -14,9 +14,10 @@ from fedpara.app.errors import FAILED, line_of, one_line, require_nodes, stop
 from fedpara.app.make import Make, present
 from fedpara.app.resume import check_same, require_nothing_lost, restore_begun
 from fedpara.app.trust import require_resolved
+from fedpara.app.values import check_values
 from fedpara.files import reserve, write_atomically
 from fedpara.record import size
-from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY
+from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY, summarise_failure
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains needs it
     from fedpara.callbacks import LoggerForwarding
@@ -67,16 +68,18 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
 def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
     """One run; returns the last value of the metric that judges it (accuracy: 0 to 1), for a sweeper.
 
-    Loggers start first, so that a run that fails before its first round is recorded there too.
+    Wrong values are refused before torch is imported. Then loggers start first, so that a run that fails before its
+    first round is recorded there too.
     """
+    require_nothing_lost(cfg, Path(cfg.paths.output_dir))
+    make = Make(cfg)
+    resolved = make.call("", OmegaConf.to_container, cfg, resolve=True)
+    require_nodes(cfg, [*groups(cfg), *present(cfg, "callbacks"), *present(cfg, "logger")])
+    check_values(cfg)
     from pytorch_lightning.loggers import Logger
 
     from fedpara.callbacks import LoggerForwarding
 
-    require_nothing_lost(cfg, Path(cfg.paths.output_dir))
-    make = Make(cfg)
-    resolved = make.call("", OmegaConf.to_container, cfg, resolve=True)
-    require_nodes(cfg, present(cfg, "logger"))
     loggers = make.each("logger", Logger)
     with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
         for logger in loggers:
@@ -88,7 +91,6 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     from fedpara.callbacks import RunFolder
     from fedpara.federation import FederationCallback
 
-    require_nodes(cfg, [*groups(cfg), *present(cfg, "callbacks")])
     folder = Path(cfg.paths.output_dir)
     make = Make(cfg)
     experiment, federation = build(cfg, make.each("callbacks", FederationCallback))
@@ -152,8 +154,6 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
 
 def _record_failure(folder: Path, error: Exception, line: str) -> None:
     """Write the error into the run's log, with its stack trace, and into its summary; `main` prints it."""
-    from fedpara.callbacks.run_folder import summarise_failure
-
     record = log.makeRecord(log.name, logging.ERROR, "", 0, line, (), (type(error), error, error.__traceback__))
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fedpara.federation import Federation, FederationCallback, Outcome
-from fedpara.files import UnusableFile, write_atomically
+from fedpara.files import write_atomically
 from fedpara.metric import Metric
 from fedpara.record import RoundRecord, columns
-from fedpara.runs import METRICS, SUMMARY, read_rows, read_summary
+from fedpara.runs import METRICS, SUMMARY, read_rows
 
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
-NOTHING: dict[str, Any] = {  # the summary of a run that failed before its first round
-    "state": "failed", "rounds": 0, "parameters": {}, "bytes_per_round": {}, "metrics": {"last": {}, "best": {}},
-}  # fmt: skip
 
 
 class RunFolder(FederationCallback):
@@ -104,16 +101,6 @@ class RunFolder(FederationCallback):
             **self._origin,
         }
         write_atomically(self.folder / SUMMARY, json.dumps(summary, indent=2).encode())
-
-
-def summarise_failure(folder: Path, error: str) -> None:
-    """Write the error into the summary of a failed run; a run that was only refused a resume keeps its summary."""
-    try:
-        summary = read_summary(folder) or NOTHING
-    except UnusableFile:  # leave a damaged file as it is
-        return
-    if summary["state"] == "failed":
-        write_atomically(folder / SUMMARY, json.dumps(summary | {"error": error}, indent=2).encode())
 
 
 def _exact(row: dict[str, Any]) -> dict[str, Any]:
