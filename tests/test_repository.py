@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 # what each part may import of the package; a later entry builds on earlier ones
 LAYERS = {
     "state": set(), "metric": set(), "cost": {"metric"}, "record": {"cost", "metric"},
-    "errors": set(), "sampling": set(), "files": set(), "interruption": set(), "old_runs": set(),
+    "errors": set(), "sampling": set(), "files": set(), "heap": set(), "interruption": set(), "old_runs": set(),
     "runs": {"files", "metric", "record", "old_runs"},
     "export": {"nn", "models", "files"}, "dashboard": {"metric", "record"},
     "report": {"runs", "metric", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
@@ -23,7 +23,7 @@ LAYERS = {
     "communication": {"state"},
     "algorithms": {"state"},
     "data": {"sampling"},
-    "execution": {"private", "state", "sampling", "errors", "metric", "nn", "models", "data", "algorithms"},
+    "execution": {"private", "state", "sampling", "errors", "heap", "metric", "nn", "models", "data", "algorithms"},
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
         "storage", "metric",
