@@ -12,7 +12,12 @@ from fedpara.runs import find_runs
 from helpers import ROOT
 
 FILES = {runs.METRICS, runs.SUMMARY, runs.CONFIG, runs.OVERRIDES, runs.CHECKPOINT, runs.PARTICIPANTS, runs.PARTITION}
-SOURCES = sorted(path for part in ("src", "deploy", "benchmarks", "tools") for path in (ROOT / part).rglob("*.py"))
+SOURCES = sorted(
+    path
+    for part in ("src", "deploy", "benchmarks", "tools")
+    for path in (ROOT / part).rglob("*.py")
+    if ".environments" not in path.parts  # of other simulators, made by `make benchmark`
+)
 GROUPS = {column.partition("/")[0] for column in COLUMNS} - {"round"}
 OTHERS = {"personal/acc", "personal/trained_acc"}  # a histogram, and the beginning of a name
 OTHERS |= {f"{part}/{kind}" for part in ("train", "test") for kind in ("inputs", "labels")}  # of a client's data file
