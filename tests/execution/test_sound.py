@@ -565,4 +565,4 @@ print(faults() - before)
 """
     run = [sys.executable, "-c", code]
     lost, kept = (int(subprocess.check_output([*run, way], text=True)) for way in ("lost", "kept"))
-    assert kept < lost / 10
+    assert kept < lost / 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.app.make import Make
 
@@ -36,7 +37,7 @@ def check_values(cfg: DictConfig) -> None:
     make.call("", _require_seed, cfg)
     make.call("model", _require_patterns, cfg.model)
     make.call("model.optimizer", _require_learning_rate, cfg.model.get("optimizer") or {})
-    for key, group in _groups(OmegaConf.to_container(cfg, resolve=True)):
+    for key, group in _groups(_resolved(cfg)):
         for target in {str(group.get("_target_")), ALSO_READ_BY.get(key, "")}:
             make.call(key, _check, group, target)
 
@@ -59,6 +60,14 @@ def _require_learning_rate(optimizer: Mapping[str, Any]) -> None:
     """Check the value that everybody sets: torch accepts NaN, and its error for a word does not name the key."""
     if "lr" in optimizer and not (isinstance(optimizer["lr"], int | float) and 0 <= optimizer["lr"] < math.inf):
         raise ValueError(f"lr={optimizer['lr']!r}: must be a number, 0 or more")
+
+
+def _resolved(cfg: DictConfig) -> Any:
+    """All values; as they stand, with their interpolations, if some can only be resolved in a run."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:
+        return OmegaConf.to_container(cfg)
 
 
 def _groups(node: Any, key: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
@@ -87,8 +96,8 @@ def _check(values: Mapping[Any, Any], target: str) -> None:
 
 
 def _is_made(value: Any) -> bool:
-    """Whether an object will be made of the value, or the value is missing."""
-    return value == "???" or (isinstance(value, dict) and "_target_" in value)
+    """Whether an object will be made of the value, or the value is missing or has an interpolation."""
+    return value == "???" or "${" in str(value) or (isinstance(value, dict) and "_target_" in value)
 
 
 @cache
