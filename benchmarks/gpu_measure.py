@@ -1,7 +1,6 @@
 """Parts of benchmarks/gpu_proof.py that measure: `python benchmarks/gpu_measure.py steps tiny 120 steps.json`."""
 
 import gc
-import inspect
 import logging
 import os
 import statistics
@@ -113,8 +112,7 @@ def _executor(data: FederatedDataModule, variant: str, way: str, precision: str)
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=WORKLOADS["steps"].learning_rate), NUM_CLASSES)
     training = LocalTraining(module, data, max_epochs=WORKLOADS["steps"].num_epochs, precision=precision)
     make, options = WAYS[way]
-    known = inspect.signature(make).parameters
-    return make(training, **{name: value for name, value in options.items() if name in known})
+    return make(training, **options)
 
 
 def _train(executor: Any, clients: Tensor) -> int:

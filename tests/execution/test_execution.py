@@ -212,10 +212,11 @@ def test_captured_steps_are_the_eager_ones_bit_for_bit(captured_by, precision, b
     offset = {name: torch.randn(tensor.shape) / 100 for name, tensor in state.items()}
     corrections = [Correction(), Correction(0.1, state, offset), Correction(), Correction(0.1, offset, state)]
     tasks = [ClientTask(c, state, 1 / (c + 1), c, correction) for c, correction in enumerate(corrections)]
+    tasks += tasks  # a kind of step is captured when it occurs again
     for one, other in zip(eager.run(tasks), captured.run(tasks), strict=True):
         assert one.train_loss == other.train_loss
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
-    assert recorded.num_steps > 2
+    assert recorded.num_steps > 4
 
 
 def test_a_step_is_captured_once_its_kind_occurs_again(captured_by):

@@ -86,7 +86,7 @@ def _check(values: Mapping[Any, Any], target: str) -> None:
     """
     module, _, name = target.rpartition(".")
     annotations = _annotations(module, name)
-    checked = {name: value for name, value in values.items() if name in annotations and not _is_made(value)}
+    checked = {name: value for name, value in values.items() if name in annotations and not _checked_later(value)}
     if checked:
         from pydantic import create_model
 
@@ -95,8 +95,8 @@ def _check(values: Mapping[Any, Any], target: str) -> None:
             create_model("Values", **fields).model_validate(checked)
 
 
-def _is_made(value: Any) -> bool:
-    """Whether an object will be made of the value, or the value is missing or has an interpolation."""
+def _checked_later(value: Any) -> bool:
+    """Whether the value says nothing yet: an object will be made of it, it is missing, or it has an interpolation."""
     return value == "???" or "${" in str(value) or (isinstance(value, dict) and "_target_" in value)
 
 

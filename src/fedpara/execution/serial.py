@@ -77,7 +77,6 @@ class SerialExecutor:
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(self, training: LocalTraining, whole_epochs: bool = False, capture: bool = True) -> None:
         _quiet()
-        keep_freed_memory()
         self.training = training
         self.module, self.datamodule, self.max_epochs = training.module, training.datamodule, training.max_epochs
         self._objects = training.objects
@@ -89,6 +88,8 @@ class SerialExecutor:
         if probe.world_size != 1:
             raise ValueError(f"devices={probe.world_size}: must be 1; a client trains on one device")
         self.device = probe.strategy.root_device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         precision = str(training.precision or probe.precision)
         self._scaled = precision in ("16", "16-mixed")
         if unscales_gradients(training.optimization(probe).optimizer) and self._scaled:

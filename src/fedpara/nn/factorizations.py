@@ -134,7 +134,7 @@ class TanhProductGradient(Transformable):
         else:
             gradient.mul_(product)
             times_derivative(gradient, tanh, grad_input=gradient)
-        return times(gradient, y), times(x.mT, gradient).mT
+        return times(gradient, y), times(gradient.mT, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
