@@ -436,7 +436,7 @@ def test_a_client_that_raises_within_a_step_leaves_nothing_of_eq_9_to_the_next(r
         if raising == "backward":
             patched.setattr(GradientCorrection, "on_after_backward", fail)
         else:
-            patched.setattr("fedpara.execution.local.jacobian_correction", fail)
+            patched.setattr("fedpara.nn.jacobian.Watch.correction", fail)
         (outcome,) = made.run([first])
         assert isinstance(outcome, ClientFailure)
     (result,) = made.run([second])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedpara.execution.local import JacobianCorrection
 from fedpara.models import MLP, ClassificationModule
@@ -18,6 +19,8 @@ from fedpara.nn import (
     jacobian_correction,
     jacobian_penalty,
 )
+from fedpara.nn.factorizations import TanhProduct
+from fedpara.nn.jacobian import Watch
 
 
 def written_out(f, jacobian, eta):
@@ -76,6 +79,49 @@ def test_the_closed_form_is_autograds_gradient_in_blocks_of_any_size(shape, tuck
         monkeypatch.setattr("fedpara.nn.jacobian.BLOCK", block)
         for got, value in zip(jacobian_correction(made, jacobian, 0.05).values(), expected, strict=True):
             torch.testing.assert_close(got, value, rtol=1e-10, atol=1e-10 * float(value.abs().max()))
+
+
+@pytest.mark.parametrize("large", [1, 2**19])
+@pytest.mark.parametrize("nonlinearity", [torch.tanh, torch.sigmoid, None])
+@pytest.mark.parametrize(("shape", "tucker"), [((6, 5), False), ((6, 5, 3, 3), True)])
+def test_a_watched_step_gives_the_same_correction(shape, tucker, nonlinearity, large, monkeypatch):
+    """After two backward passes of a loss that is 8 times too large, as with accumulation and fp16's scaler."""
+    monkeypatch.setattr(TanhProduct, "large", large)
+    torch.manual_seed(0)
+    made = Hadamard(shape, 2, tucker, nonlinearity).double()
+    for factor in made.parameters():
+        torch.nn.init.normal_(factor)
+    jacobians = torch.randn(2, *shape, dtype=torch.float64)
+    watch = Watch(made)
+    assert watch.correction(0.05) == {}
+    for jacobian in jacobians:
+        (made() * jacobian * 8).sum().backward()
+    for factor in made.parameters():
+        factor.grad /= 8
+    expected = jacobian_correction(made, jacobians.sum(0), 0.05)
+    got = watch.correction(0.05, scale=8.0)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10 * float(value.abs().max()))
+    watch.clear()
+    assert watch.correction(0.05) == {}
+    watch.remove()
+    made().sum().backward()
+    assert watch.correction(0.05) == {}
+
+
+def test_the_correction_costs_nine_products_beside_the_three_of_the_step():
+    made = Hadamard((64, 48), 5, tucker=False)
+    for factor in made.parameters():
+        torch.nn.init.normal_(factor)
+    watch = Watch(made)
+    with FlopCounterMode(display=False) as step:
+        made().square().sum().backward()
+    with FlopCounterMode(display=False) as correction:
+        watch.correction(0.05)
+    product = 2 * 2 * 64 * 48 * made.rank  # of two branches
+    assert step.get_total_flops() == 3 * product
+    assert correction.get_total_flops() == 9 * product
 
 
 def test_another_nonlinearity_goes_by_autograd():

@@ -1,17 +1,17 @@
 """Lightning callbacks of one client's local training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from fedpara.algorithms.base import Correction
 from fedpara.data.examples import Batch
-from fedpara.nn import Factorization, Hadamard, factorizations, jacobian_correction
+from fedpara.nn import Hadamard, factorizations
+from fedpara.nn.jacobian import Watch
 from fedpara.state import State
 
 Memory = dict[tuple[str, torch.Size], Tensor]
@@ -119,7 +119,7 @@ def _placed(device: torch.device, given: State, memory: Memory) -> State:
 class JacobianCorrection(Callback):
     """Adds lambda times the gradient of FedPara's regulariser (appendix B, eq. 9) before each optimizer step.
 
-    J_W is caught in the step's own backward pass, where the composed weight receives it: nothing is computed twice.
+    It must come before all callbacks that change gradients, which it reads as the backward pass left them.
 
     Args:
         strength: lambda; 1 in the paper's experiments (Table 6), 10 in its ablation (Table 4).
@@ -127,42 +127,24 @@ class JacobianCorrection(Callback):
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
-        self._jacobians: dict[Factorization, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
-        self._correcting = False
+        self._watches: list[Watch] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch every weight that is a Hadamard product; the low-rank baseline has no correction."""
-        for _, factorization in factorizations(pl_module):
-            if isinstance(factorization, Hadamard):
-                self._handles.append(factorization.register_forward_hook(self._watch))
-
-    def _watch(self, factorization: Factorization, _: object, weight: Tensor) -> None:
-        if weight.requires_grad and not self._correcting:
-            weight.register_hook(self._keep(factorization))
-
-    def _keep(self, factorization: Factorization) -> Callable[[Tensor], None]:
-        def keep(jacobian: Tensor) -> None:
-            before = self._jacobians.get(factorization)
-            self._jacobians[factorization] = jacobian if before is None else before + jacobian
-
-        return keep
+        self._watches = [Watch(made) for _, made in factorizations(pl_module) if isinstance(made, Hadamard)]
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Add the correction; gradients are unscaled by now, but the jacobians from the backward pass are not."""
+        """Add the correction; gradients are unscaled by now, but what the backward pass left elsewhere is not."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        learning_rate = optimizer.param_groups[0]["lr"]
-        self._correcting = True
-        for factorization, jacobian in self._jacobians.items():
-            correction = jacobian_correction(factorization, jacobian / scale, learning_rate)
-            for name, factor in factorization.named_parameters():
-                assert factor.grad is not None
-                factor.grad.add_(correction[name], alpha=self.strength)
-        self._correcting = False
-        self._jacobians.clear()
+        for watch in self._watches:
+            for name, correction in watch.correction(optimizer.param_groups[0]["lr"], scale).items():
+                gradient = watch.factorization.get_parameter(name).grad
+                assert gradient is not None
+                gradient.add_(correction, alpha=self.strength)
+            watch.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop watching, because the next client trains on the same network."""
@@ -170,8 +152,6 @@ class JacobianCorrection(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching, and forget what a step left that raised, which would be added to the next client's first."""
-        self._correcting = False
-        self._jacobians.clear()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for watch in self._watches:
+            watch.remove()
+        self._watches = []

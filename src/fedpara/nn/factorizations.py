@@ -8,6 +8,7 @@ same two batched products; so are the weights of many clients (`fedpara.executio
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -155,6 +156,29 @@ class TanhProductGradient(Transformable):
         return TanhProductGradient.apply(*_in_front(info.batch_size, dimensions, tensors)), (0, 0)
 
 
+@dataclass(frozen=True)
+class Composition:
+    """A weight of `Hadamard`, and what its backward pass keeps.
+
+    Attributes:
+        rows: X, or X T, of shape (..., 2, m, R).
+        product: the weight's unfolding, s(W1) * s(W2), of shape (..., m, n).
+        stack: s(W1) and s(W2), (..., 2, m, n); if `divided`, the product lies in the place of s(W2).
+    """
+
+    rows: Tensor
+    product: Tensor
+    stack: Tensor
+    divided: bool = False
+
+    def branches(self, rows: slice) -> Tensor:
+        """s of both branches in some rows of W, (..., 2, b, n)."""
+        if not self.divided:
+            return self.stack[..., rows, :]
+        first, product = self.stack[..., rows, :].unbind(-3)
+        return torch.stack([first, product / first], -3)
+
+
 def _in_front(size: int, dimensions: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor with its batch dimension first; a tensor without one is expanded."""
     pairs = zip(dimensions, tensors, strict=True)
@@ -252,7 +276,12 @@ class Hadamard(Factorization):
 
     Args:
         nonlinearity: s, applied to both branches before the product (appendix B: tanh; `None` is the identity).
+
+    Attributes:
+        observe: called with each composition that is to be differentiated; for the Jacobian correction.
     """
+
+    observe: Callable[[Composition], None] | None = None
 
     def __init__(self, shape: Shape, rank: int, tucker: bool, nonlinearity: Nonlinearity | None = torch.tanh) -> None:
         super().__init__(shape, rank, tucker, stack=2)
@@ -266,14 +295,24 @@ class Hadamard(Factorization):
 
     def composed(self) -> Tensor:
         """As `compose`, but its gradient cannot be differentiated again; a compiler fuses the formula by itself."""
-        if self.nonlinearity is not torch.tanh or torch.compiler.is_compiling():
+        if self.nonlinearity not in (None, torch.tanh) or torch.compiler.is_compiling():
             return super().composed()
-        factors = self.factors
-        unfolding: Tensor
-        unfolding, *_ = TanhProduct.apply(rows_of(factors["x"], factors.get("t")), factors["y"])
-        return (
-            unfolding if torch.is_grad_enabled() else unfolding.clone()
-        )  # a kept W must not keep the tanh beside it in memory
+        composition = self.composition(self.factors)
+        if not torch.is_grad_enabled():  # a kept W must not keep the tanh beside it in memory
+            return composition.product.clone() if composition.divided else composition.product
+        if self.observe is not None:
+            self.observe(composition)
+        return composition.product
+
+    def composition(self, factors: Factors) -> Composition:
+        """W from the factors by name, for the identity and tanh."""
+        rows, y = rows_of(factors["x"], factors.get("t")), factors["y"]
+        if self.nonlinearity is None:
+            stack = times(rows, y.mT)
+            first, second = stack.unbind(-3)
+            return Composition(rows, first * second, stack)
+        unfolding, tanh, *kept = TanhProduct.apply(rows, y)
+        return Composition(rows, unfolding, tanh, bool(kept))
 
     def branches(self) -> list[Factors]:
         """X1, Y1, T1 and X2, Y2, T2."""

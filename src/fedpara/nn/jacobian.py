@@ -13,23 +13,27 @@ branch, s_i = s(Z_i), d_i = s'(Z_i)), all of it follows from three products of o
 
     G_i  = J * d_i * s_j                                 the gradient by Z_i,      g_X = G Y,  g_Y = G^T X,
     z_i  = v_X Y^T + X v_Y^T                             the change of Z_i along v,
-    G'_i = J * (s''(Z_i) * s_j * z_i + d_i * d_j * z_j)  the change of G_i, where tanh'' = -2 tanh tanh',
+    G'_i = J * d_i * (d_j * z_j - 2 W * z_i)             the change of G_i, where tanh'' = -2 tanh tanh'
+                                                         (for the identity J * z_j),
 
 so that (H v)_X = G' Y + G v_Y and (H v)_Y = G'^T X + G^T v_X. A core T makes X the rows X T, whose own gradient goes on
-to X and T by the product rule. W is worked through in blocks of rows that fit in a processor's cache: autograd's double
-backward pass moves some thirty arrays of W's size through memory instead.
+to X and T by the product rule.
+
+A training step has W, s_i, J and g already, and `Watch` takes them from it. Nine products of stacks of factors are left
+(Z at q: 1, v: 2, z: 2, H v: 4) beside the three of the step. W is worked through in blocks of rows that fit in a
+processor's cache; autograd's double backward pass moves some thirty arrays of W's size through memory instead.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from fedpara.nn.factorizations import ONE, Factorization, Factors, Hadamard, rows_of, times
+from fedpara.nn.factorizations import ONE, Composition, Factorization, Factors, Hadamard, rows_of, times
 
 BLOCK = 2**17  # values of W in a block of rows
-
-Field = Callable[[slice, Tensor], Tensor]  # rows of W, and both branches there: (..., 2, b, n) to (..., b, n)
 
 
 def jacobian_penalty(factorization: Factorization, factors: Factors, jacobian: Tensor, learning_rate: float) -> Tensor:
@@ -58,117 +62,177 @@ def jacobian_correction(factorization: Factorization, jacobian: Tensor, learning
 
     It is computed in closed form (Note [Closed form]) where that is known, else by autograd.
     """
-    factors = {name: factor.detach() for name, factor in factorization.named_parameters()}
-    if isinstance(factorization, Hadamard) and factorization.nonlinearity in (None, torch.tanh):
-        return _closed_form(factorization, factors, jacobian, learning_rate)
-    leaves = {name: factor.requires_grad_() for name, factor in factors.items()}
+    leaves = {name: factor.detach().requires_grad_() for name, factor in factorization.named_parameters()}
     with torch.enable_grad():
-        penalty = jacobian_penalty(factorization, leaves, jacobian, learning_rate)
-    return dict(zip(leaves, torch.autograd.grad(penalty, list(leaves.values())), strict=True))
+        if not _has_closed_form(factorization):
+            penalty = jacobian_penalty(factorization, leaves, jacobian, learning_rate)
+            return dict(zip(leaves, torch.autograd.grad(penalty, list(leaves.values())), strict=True))
+        composition = factorization.composition(leaves)
+    jacobian = _unfolded(factorization, jacobian)
+    inputs = [composition.rows, *leaves.values()]
+    of_rows, *gradients = torch.autograd.grad(composition.product, inputs, jacobian)
+    passed = _Pass(composition, jacobian, of_rows, dict(zip(leaves, gradients, strict=True)))
+    return _closed_form(leaves, passed, learning_rate, factorization.nonlinearity is not None)
 
 
-class _Point:
-    """A value of the factors of both branches, at which the composition and its derivative are taken.
+class Watch:
+    """Takes what a weight's correction needs from the training step itself, so that nothing is computed twice.
 
     Args:
-        factors: x (..., 2, O, R), y (..., 2, n, R) and, with a core, t.
-        tanh: whether s is tanh, else the identity.
+        factorization: the weight's; several backward passes before a correction add up.
     """
 
-    def __init__(self, factors: Factors, tanh: bool) -> None:
-        self.x, self.y, self.t = factors["x"], factors["y"], factors.get("t")
-        self.rows, self.tanh = rows_of(self.x, self.t), tanh
+    def __init__(self, factorization: Hadamard) -> None:
+        self.factorization = factorization
+        self.clear()
+        self._handle = factorization.register_forward_hook(self._weigh)
+        if _has_closed_form(factorization):
+            factorization.observe = self._observe
 
-    def blocks(self) -> Iterator[slice]:
-        """Slices of the rows of W."""
-        size = max(1, BLOCK // self.y.shape[-2])
-        yield from (slice(start, start + size) for start in range(0, self.rows.shape[-2], size))
+    def clear(self) -> None:
+        """Forget the backward passes so far."""
+        self._composition: Composition | None = None
+        self._jacobian: Tensor | None = None
+        self._of_rows: Tensor | None = None
 
-    def branches(self, rows: slice) -> Tensor:
-        """s(Z) of both branches in some rows of W."""
-        z = times(self.rows[..., rows, :], self.y.mT)
-        if not self.tanh:
-            return z
-        return torch.sub(ONE, z.mul_(-2).sigmoid_(), alpha=2) if z.is_cpu else z.tanh_()  # as TanhProduct
+    def remove(self) -> None:
+        """Stop watching."""
+        self._handle.remove()
+        self.factorization.observe = None
+        self.clear()
 
-    def derivative(self, s: Tensor, field: Tensor) -> Tensor:
-        """`field` times s', of the same shape as s."""
-        return torch.ops.aten.tanh_backward(field, s) if self.tanh else field
+    def correction(self, learning_rate: float, scale: float = 1.0) -> Factors:
+        """As `jacobian_correction`; empty if no backward pass reached the weight.
 
-    def pull(self, field: Field) -> tuple[Tensor, Tensor]:
-        """Df(p)^T of a field in W's shape: the gradients of the rows and of y."""
-        of_rows, of_y = torch.empty_like(self.rows), torch.zeros_like(self.y)
-        for rows in self.blocks():
-            s = self.branches(rows)
-            gradient = self.derivative(s, s.flip(-3).mul_(field(rows, s).unsqueeze(-3)))
-            of_rows[..., rows, :] = times(gradient, self.y)
-            of_y.add_(times(gradient.mT, self.rows[..., rows, :]))
-        return of_rows, of_y
+        The factors' `grad` must be as the backward passes left them, but for the scale.
 
-    def on_factors(self, of_rows: Tensor, of_y: Tensor) -> Factors:
-        """Gradients of the factors from those of the rows and of y."""
-        if self.t is None:
-            return {"x": of_rows, "y": of_y}
-        folded = of_rows.reshape(*self.x.shape[:-1], -1)
-        return {"x": times(folded, self.t.mT), "y": of_y, "t": times(self.x.mT, folded)}
+        Args:
+            learning_rate: eta.
+            scale: by how much the loss was multiplied; `grad` is divided by it already.
+        """
+        if self._jacobian is None:
+            return {}
+        jacobian = self._jacobian if scale == 1 else self._jacobian / scale
+        if self._composition is None:  # compiled, or without a closed form
+            return jacobian_correction(self.factorization, jacobian, learning_rate)
+        factors = self.factorization.factors
+        gradients = {}
+        for name, factor in factors.items():
+            assert factor.grad is not None
+            gradients[name] = factor.grad
+        of_rows = gradients["x"] if self._of_rows is None else self._of_rows / scale
+        passed = _Pass(self._composition, _unfolded(self.factorization, jacobian), of_rows, gradients)
+        return _closed_form(factors, passed, learning_rate, self.factorization.nonlinearity is not None)
+
+    def _observe(self, composition: Composition) -> None:
+        self._composition = composition
+        if composition.rows.grad_fn is not None:  # there is a core
+            composition.rows.register_hook(self._add_of_rows)
+
+    def _weigh(self, factorization: Factorization, _: object, weight: Tensor) -> None:
+        if weight.requires_grad:
+            weight.register_hook(self._add_jacobian)
+
+    def _add_jacobian(self, jacobian: Tensor) -> None:
+        self._jacobian = jacobian if self._jacobian is None else self._jacobian + jacobian
+
+    def _add_of_rows(self, of_rows: Tensor) -> None:
+        self._of_rows = of_rows if self._of_rows is None else self._of_rows + of_rows
 
 
-def _closed_form(factorization: Hadamard, factors: Factors, jacobian: Tensor, eta: float) -> Factors:
+def _has_closed_form(factorization: Factorization) -> TypeGuard[Hadamard]:
+    return isinstance(factorization, Hadamard) and factorization.nonlinearity in (None, torch.tanh)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The backward pass of a step: J in W's unfolding, and the gradients of the rows and of the factors, g."""
+
+    composition: Composition
+    jacobian: Tensor
+    of_rows: Tensor
+    gradients: Factors
+
+
+@torch.no_grad()
+def _closed_form(p: Factors, passed: _Pass, eta: float, tanh: bool) -> Factors:
     """Note [Closed form], its names and its order."""
-    tanh = factorization.nonlinearity is not None
-    j, p = _unfolded(factorization, jacobian), _Point(factors, tanh)
-    s = p.rows.new_empty(*p.rows.shape[:-1], p.y.shape[-2])
-    error = torch.empty_like(s[..., 0, :, :])
-
-    def first(rows: slice, here: Tensor) -> Tensor:
-        s[..., rows, :] = here
-        return j[..., rows, :]
-
-    g_rows, g_y = p.pull(first)
-    g = p.on_factors(g_rows, g_y)
-    q = _Point({name: factor - eta * g[name] for name, factor in factors.items()}, tanh)
-
-    def second(rows: slice, there: Tensor) -> Tensor:
-        block = torch.addcmul(eta * j[..., rows, :], *s[..., rows, :].unbind(-3), value=-1)
-        error[..., rows, :] = block.addcmul_(*there.unbind(-3))
-        return block
-
-    v_rows, v_y = q.pull(second)
-    v = q.on_factors(v_rows, v_y)
-    along = v["x"] if p.t is None else times(v["x"], p.t).view_as(p.rows) + rows_of(p.x, v["t"])
-    h_rows, h_y = _second_order(p, s, (eta * j, error), along, v_y)
-    taken = p.on_factors(h_rows, h_y)
-    if p.t is not None:  # the rows X T are a product themselves
-        folded = eta * g_rows.reshape(*p.x.shape[:-1], -1)
+    eta_j = eta * passed.jacobian
+    q = {name: factor - eta * passed.gradients[name] for name, factor in p.items()}
+    error, v_rows, v_y = _of_error(q, passed.composition.product, eta_j, tanh)
+    v = _on_factors(q, v_rows, v_y)
+    t = p.get("t")
+    along = v["x"] if t is None else times(v["x"], t).view_as(v_rows) + rows_of(p["x"], v["t"])
+    taken = _on_factors(p, *_second_order(passed.composition, p["y"], (eta_j, error), along, v_y, tanh))
+    if t is not None:  # the rows X T are a product themselves
+        folded = eta * passed.of_rows.reshape(*p["x"].shape[:-1], -1)
         taken["x"] += times(folded, v["t"].mT)
         taken["t"] += times(v["x"].mT, folded)
-    return {name: v[name] - taken[name] for name in factors}
+    return {name: v[name] - taken[name] for name in p}
+
+
+def _of_error(q: Factors, weight: Tensor, eta_j: Tensor, tanh: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """E, and v = Df(q)^T E as gradients of the rows and of y."""
+    all_rows, y = rows_of(q["x"], q.get("t")), q["y"]
+    error, of_rows, of_y = torch.empty_like(weight), torch.empty_like(all_rows), torch.zeros_like(y)
+    for rows in _blocks(weight):
+        s = times(all_rows[..., rows, :], y.mT)
+        if tanh:
+            s = torch.sub(ONE, s.mul_(-2).sigmoid_(), alpha=2) if s.is_cpu else s.tanh_()  # as TanhProduct
+        block = error[..., rows, :]
+        block.copy_(eta_j[..., rows, :]).sub_(weight[..., rows, :]).addcmul_(*s.unbind(-3))
+        gradient = _times_derivative(s.flip(-3).mul_(block.unsqueeze(-3)), s, tanh)
+        of_rows[..., rows, :] = times(gradient, y)
+        of_y.add_(times(gradient.mT, all_rows[..., rows, :]))
+    return error, of_rows, of_y
 
 
 def _second_order(
-    p: _Point, s: Tensor, fields: tuple[Tensor, Tensor], along: Tensor, v_y: Tensor
-) -> tuple[Tensor, ...]:
+    composition: Composition, y: Tensor, fields: tuple[Tensor, Tensor], along: Tensor, v_y: Tensor, tanh: bool
+) -> tuple[Tensor, Tensor]:
     """eta H v + Df(p)^T E, as gradients of the rows and of y.
 
     Args:
-        s: both branches at p.
+        composition: at p, with y.
         fields: eta J and E.
         along: v of the rows.
+        v_y: v of y.
+        tanh: whether s is tanh, else the identity.
     """
-    of_rows, of_y = torch.empty_like(p.rows), torch.zeros_like(p.y)
-    wide, wide_y = torch.cat([along, p.rows], -1), torch.cat([p.y, v_y], -1).mT
-    for rows in p.blocks():
-        here, z = s[..., rows, :], times(wide[..., rows, :], wide_y)
-        j, error = (field[..., rows, :].unsqueeze(-3) for field in fields)
-        other = here.flip(-3)
-        change = p.derivative(here, z).flip(-3)  # d_j z_j
-        if p.tanh:
-            change.addcmul_(here * other, z, value=-2)
-        change = p.derivative(here, change.mul_(j).addcmul_(error, other))
-        gradient = p.derivative(here, other.mul_(j))
-        of_rows[..., rows, :] = times(change, p.y) + times(gradient, v_y)
-        of_y.add_(times(change.mT, p.rows[..., rows, :])).add_(times(gradient.mT, along[..., rows, :]))
+    all_rows = composition.rows
+    of_rows, of_y = torch.empty_like(all_rows), torch.zeros_like(y)
+    wide, wide_y = torch.cat([along, all_rows], -1), torch.cat([y, v_y], -1).mT
+    for rows in _blocks(composition.product):
+        s, z = composition.branches(rows), times(wide[..., rows, :], wide_y)
+        eta_j, error, weight = (f[..., rows, :].unsqueeze(-3) for f in (*fields, composition.product))
+        other = s.flip(-3)
+        change = (torch.ops.aten.tanh_backward(z, s) if tanh else z).flip(-3)  # d_j z_j
+        if tanh:
+            change.addcmul_(weight, z, value=-2)
+        change = _times_derivative(change.mul_(eta_j).addcmul_(error, other), s, tanh)
+        gradient = _times_derivative(other.mul_(eta_j), s, tanh)
+        of_rows[..., rows, :] = times(change, y) + times(gradient, v_y)
+        of_y.add_(times(change.mT, all_rows[..., rows, :])).add_(times(gradient.mT, along[..., rows, :]))
     return of_rows, of_y
+
+
+def _blocks(weight: Tensor) -> Iterator[slice]:
+    """Slices of the rows of W's unfolding."""
+    size = max(1, BLOCK // weight.shape[-1])
+    yield from (slice(start, start + size) for start in range(0, weight.shape[-2], size))
+
+
+def _times_derivative(field: Tensor, s: Tensor, tanh: bool) -> Tensor:
+    """`field` times s', in its place."""
+    return torch.ops.aten.tanh_backward.grad_input(field, s, grad_input=field) if tanh else field
+
+
+def _on_factors(factors: Factors, of_rows: Tensor, of_y: Tensor) -> Factors:
+    """Gradients of the factors from those of the rows and of y."""
+    if "t" not in factors:
+        return {"x": of_rows, "y": of_y}
+    folded = of_rows.reshape(*factors["x"].shape[:-1], -1)
+    return {"x": times(folded, factors["t"].mT), "y": of_y, "t": times(factors["x"].mT, folded)}
 
 
 def _unfolded(factorization: Factorization, weight: Tensor) -> Tensor:
