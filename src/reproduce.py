@@ -1,4 +1,4 @@
-"""Run the paper's experiments as one queue: `python src/reproduce.py --list`; the program is `fedpara.app.reproduce`."""
+"""Run the paper's experiments as a queue: `python src/reproduce.py --list`; the program is `fedpara.app.reproduce`."""
 
 from fedpara.app.reproduce import main
 

@@ -1,7 +1,7 @@
-"""The program `src/reproduce.py`: the experiments of configs/reproduce.yaml as one queue that can be stopped and resumed.
+"""The program `src/reproduce.py`: the experiments of configs/reproduce.yaml as one queue that can be resumed.
 
-A job is one run folder, `logs/reproduce/<name>/<values that vary>`. The same command skips finished jobs and resumes the
-others, to the same bits on the same CPU with the same number of threads.
+A job is one run folder, `logs/reproduce/<name>/<values that vary>`. The same command skips finished jobs and resumes
+the others, to the same bits on the same CPU with the same number of threads.
 """
 
 import argparse
@@ -179,8 +179,8 @@ def table(jobs: Sequence[Job], lanes: int) -> Table:
         made.add_row(escape(job.label), job.state, str(len(job.run.rows) or ""), "" if job.is_finished else shown)
     num_finished, num_unknown = sum(job.is_finished for job in jobs), left.count(None)
     known = sum(hours for hours in left if hours is not None) / lanes
-    unknown = f"; {num_unknown} jobs are not measured yet" if num_unknown else ""
-    made.caption = f"{num_finished} of {len(jobs)} finished; {known:.2f} hours left, {lanes} at a time{unknown}"
+    unknown = f"; unknown for {num_unknown} jobs, which have no measured round yet" if num_unknown else ""
+    made.caption = f"{num_finished} of {len(jobs)} finished; hours left, {lanes} at a time: {known:.2f}{unknown}"
     return made
 
 
@@ -203,7 +203,11 @@ def work(jobs: Sequence[Job], lanes: int, threads: int | None, nice: int) -> lis
             while waiting or running:
                 while waiting and len(running) < lanes:
                     number, job = waiting.pop(0)
-                    running[_start(job, number, threads, nice)] = job
+                    if job.run.state == "running":
+                        log.info("%s: left alone, another process trains it", job.label)
+                        continue
+                    with interruption.held_back():
+                        running[_start(job, number, threads, nice)] = job
                 for process in [process for process in running if process.poll() is not None]:
                     _conclude(running.pop(process), process.returncode)
                 time.sleep(POLL_S)
@@ -227,7 +231,7 @@ def _start(job: Job, number: int, threads: int | None, nice: int) -> subprocess.
         cwd=Path.cwd(),
         start_new_session=True,  # a Ctrl-C in the terminal reaches it through us, once
     )
-    with contextlib.suppress(OSError):  # it may have ended
+    with contextlib.suppress(OSError):  # it may have ended, and only Linux has autogroups
         os.setpriority(os.PRIO_PROCESS, process.pid, nice)
         # where Linux schedules each session as one group, the priority of a process counts only within its session
         Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
@@ -260,9 +264,7 @@ def _arguments(typed: Sequence[str]) -> argparse.Namespace:
         prog="python src/reproduce.py", description="Run the jobs of configs/reproduce.yaml that are not finished."
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all jobs, as in src/train.py")
-    parser.add_argument(
-        "--list", action="store_true", help="show the jobs, their states and the hours left; run nothing"
-    )
+    parser.add_argument("--list", action="store_true", help="show the jobs and the hours left; run nothing")
     parser.add_argument("--only", metavar="PATTERN", default="", help="only jobs with this in their name: fig5*seed=0")
     parser.add_argument("--scaled", action="store_true", help="only the set-ups that two cores can train")
     parser.add_argument("--lanes", type=int, default=1, help="jobs at a time (1)")

@@ -18,8 +18,8 @@ repository, which gives the same answer; that halves the time of `--help`.
 
 Note [Jobs of a sweep]
 ~~~~~~~~~~~~~~~~~~~~~~
-`BasicSweeper.split_arguments` is how `-m` makes jobs of lists of values; there is no public name for it. src/reproduce.py
-needs the jobs without starting them.
+`BasicSweeper.split_arguments` is how `-m` makes jobs of lists of values; there is no public name for it.
+src/reproduce.py needs the jobs without starting them.
 """
 
 from collections.abc import Iterator, Sequence
