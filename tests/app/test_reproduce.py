@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedpara.app import reproduce
-from fedpara.app.reproduce import hours_left, queue
+from fedpara.app.reproduce import entries, hours_left, queue
 from fedpara.federation import FederationCallback
 from fedpara.interruption import INTERRUPTED
 from fedpara.runs import CHECKPOINT
@@ -22,7 +22,7 @@ TYPED = " ".join([*SMALL, "federation.num_rounds=4", "+callbacks.z._target_=test
 TINY = f"""
 - name: tiny
   common: {TYPED}
-  jobs: ["factorization=dense seed=0", "factorization=fedpara seed=0,1"]
+  jobs: ["factorization=dense seed=0", "factorization=fedpara seed=0"]
   baseline: dense
 """
 
@@ -73,22 +73,21 @@ def test_a_queue_that_is_stopped_goes_on_to_the_same_bits_and_lists_what_is_left
     assert lines(out) == [
         ["tiny/factorization=dense_seed=0", "not started", "", "unknown"],
         ["tiny/factorization=fedpara_seed=0", "not started", "", "unknown"],
-        ["tiny/factorization=fedpara_seed=1", "not started", "", "unknown"],
     ]
 
     status, error, _ = shell(*command, program=reproduce)
     assert (status, error.splitlines()[-1]) == (INTERRUPTED, "error: interrupted; the same command goes on")
     _, _, out = shell("--list", *command, program=reproduce)
     stopped = lines(out)
-    assert [line[1:3] for line in stopped] == [["interrupted", "2"], ["not started", ""], ["not started", ""]]
+    assert [line[1:3] for line in stopped] == [["interrupted", "2"], ["not started", ""]]
     assert re.fullmatch(r"\d\.\d\d", stopped[0][3])
-    assert "0 of 3 finished" in out
-    assert "unknown for 2 jobs" in out
+    assert "0 of 2 finished" in out
+    assert "unknown for 1 jobs" in out
 
     assert shell(*command, "--lanes=2", program=reproduce)[0] == 0
     _, _, out = shell("--list", *command, program=reproduce)
-    assert [line[1:] for line in lines(out)] == [["finished", "4", ""]] * 3
-    assert "3 of 3 finished" in out
+    assert [line[1:] for line in lines(out)] == [["finished", "4", ""]] * 2
+    assert "2 of 2 finished" in out
     table = (tmp_path / "logs" / "reproduce" / "tiny" / "report" / "report.md").read_text()
     assert "| factorization=fedpara | factorization=dense | 4 | " in table
 
@@ -99,21 +98,22 @@ def test_a_queue_that_is_stopped_goes_on_to_the_same_bits_and_lists_what_is_left
 
 
 def test_the_queue_has_every_experiment_of_the_paper_and_its_jobs_go_seed_by_seed(tmp_path):
-    jobs = queue(ROOT / "configs" / "reproduce.yaml", tmp_path)
-    typed = {job.values["experiment"] for job in jobs}
-    there = {f"paper/{path.stem}" for path in (ROOT / "configs" / "experiment" / "paper").glob("*.yaml")}
-    assert there <= typed
-    figure = [job for job in jobs if job.entry.name == "fig5"]
-    assert [job.values["seed"] for job in figure] == [seed for seed in "01234" for _ in range(12)]
-    assert figure[0].folder == tmp_path / "fig5" / "setting=femnist_method=local_seed=0"
-    typed = queue(ROOT / "configs" / "reproduce.yaml", tmp_path, ["seed=0", "trainer=cpu"])
-    assert {job.folder for job in typed if job.entry.name == "fig5"} == {job.folder for job in figure[:12]}
+    known = entries(ROOT / "configs" / "reproduce.yaml")
+    there = {f"experiment=paper/{path.stem}" for path in (ROOT / "configs/experiment/paper").glob("*.yaml")}
+    assert there <= {entry.common.split(" ")[0] for entry in known}
+    (figure,) = [entry for entry in known if entry.name == "fig5"]
+    jobs = queue([figure], tmp_path)
+    assert [job.values["seed"] for job in jobs] == [seed for seed in "01234" for _ in range(12)]
+    assert jobs[0].folder == tmp_path / "fig5" / "setting=femnist_method=local_seed=0"
+    assert [job.folder for job in queue([figure], tmp_path, ["seed=0", "trainer=cpu"])] == [
+        job.folder for job in jobs[:12]
+    ]
 
 
 def test_a_job_that_ended_with_fewer_rounds_is_not_finished_and_takes_the_pace_of_other_seeds(tmp_path):
     path = tmp_path / "queue.yaml"
     path.write_text("- {name: a, common: experiment=quickstart, jobs: ['seed=0,1 federation.num_rounds=7200']}")
-    one, other = queue(path, tmp_path)
+    one, other = queue(entries(path), tmp_path)
     one.folder.mkdir(parents=True)
     (one.folder / "metrics.csv").write_text("round,time/round_s\n1,2\n2,4\n")
     (one.folder / "summary.json").write_text('{"state": "finished"}')
@@ -136,16 +136,18 @@ def test_a_job_that_ended_with_fewer_rounds_is_not_finished_and_takes_the_pace_o
 )
 def test_wrong_input_is_one_line(shell, tmp_path, arguments, line):
     (tmp_path / "queue.yaml").write_text(TINY)
-    assert shell("--queue=queue.yaml", "--list", *arguments, program=reproduce)[:2] == (2, f"error: {line}\n")
+    status, error, _ = shell("--queue=queue.yaml", "--list", *arguments, program=reproduce)
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith(f"error: {line}")
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("- {name: a, comon: b}", "0.common: Field required"),
-        ("- {name: a, common: seed=1}\n- {name: a, common: seed=1}", "a/job: must be there once"),
+        ("- {name: a, comon: b}", "queue.yaml: 0: common: Field required"),
+        ("- {name: a, common: seed=1}\n- {name: a, common: seed=1}", "a/job: must be in the queue once"),
     ],
 )
 def test_a_wrong_queue_is_one_line(shell, tmp_path, text, line):
     (tmp_path / "queue.yaml").write_text(text)
-    assert shell("--queue=queue.yaml", program=reproduce)[:2] == (2, f"error: queue.yaml: {line}\n")
+    assert shell("--queue=queue.yaml", program=reproduce)[:2] == (2, f"error: {line}\n")

@@ -104,29 +104,39 @@ class Job:
         return "not started"
 
 
-def queue(path: Path, root: Path, extra: Sequence[str] = ()) -> list[Job]:
-    """All jobs in their order: entry after entry, and within an entry all jobs of one seed before the next seed.
+def entries(path: Path) -> list[Entry]:
+    """The entries of a queue.
+
+    Raises:
+        ValueError: the file is not such a queue.
+    """
+    try:
+        return TypeAdapter(list[Entry]).validate_python(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f"{part}: " for part in problem["loc"])
+        raise ValueError(f"{path}: {place}{problem['msg']}") from error
+
+
+def queue(chosen: Sequence[Entry], root: Path, extra: Sequence[str] = ()) -> list[Job]:
+    """The jobs in their order: entry after entry, and within an entry all jobs of one seed before the next seed.
 
     Args:
-        path: the yaml file.
+        chosen: the entries.
         root: the folder that has a folder for each entry.
         extra: overrides of all jobs, which win.
 
     Raises:
-        ValueError: the file is not such a queue, or two jobs have one folder.
+        ValueError: two jobs have one folder.
         HydraException, OmegaConfBaseException: an override does not fit.
     """
-    try:
-        entries = TypeAdapter(list[Entry]).validate_python(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, ValidationError) as error:
-        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": [], "msg": "not valid YAML"}
-        place = ".".join(map(str, problem["loc"]))
-        raise ValueError(f"{path}: {place + ': ' if place else ''}{problem['msg']}") from error
-    jobs = [job for entry in entries for job in _by_seed(_expanded(entry, root, extra))]
+    jobs = [job for entry in chosen for job in _by_seed(_expanded(entry, root, extra))]
     folders = [job.folder for job in jobs]
     twice = next((job for number, job in enumerate(jobs) if job.folder in folders[:number]), None)
     if twice:
-        raise ValueError(f"{path}: {twice.label}: must be there once")
+        raise ValueError(f"{twice.label}: must be in the queue once")
     return jobs
 
 
@@ -291,8 +301,8 @@ def main() -> None:
     try:
         given = _arguments(sys.argv[1:])
         extra = [absolute(override, Path.cwd()) for override in given.overrides]
-        jobs = queue(given.queue, given.folder.absolute(), extra)
-        jobs = [job for job in jobs if job.entry.scaled or not given.scaled]
+        chosen = [entry for entry in entries(given.queue) if entry.scaled or not given.scaled]
+        jobs = queue(chosen, given.folder.absolute(), extra)
         jobs = [job for job in jobs if fnmatch(job.label, f"*{given.only}*")]
         if not jobs:
             raise ValueError(f"--only={given.only}: no job has this in its name")
