@@ -20,7 +20,8 @@ from helpers.federations import same
 from helpers.runs import rows_without_times
 from helpers.shell import SMALL, Forked
 
-TYPED = " ".join([*SMALL, "federation.num_rounds=4", "+callbacks.z._target_=test_reproduce.StopOnce"])
+FOUR = [*SMALL, "federation.num_rounds=4"]
+TYPED = " ".join([*FOUR, "+callbacks.z._target_=test_reproduce.StopOnce"])
 TINY = f"""
 - name: tiny
   common: {TYPED}
@@ -69,6 +70,7 @@ def test_a_queue_that_is_stopped_goes_on_to_the_same_bits_and_lists_what_is_left
     monkeypatch.setattr("fedpara.report.page.draw", lambda found, target: {})  # tests/report draws
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}:{ROOT / 'tests' / 'app'}")
     monkeypatch.setenv("STOP_ONCE", str(tmp_path / "mark"))
+    assert shell(*FOUR, "factorization=dense", "hydra.run.dir=whole")[0] == 0  # and the jobs' imports, before they fork
     (tmp_path / "queue.yaml").write_text(TINY)
     command = ["--queue", "queue.yaml"]
     status, _, out = shell("--list", *command, program=reproduce)
@@ -94,8 +96,7 @@ def test_a_queue_that_is_stopped_goes_on_to_the_same_bits_and_lists_what_is_left
     table = (tmp_path / "logs" / "reproduce" / "tiny" / "report" / "report.md").read_text()
     assert "| factorization=fedpara | factorization=dense | 4 | " in table
 
-    assert shell(*command, "--folder=whole", "--only=dense", program=reproduce)[0] == 0
-    one, other = (tmp_path / folder / "tiny" / "factorization=dense_seed=0" for folder in ("whole", "logs/reproduce"))
+    one, other = tmp_path / "whole", tmp_path / "logs" / "reproduce" / "tiny" / "factorization=dense_seed=0"
     assert rows_without_times(one) == rows_without_times(other)
     assert same(load_file(one / CHECKPOINT), load_file(other / CHECKPOINT))
 
