@@ -9,7 +9,7 @@ PINS := pyproject.toml constraints.txt constraints-cpu.txt tools/install.sh
 export PYTHON
 .NOTPARALLEL:  # both environments of a checkout share .venv
 
-.PHONY: help install lock quickstart test stress lint format benchmark gpu-proof deploy-demo clean
+.PHONY: help install lock quickstart test stress lint format benchmark gpu-proof reproduce deploy-demo clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/@/' | column -t -s '@'
 
@@ -59,6 +59,9 @@ benchmark: install  ## seconds per round, compared with a bare loop and other si
 gpu-proof: install  ## the CUDA path in 8 minutes: tests, steps, pfl-research's benchmark, the paper's run; docs/gpu-proof.md
 	-$(BIN)/python benchmarks/environments.py pfl
 	$(BIN)/python benchmarks/gpu_proof.py $(ARGS)
+
+reproduce: $(INSTALLED)  ## the paper's experiments as one queue that can be stopped and resumed; ARGS="--list", ARGS="--scaled --lanes 2"
+	$(BIN)/python src/reproduce.py $(ARGS)
 
 deploy-demo: $(FLOWER)/.installed  ## five real processes with TLS on this machine, compared with a simulation; ARGS="method=pfedpara"
 	$(FLOWER)/bin/python deploy/demo.py $(ARGS)

@@ -7,8 +7,11 @@ from pathlib import Path
 from fedpara.report import write_report
 from fedpara.runs import find_runs
 
-USAGE = "python src/report.py <folder> [<folder> ...] [target=0.8] [metric=test/acc] [output=<folder>] [title=<text>]"
-KEYS = {"target", "metric", "output", "title"}
+USAGE = (
+    "python src/report.py <folder> [<folder> ...] [target=0.8] [metric=test/acc] [baseline=dense] [output=<folder>] "
+    "[title=<text>]"
+)
+KEYS = {"target", "metric", "baseline", "output", "title"}
 
 
 def report(arguments: list[str]) -> list[Path]:
@@ -23,7 +26,8 @@ def report(arguments: list[str]) -> list[Path]:
         raise ValueError(f"folder: missing; {USAGE}")
     output = Path(options.get("output", roots[0] / "report"))
     title = options.get("title", ", ".join(map(str, roots)))
-    return write_report(find_runs(*roots), output, title, _target(options), options.get("metric"))
+    target, metric, baseline = _target(options), options.get("metric"), options.get("baseline")
+    return write_report(find_runs(*roots), output, title, target, metric, baseline)
 
 
 def _target(options: dict[str, str]) -> float | None:

@@ -33,7 +33,7 @@ LAYERS = {
     },
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
-        "federation", "callbacks", "export", "private", "metric",
+        "federation", "callbacks", "export", "private", "metric", "report",
     },
     "deployment": {
         "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",

@@ -91,8 +91,7 @@ class Run:
         """The typed overrides by key: `{"factorization.gamma": "0.1"}`."""
         for path in (self.folder / OVERRIDES, self.folder / ".hydra" / OVERRIDES):
             if path.is_file():
-                typed = (str(override).partition("=") for override in yaml.load(path.read_text(), _LOADER) or [])
-                return {key.lstrip("+"): value for key, _, value in typed if not key.startswith(UNINTERESTING)}
+                return typed_values(map(str, yaml.load(path.read_text(), _LOADER) or []))
         return {}
 
     def last(self, metric: str) -> float | None:
@@ -139,6 +138,12 @@ class Run:
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
+
+
+def typed_values(overrides: Iterable[str]) -> dict[str, str]:
+    """The overrides on which a result depends, by key: `{"factorization.gamma": "0.1"}`."""
+    typed = (override.partition("=") for override in overrides)
+    return {key.lstrip("+"): value for key, _, value in typed if not key.startswith(UNINTERESTING)}
 
 
 def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
         with open_dict(cfg):
             del cfg["hydra"]
         return _literal(OmegaConf.to_container(cfg, resolve=True))
+
+
+@cache
+def sweep_params(overrides: tuple[str, ...]) -> dict[str, str]:
+    """The lists of values over which an experiment sweeps by itself, by key.
+
+    Raises:
+        HydraException, OmegaConfBaseException: an override does not fit.
+    """
+    with _own_hydra():
+        cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
+    return {str(key): str(values) for key, values in (cfg.hydra.sweeper.params or {}).items()}
 
 
 @contextmanager

@@ -135,13 +135,9 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, 
         quiet: whether its progress goes only to its own train.log, because several jobs share a terminal.
         here: the folder in which the sweep was started.
     """
-    arguments = [o for o in overrides if not o.startswith("resume=")]
-    arguments += [assignment("hydra.run.dir", str(folder)), "hydra.mode=RUN", f"hydra.job.num={number}"]
-    if resume := resuming(folder):
-        arguments += resume
+    if Run(folder).has_checkpoint:
         log.info("%s: resumes after %d rounds", folder.name, len(Run(folder).rows))
-    device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
-    command = [sys.executable, str(program), *arguments]
+    command, device = process_of(program, overrides, folder, number)
     output = subprocess.DEVNULL if quiet else None
     with subprocess.Popen(command, env=os.environ | device, stdout=output, cwd=here) as process:
         try:
@@ -155,6 +151,21 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, 
         log.error("%s: %s (exit status %d)", folder.name, Run(folder).state, status)
     elif quiet:
         log.info("%s: finished", folder.name)
+
+
+def process_of(program: Path, overrides: Sequence[str], folder: Path, number: int) -> tuple[list[str], dict[str, str]]:
+    """The command of a job, from its checkpoint if it has one, and the variables that give it a device.
+
+    Args:
+        program: the program to start, `src/train.py`.
+        overrides: the job's own and the inherited ones.
+        folder: its run folder.
+        number: the job's number; jobs take the devices in turn.
+    """
+    arguments = [o for o in overrides if not o.startswith("resume=")]
+    arguments += [assignment("hydra.run.dir", str(folder)), "hydra.mode=RUN", f"hydra.job.num={number}"]
+    device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
+    return [sys.executable, str(program), *arguments, *resuming(folder)], device
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

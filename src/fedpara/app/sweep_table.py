@@ -35,10 +35,12 @@ class SweepTable(Callback):
         )  # fmt: skip
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print one row for each job, whichever process ran it, and below the table why jobs failed."""
+        """Print one row for each job, whichever process ran it; then differences over seeds, and why jobs failed."""
         runs = find_runs(Path(config.hydra.sweep.dir))
         console = Console(width=None if Console().is_terminal else 120)
         console.print(table(runs, title=escape(str(config.hydra.sweep.dir))))
+        if (compared := differences_of(runs)) is not None:
+            console.print(compared)
         unfinished[:] = [run.name for run in runs if run.state != "finished"]
         for run in runs:
             if "error" in run.summary:
@@ -54,6 +56,20 @@ def table(runs: list[Run], title: str) -> Table:
         names = [values[number] for values in varying.values()] or [run.name]
         made.add_row(*map(escape, names), *_outcome(run, metric), run.state)
     return made
+
+
+def differences_of(runs: list[Run]) -> Table | None:
+    """The differences of the variants from the first, if there are several variants and seeds; else None."""
+    if not {"seed"} < axes(runs).keys() or not any(run.rows for run in runs):
+        return None
+    from fedpara.report import difference_table, differences, settings  # matplotlib takes a second to import
+
+    found = [setting for setting in settings(runs, judged(runs)) if setting.counted]
+    heads, rows = difference_table(differences(found))
+    made = Table(*map(escape, heads), title="differences, paired by seed")
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made if rows else None
 
 
 def _outcome(run: Run, metric: Metric) -> list[str]:

@@ -15,19 +15,31 @@ Note [Groups in the help]
 `--help` asks `ConfigLoaderImpl.get_group_options` for every group several times, and each call copies all
 configurations read so far, in case an override changes the search path. Without overrides we ask the loader's own
 repository, which gives the same answer; that halves the time of `--help`.
+
+Note [Jobs of a sweep]
+~~~~~~~~~~~~~~~~~~~~~~
+`BasicSweeper.split_arguments` is how `-m` makes jobs of lists of values; there is no public name for it.
+src/reproduce.py needs the jobs without starting them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _locate
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-__all__ = ["Hydra", "groups_without_copies", "locate"]
+__all__ = ["Hydra", "groups_without_copies", "jobs_of_sweep", "locate"]
 
 locate = _locate
+
+
+def jobs_of_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, the last key varying fastest; see Note [Jobs of a sweep]."""
+    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(overrides)), None)[0]
 
 
 @contextmanager

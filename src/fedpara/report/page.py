@@ -1,4 +1,4 @@
-"""The files of a report: one self-contained HTML page, its pictures, and a CSV with a row per run."""
+"""The files of a report: one self-contained HTML page, its pictures and tables, and a CSV with a row per run."""
 
 import base64
 import csv
@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedpara.cost import SPEEDS_MBPS
 from fedpara.metric import Metric
 from fedpara.record import size, three_digits
+from fedpara.report.differences import Difference, comparable, difference, differences
 from fedpara.report.figures import draw
 from fedpara.report.paper import Comparison, compare
 from fedpara.report.settings import Estimate, Setting, common_target, settings
@@ -26,16 +28,22 @@ NONE = "-"
 
 
 def write_report(
-    runs: Sequence[Run], folder: Path, title: str, target: float | None = None, metric: str | None = None
+    runs: Sequence[Run],
+    folder: Path,
+    title: str,
+    target: float | None = None,
+    metric: str | None = None,
+    baseline: str | None = None,
 ) -> list[Path]:
-    """Write report.html, report.csv and a PNG for each figure into `folder`; returns their paths.
+    """Write report.html, report.md, report.csv and a PNG for each figure into `folder`; returns their paths.
 
     Args:
         target: value of the metric for the cost to target; None: the best value that every setting reached.
         metric: a column of metrics.csv, such as `personal/acc_mean`; None: the column that judges the runs.
+        baseline: the setting from which differences are taken, see `differences`; None: the first.
 
     Raises:
-        ValueError: no run has measured `metric`, or it is a share and the target is not.
+        ValueError: no run has measured `metric`, or it is a share and the target is not; no setting is the baseline.
     """
     chosen = _metric(metric, runs)
     if target is not None and chosen.is_share and not 0 < target <= 1:
@@ -43,6 +51,7 @@ def write_report(
     found = settings(runs, chosen)
     if not any(setting.counted for setting in found):
         raise ValueError(f"metric={chosen.name}: no run has measured it")
+    compared = differences([setting for setting in found if setting.counted], baseline)
     sign = -1.0 if chosen.higher_is_better else 1.0
     found.sort(key=lambda setting: (0, sign * setting.last.mean) if setting.last else (1, 0.0))
     target = common_target(found) if target is None else target
@@ -50,7 +59,9 @@ def write_report(
     in_order = sorted(found, key=lambda setting: setting.ratio or 0.0)
     pictures = {name: _png(figure) for name, figure in draw(in_order, target).items()}
     written = {f"{name}.png": content for name, content in pictures.items()}
-    written["report.html"] = _page(runs, found, pictures, title, target).encode()
+    parts = _parts(runs, found, compared, title, target)
+    written["report.html"] = _page(parts, pictures).encode()
+    written["report.md"] = _template("page.md", autoescape=False).render(parts, table=_markdown).encode()
     written["report.csv"] = _csv(_run_table(runs)).encode()
     for name, content in written.items():
         (folder / name).write_bytes(content)
@@ -66,27 +77,35 @@ def _metric(column: str | None, runs: Sequence[Run]) -> Metric:
     return Metric(column, own.higher_is_better if own else "loss" not in column)
 
 
-def _page(
-    runs: Sequence[Run], found: list[Setting], pictures: dict[str, bytes], title: str, target: float | None
-) -> str:
+def _parts(
+    runs: Sequence[Run], found: list[Setting], compared: Sequence[Difference], title: str, target: float | None
+) -> dict[str, Any]:
+    """The texts and tables of a report."""
     states = Counter(run.state for run in runs)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("page.html").render(
-        title=title,
-        states=", ".join(f"{count} {state}" for state, count in sorted(states.items())),
-        answer=_answer(found, target),
-        metric=found[0].metric.name,
-        label=found[0].metric.label,
-        target="" if target is None else found[0].metric.target(target),
-        figures={name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()},
-        settings=_setting_table(found, target),
-        comparisons=_comparison_table(compare(found)),
-        runs=_run_table(runs),
-        origin=_origin(runs),
-        table=_html,
-    )
+    return {
+        "title": title,
+        "states": ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
+        "answer": _answer(found, target),
+        "metric": found[0].metric.name,
+        "label": found[0].metric.label,
+        "target": "" if target is None else found[0].metric.target(target),
+        "settings": _setting_table(found, target),
+        "differences": difference_table(compared),
+        "comparisons": _comparison_table(compare(found)),
+        "runs": _run_table(runs),
+        "origin": _origin(runs),
+    }
+
+
+def _page(parts: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    figures = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()}
+    return _template("page.html", autoescape=True).render(parts, figures=figures, table=_html)
+
+
+def _template(name: str, autoescape: bool) -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template(name)
 
 
 def _answer(found: list[Setting], target: float | None) -> str:
@@ -98,9 +117,10 @@ def _answer(found: list[Setting], target: float | None) -> str:
     unit = " %" if metric.is_share else f" {metric.name}"
     reached = f"{_value(best.last, metric)}{unit}"
     sentence = f"Best: {best.label}, {reached} for {size(1e9 * best.gigabytes.mean)}{part}."
-    near = [s.label for s in found[1:] if s.last and _overlap(s.last, best.last)]
+    near = [s.label for s in found[1:] if s.last and comparable(s, best) and not difference(s, best).settled]
     if near:
-        sentence += f" Within 95 % intervals of it: {'; '.join(near[:4])}{' and others' if len(near) > 4 else ''}."
+        others = " and others" if len(near) > 4 else ""
+        sentence += f" Its difference from {'; '.join(near[:4])}{others} is not settled."
     aimed = [(s, s.cost(target, 10)) for s in found] if target is not None else []
     costs = [(sum(c.num_bytes for c in cost) / len(cost), s) for s, cost in aimed if cost]
     if len(costs) > 1:
@@ -112,11 +132,6 @@ def _answer(found: list[Setting], target: float | None) -> str:
             f"and {dearest.label} the most, {size(most)}{times}."
         )
     return sentence
-
-
-def _overlap(one: Estimate, other: Estimate) -> bool:
-    """Whether the intervals of two means overlap; False for a single seed, which has none."""
-    return abs(one.mean - other.mean) <= one.half_width + other.half_width
 
 
 def _setting_table(found: list[Setting], target: float | None) -> Table:
@@ -149,6 +164,23 @@ def _setting_row(setting: Setting, target: float | None) -> list[str]:
     row += [_mean([c.num_bytes / 1e6 for c in reached]), _mean([c.rounds for c in reached], "{:.0f}".format)]
     row += [_mean([c.seconds / 60 for c in cost]) for cost in costs.values()]
     return [*row, _mean([c.megajoules for c in reached])]
+
+
+def difference_table(compared: Sequence[Difference]) -> Table:
+    """A row for each variant: the difference from its baseline, the 95 % interval, and whether that settles it."""
+    metric = compared[0].variant.metric if compared else Metric()
+    unit = ", points" if metric.is_share else ""
+    heads = ["variant", "baseline", "round", f"difference{unit}", "95 % interval", "seeds", "verdict"]
+    return heads, [_difference_row(one, metric) for one in compared]
+
+
+def _difference_row(one: Difference, metric: Metric) -> list[str]:
+    form = "{:+.1f}" if metric.is_share else "{:+.3g}"
+    mean, low, high = (NONE if value != value else form.format(value) for value in (one.mean, one.low, one.high))
+    ours, theirs = one.num_runs
+    seeds = f"{ours} paired" if one.paired else f"{ours} and {theirs}, unpaired"
+    interval = NONE if low == NONE else f"{low} to {high}"
+    return [one.variant.label, one.baseline.label, str(one.round or NONE), mean, interval, seeds, one.verdict]
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
@@ -204,6 +236,12 @@ def _html(table: Table) -> Markup:
             parts.append(f"<td{_text(is_text, state)}>{escape(cell)}")
     parts.append("</tbody></table></div>")
     return Markup("".join(parts))
+
+
+def _markdown(table: Table) -> str:
+    heads, rows = table
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def _text(is_text: bool, state: str = "") -> str:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import stdtrit
 
 from fedpara.cost import SPEEDS_MBPS, TEST_ACCURACY, CostToTarget, cost_to_target
 from fedpara.metric import Metric
 from fedpara.record import GIGABYTE
 from fedpara.runs import Run, axes
+
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,12 @@ class Estimate:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
         """The estimate from at least one value."""
-        count = len(values)
-        spread = np.std(values, ddof=1) / math.sqrt(count) if count > 1 else math.nan
-        return cls(float(np.mean(values)), float(stdtrit(max(1, count - 1), 0.975) * spread), count)
+        mean, half_width = float(np.mean(values)), math.nan
+        if len(values) > 1:
+            from scipy import stats  # takes a second to import
+
+            half_width = float(stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+        return cls(mean, half_width, len(values))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""Differences of variants from a baseline over seeds, paired where it is possible, with 95 % intervals (scipy).
+
+A pair is two runs with one seed on the same data, cut into the same parts: what the partition does to both drops out.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedpara.report.settings import CONFIDENCE, Setting
+from fedpara.runs import Run
+
+PARTITION = ("data.dataset.", "data.max_", "data.local_fraction", "partition.", "federation.num_clients")
+PLACE = "data.dataset.data_dir"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant's metric minus its baseline's, in the last round that all of their runs tested.
+
+    Attributes:
+        variant, baseline: the two settings, on the same data and partition.
+        round: the round of the comparison; None if no round was tested in all runs.
+        mean: the mean difference, in percentage points if the metric is a share.
+        low, high: the ends of the 95 % interval; NaN with fewer than two pairs (unpaired: runs of either).
+        num_runs: the numbers of runs of both that were compared.
+        paired: whether runs were compared seed by seed (Student's t); otherwise the interval is Welch's.
+    """
+
+    variant: Setting
+    baseline: Setting
+    round: int | None
+    mean: float
+    low: float
+    high: float
+    num_runs: tuple[int, int]
+    paired: bool
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def verdict(self) -> str:
+        """`higher`, `lower`, or `not settled` with the reason if it is not the interval."""
+        if self.settled:
+            return "higher" if self.mean > 0 else "lower"
+        if self.round is None:
+            return "not settled: no round in common"
+        return "not settled" if self.low <= self.high else "not settled: fewer than 2 pairs"
+
+
+def differences(found: Sequence[Setting], baseline: str | None = None) -> list[Difference]:
+    """Each variant against the baseline on the same data and partition; none for a variant that has no baseline there.
+
+    Args:
+        found: the settings; without `baseline`, the first on its data and partition is the baseline there.
+        baseline: a label, or one of its values: `dense`, `factorization=dense`. If several settings have the value, a
+            variant is compared with the one that is most like it otherwise.
+
+    Raises:
+        ValueError: no setting is such a baseline.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Setting]] = {}
+    for setting in found:
+        groups.setdefault(_partition(setting.runs[0]), []).append(setting)
+    if baseline is not None and not any(_is(setting, baseline) for setting in found):
+        raise ValueError(f"baseline={baseline}: must be one of {', '.join(setting.label for setting in found)}")
+    made = []
+    for members in groups.values():
+        candidates = members[:1] if baseline is None else [setting for setting in members if _is(setting, baseline)]
+        for variant in members if candidates else []:
+            if variant not in candidates:
+                made.append(difference(variant, max(candidates, key=lambda one: _num_shared_values(one, variant))))
+    return made
+
+
+def difference(variant: Setting, baseline: Setting) -> Difference:
+    """The difference of two settings on the same data and partition."""
+    from scipy import stats  # takes a second to import
+
+    ours, theirs = ({_seed(run): _tested(one, run) for run in one.counted} for one in (variant, baseline))
+    common = sorted(ours.keys() & theirs.keys())
+    paired = len(common) >= 2 or (bool(common) and min(len(ours), len(theirs)) < 2)
+    curves = [[one[seed] for seed in (common if paired else sorted(one))] for one in (ours, theirs)]
+    rounds = set.intersection(*(set(curve) for curve in [*curves[0], *curves[1]])) if all(curves) else set()
+    counts = len(curves[0]), len(curves[1])
+    if not rounds:
+        return Difference(variant, baseline, None, math.nan, math.nan, math.nan, counts, paired)
+    last = max(rounds)
+    a, b = ([curve[last] for curve in half] for half in curves)
+    mean, low, high = sum(a) / len(a) - sum(b) / len(b), math.nan, math.nan
+    if min(counts) >= 2:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # equal values have an interval of width 0
+            test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+            low, high = map(float, test.confidence_interval(CONFIDENCE))
+    return Difference(variant, baseline, last, mean, low, high, counts, paired)
+
+
+def comparable(one: Setting, other: Setting) -> bool:
+    """Whether two settings have the same data, cut into the same parts by the same seed."""
+    return _partition(one.runs[0]) == _partition(other.runs[0])
+
+
+def _is(setting: Setting, baseline: str) -> bool:
+    pairs = (f"{name}={value}" for name, value in setting.values.items())
+    return baseline in {setting.label, *setting.values.values(), *pairs}
+
+
+def _num_shared_values(one: Setting, other: Setting) -> int:
+    return sum(value == other.values.get(name) for name, value in one.values.items())
+
+
+def _tested(setting: Setting, run: Run) -> dict[int, float]:
+    """The scaled metric by round."""
+    return {int(number): float(value) for number, _, value in setting.curve(run)}
+
+
+def _seed(run: Run) -> str:
+    """A run's seed; without a record of it, the number at the end of its folder's name: `dense-0`."""
+    at_end = re.search(r"-(\d+)$", run.name)
+    return str(run.config.get("seed", run.overrides.get("seed", at_end[1] if at_end else "0")))
+
+
+def _partition(run: Run) -> tuple[tuple[str, str], ...]:
+    """The keys that, with the seed, decide who holds which example."""
+    return tuple(sorted((k, str(v)) for k, v in run.config.items() if k.startswith(PARTITION) and k != PLACE))

@@ -1,0 +1,157 @@
+"""The queue of src/reproduce.py: stopped by a signal and started again, what it lists, its jobs, wrong input."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+from safetensors.torch import load_file
+
+from fedpara.app import reproduce
+from fedpara.app.reproduce import entries, hours_left, queue
+from fedpara.federation import FederationCallback
+from fedpara.interruption import INTERRUPTED
+from fedpara.runs import CHECKPOINT
+from helpers import ROOT
+from helpers.federations import same
+from helpers.runs import rows_without_times
+from helpers.shell import SMALL, Forked
+
+FOUR = [*SMALL, "federation.num_rounds=4"]
+TYPED = " ".join([*FOUR, "+callbacks.z._target_=test_reproduce.StopOnce"])
+TINY = f"""
+- name: tiny
+  common: {TYPED}
+  jobs: ["factorization=dense seed=0", "factorization=fedpara seed=0"]
+  baseline: dense
+"""
+
+
+class Process(Forked):
+    """A forked job with the rest of what the queue asks of a process."""
+
+    def __init__(self, command, env, stdout, cwd, start_new_session):
+        super().__init__(command, env, stdout, cwd)
+        self.pid, self.returncode = self.number, None
+
+    def poll(self, flags=os.WNOHANG):
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, flags)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self):
+        return self.poll(0)
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+class StopOnce(FederationCallback):
+    """In the third round of the first job, a signal to the queue; the job goes on until the queue stops it."""
+
+    def on_client_end(self, federation, report):
+        mark = os.environ["STOP_ONCE"]
+        if federation.round == 2 and not os.path.exists(mark):
+            open(mark, "w").close()
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(600)
+
+
+def lines(out, name="tiny"):
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if f"│ {name}/" in line]
+
+
+def test_a_queue_that_is_stopped_goes_on_to_the_same_bits_and_lists_what_is_left(shell, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Process}))
+    monkeypatch.setattr("fedpara.report.page.draw", lambda found, target: {})  # tests/report draws
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}:{ROOT / 'tests' / 'app'}")
+    monkeypatch.setenv("STOP_ONCE", str(tmp_path / "mark"))
+    assert shell(*FOUR, "factorization=dense", "hydra.run.dir=whole")[0] == 0  # and the jobs' imports, before they fork
+    (tmp_path / "queue.yaml").write_text(TINY)
+    command = ["--queue", "queue.yaml"]
+    status, _, out = shell("--list", *command, program=reproduce)
+    assert status == 0
+    assert lines(out) == [
+        ["tiny/factorization=dense_seed=0", "not started", "", "unknown"],
+        ["tiny/factorization=fedpara_seed=0", "not started", "", "unknown"],
+    ]
+
+    status, error, _ = shell(*command, program=reproduce)
+    assert (status, error.splitlines()[-1]) == (INTERRUPTED, "error: interrupted; the same command goes on")
+    _, _, out = shell("--list", *command, program=reproduce)
+    stopped = lines(out)
+    assert [line[1:3] for line in stopped] == [["interrupted", "2"], ["not started", ""]]
+    assert re.fullmatch(r"\d\.\d\d", stopped[0][3])
+    assert "0 of 2 finished" in out
+    assert "unknown for 1 jobs" in out
+
+    assert shell(*command, "--lanes=2", program=reproduce)[0] == 0
+    _, _, out = shell("--list", *command, program=reproduce)
+    assert [line[1:] for line in lines(out)] == [["finished", "4", ""]] * 2
+    assert "2 of 2 finished" in out
+    table = (tmp_path / "logs" / "reproduce" / "tiny" / "report" / "report.md").read_text()
+    assert "| factorization=fedpara | factorization=dense | 4 | " in table
+
+    one, other = tmp_path / "whole", tmp_path / "logs" / "reproduce" / "tiny" / "factorization=dense_seed=0"
+    assert rows_without_times(one) == rows_without_times(other)
+    assert same(load_file(one / CHECKPOINT), load_file(other / CHECKPOINT))
+
+
+def test_the_queue_has_every_experiment_of_the_paper_and_its_jobs_go_seed_by_seed(tmp_path):
+    known = entries(ROOT / "configs" / "reproduce.yaml")
+    there = {f"experiment=paper/{path.stem}" for path in (ROOT / "configs/experiment/paper").glob("*.yaml")}
+    assert there <= {entry.common.split(" ")[0] for entry in known}
+    (figure,) = [entry for entry in known if entry.name == "fig5"]
+    jobs = queue([figure], tmp_path)
+    assert [job.values["seed"] for job in jobs] == [seed for seed in "01234" for _ in range(12)]
+    assert jobs[0].folder == tmp_path / "fig5" / "setting=femnist_method=local_seed=0"
+    assert [job.folder for job in queue([figure], tmp_path, ["seed=0", "trainer=cpu"])] == [
+        job.folder for job in jobs[:12]
+    ]
+
+
+def test_a_job_that_ended_with_fewer_rounds_is_not_finished_and_takes_the_pace_of_other_seeds(tmp_path):
+    path = tmp_path / "queue.yaml"
+    path.write_text("- {name: a, common: experiment=quickstart, jobs: ['seed=0,1 federation.num_rounds=7200']}")
+    one, other = queue(entries(path), tmp_path)
+    one.folder.mkdir(parents=True)
+    (one.folder / "metrics.csv").write_text("round,time/round_s\n1,2\n2,4\n")
+    (one.folder / "summary.json").write_text('{"state": "finished"}')
+    (one.folder / "overrides.yaml").write_text("[experiment=quickstart, seed=0, federation.num_rounds=2]")
+    assert one.is_finished  # kept without a checkpoint
+    assert hours_left(other, [one, other]) == pytest.approx(7200 * 3 / 3600)
+    (one.folder / CHECKPOINT).touch()
+    assert (one.state, other.state) == ("unfinished", "not started")
+    assert hours_left(one, [one, other]) == pytest.approx(7198 * 3 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--only=nothing"], "--only=nothing: no job has this in its name"),
+        (["--lanes=0"], "--lanes=0: must be at least 1"),
+        (["quickly"], "quickly: must be key=value"),
+        (["sed=1"], "sed: no such key; did you mean seed?"),
+    ],
+)
+def test_wrong_input_is_one_line(shell, tmp_path, arguments, line):
+    (tmp_path / "queue.yaml").write_text(TINY)
+    status, error, _ = shell("--queue=queue.yaml", "--list", *arguments, program=reproduce)
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("- {name: a, comon: b}", "queue.yaml: 0: common: Field required"),
+        ("- {name: a, common: seed=1}\n- {name: a, common: seed=1}", "a/job: must be in the queue once"),
+    ],
+)
+def test_a_wrong_queue_is_one_line(shell, tmp_path, text, line):
+    (tmp_path / "queue.yaml").write_text(text)
+    assert shell("--queue=queue.yaml", program=reproduce)[:2] == (2, f"error: {line}\n")
