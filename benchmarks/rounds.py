@@ -139,8 +139,10 @@ def _command(name: str, net: str, folder: Path) -> list[str]:
     if name in PEERS:
         peer, script, *arguments = PEERS[name]
         return [python_of(peer), str(ROOT / "benchmarks/peers" / script), net, *arguments]
+    inner = OURS[name][:1] in (["executor=processes"], ["executor=ray"])  # whose own executor is a worker's
+    given = [o.replace("executor.matmul", "executor.inner.matmul") if inner else o for o in overrides(net)]
     run = f"hydra.run.dir={folder / net / name}"
-    return [sys.executable, str(ROOT / PROGRAMS.get(name, "src/train.py")), *overrides(net), *OURS[name], run]
+    return [sys.executable, str(ROOT / PROGRAMS.get(name, "src/train.py")), *given, *OURS[name], run]
 
 
 def prove(net: str, names: list[str], folder: Path, threads: str = "") -> dict[str, float]:
