@@ -8,6 +8,7 @@ import yaml
 from hydra.errors import HydraException
 from hydra.utils import get_object
 
+from fedpara.app.build import build
 from fedpara.app.composition import compose
 from fedpara.old_runs import modernised, retyped
 from helpers import ROOT
@@ -131,6 +132,14 @@ def test_a_dense_run_has_no_gamma(setting):
     for choice, gamma in (("dense", None), ("fedpara", 0.2), ("low_rank", 0.2)):
         cfg = compose([f"setting={setting}", f"factorization={choice}", "factors.gamma=0.2"])
         assert cfg.factorization.get("gamma") == gamma
+
+
+def test_the_personal_rate_is_a_multiple_of_the_optimizers():
+    cfg = compose(["model=mlp", "method=pfedpara", "model.optimizer.lr=0.02", "sharing.personal_rate=4", "trainer=cpu"])
+    experiment, federation = build(cfg)
+    shared, own = experiment.executor.module.configure_optimizers().param_groups
+    assert (shared["lr"], own["lr"]) == (0.02, 0.08)
+    assert len(own["params"]) == len(federation.split.personal) == 4
 
 
 def test_what_old_runs_say_is_said_in_todays_words():

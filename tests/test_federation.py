@@ -16,6 +16,7 @@ from fedpara.algorithms.scaffold import Scaffold
 from fedpara.callbacks import Checkpoint, LoggerForwarding, PartitionPicture, ProgressDisplay, RunFolder, restore
 from fedpara.callbacks.partition_picture import draw_partition
 from fedpara.data import Dirichlet, Shards
+from fedpara.execution import SerialExecutor, VectorizedExecutor
 from fedpara.federation import FederationCallback, Kept, simulated
 from fedpara.nn import Dense
 from fedpara.runs import CHECKPOINT
@@ -164,6 +165,19 @@ def test_personal_parts_stay_with_their_client_and_never_travel():
     last = {result.client: result for result in results}
     for client, kept in federation.personal.items():
         assert same(kept, federation.split.personal_part(last[client].state))
+
+
+@pytest.mark.parametrize("executor", [SerialExecutor, VectorizedExecutor])
+def test_what_is_personal_can_have_its_own_learning_rate(executor):
+    """With a rate so small that a step is lost in rounding, it stays where it starts, and the rest is trained."""
+    federation = make_federation(personal=["*2"], executor=executor)
+    federation.executor.module.rates = dict.fromkeys(federation.split.personal, 1e-12)
+    federation.run_round()
+    initial = federation.executor.initial_state()
+    assert federation.personal
+    assert all(same(kept, federation.split.personal_part(initial)) for kept in federation.personal.values())
+    shared = federation.split.shared_part(initial)
+    assert not any(torch.equal(shared[name], value) for name, value in federation.server["model"].items())
 
 
 def test_personal_models_are_tested_on_their_own_distribution():

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedpara.data import IID, CropAndFlip, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards
+from fedpara.data import IID, CropAndFlip, DataSet, Dirichlet, Examples, FederatedDataModule, Natural, Normalize, Shards
 from fedpara.data.examples import Batches, EpochBatches
 from fedpara.data.files import REMEMBERED, Archive, Loose, present
 from fedpara.data.partition import matching_part
@@ -342,6 +342,35 @@ def test_local_fraction_cuts_each_client_alike():
         assert len(whole) == 20
         assert set(cut.tolist()) < set(whole.tolist())
         assert torch.equal(cut, cut.sort().values)
+
+
+@pytest.mark.parametrize("partition", [IID(), Shards(2)], ids=["iid", "shards"])
+def test_validation_examples_are_tested_and_not_trained_on_and_no_test_example_is(partition):
+    def read():  # each input is its own number, and those of the test set are 100 and more
+        numbers = torch.arange(60).to(torch.uint8)[:, None, None, None].expand(60, 1, 4, 4)
+        labels = torch.arange(60) % 3
+        return DataSet(
+            "numbers", Examples(numbers, labels), Examples(numbers + 100, labels), 3, Normalize((0.0,), (1.0,))
+        )
+
+    def numbers(loader):
+        return sorted((255 * torch.cat([images[:, 0, 0, 0] for images, _ in loader])).round().int().tolist())
+
+    def split(**options):
+        data = FederatedDataModule(read, partition, 3, 3, 1, batch_size=100, local_fraction=0.5, **options)
+        data.setup()
+        trained = [numbers(data.client_dataloader(client, seed=0)) for client in range(3)]
+        return trained, [numbers(data.test_dataloader(client)) for client in range(3)], numbers(data.test_dataloader())
+
+    before, _, _ = split()
+    trained, own, tested = split(validation=0.25)
+    for whole, rest, held in zip(before, trained, own, strict=True):
+        assert len(held) == round(0.25 * len(whole))
+        assert sorted(rest + held) == whole
+    assert tested == sorted(own[0] + own[1] + own[2])
+    assert max(tested) < 100
+    with pytest.raises(ValueError, match=r"validation=0.99: leaves no training example to a client that has \d+"):
+        split(validation=0.99)
 
 
 def test_idx_files_are_read_and_broken_ones_refused(tmp_path):

@@ -47,6 +47,7 @@ DOCUMENTED = {
     "callbacks.checkpoint.every": "2", "callbacks.checkpoint.memory_gb": "0.5", "hydra.job.chdir": "true",
     "paths.log_dir": "new/logs", "trainer": "cpu", "data": "mnist_small", "callbacks": "default", "paths": "default",
     "federation": "default", "resume": "null", "data.lone_example": "merge", "federation.max_crashes": "null",
+    "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
 }  # fmt: skip
 # tried one by one where it matters what a key does alone; the others one by one are slow, and all in one run besides
 ALONE = {
@@ -59,7 +60,7 @@ TOGETHER = {
     "data.max_test", "data.local_fraction", "executor.whole_epochs", "executor.capture", "link.up_codec.bits",
     "faults.dropout", "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every",
     "partition.alpha",
-    "callbacks.checkpoint.memory_gb", "data.lone_example", "federation.max_crashes",
+    "callbacks.checkpoint.memory_gb", "data.lone_example", "federation.max_crashes", "data.validation",
 }  # fmt: skip
 
 

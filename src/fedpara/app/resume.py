@@ -22,7 +22,9 @@ RESUMABLE = (
     "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "executor.capture",
     "executor.inner.capture", "factors", "paper",
 )  # fmt: skip
-KEYS_ADDED = {"data.lone_example": "keep"}  # the behaviour of runs from before these keys existed
+KEYS_ADDED = {  # the behaviour of runs from before these keys existed
+    "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
+}  # fmt: skip
 
 
 def require_nothing_lost(cfg: DictConfig, folder: Path) -> None:

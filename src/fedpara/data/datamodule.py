@@ -32,6 +32,8 @@ class FederatedDataModule(LightningDataModule):
         eval_batch_size: examples in a test batch.
         max_train, max_test: limits on the examples used, drawn at random, the same for all seeds; None: all.
         local_fraction: share of its training examples that each client keeps, drawn at random, at least one.
+        validation: share of its training examples that each client holds out, drawn at random, at least one. They are
+            tested in place of the test examples, of which none is kept: for choosing hyper-parameters. 0: off.
         lone_example: `keep`, `merge` or `drop` a last batch of a single example; see `EpochBatches`.
         transform: augmentation of training batches, or None.
         num_workers: processes that make batches; the batches do not depend on it.
@@ -40,7 +42,7 @@ class FederatedDataModule(LightningDataModule):
     Attributes:
         parts: after `setup`, each client's indices into the training examples.
         prepare: after `setup`, the function that turns stored inputs into inputs of the network.
-        examples: after `setup`, the training and the test examples on the CPU.
+        examples: after `setup`, the training examples and those that are tested, on the CPU.
 
     Example:
         >>> from fedpara.data import IID, mnist_small
@@ -63,6 +65,7 @@ class FederatedDataModule(LightningDataModule):
         max_train: Positive | None = None,
         max_test: Positive | None = None,
         local_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        validation: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         lone_example: LoneExample = "keep",
         transform: Transform | None = None,
         num_workers: NonNegative = 0,
@@ -75,7 +78,8 @@ class FederatedDataModule(LightningDataModule):
         self.num_classes, self.in_channels = num_classes, in_channels
         self.num_clients, self.batch_size, self.eval_batch_size = num_clients, batch_size, eval_batch_size
         self.max_train, self.max_test, self.local_fraction = max_train, max_test, local_fraction
-        self.num_workers, self.seed, self.lone_example = num_workers, seed, lone_example
+        self.validation, self.num_workers, self.seed, self.lone_example = validation, num_workers, seed, lone_example
+        self._tested: ClientIndices | None = None
         self._pinned = False
 
     def setup(self, stage: str | None = None) -> None:
@@ -91,7 +95,9 @@ class FederatedDataModule(LightningDataModule):
         train, test = _capped(data.train, self.max_train), _capped(data.test, self.max_test)
         self.parts = ClientIndices.of(self.partition(train, self.num_clients, self.seed))
         if self.local_fraction < 1:
-            self.parts = ClientIndices.of([self._kept(client, part) for client, part in enumerate(self.parts)])
+            self.parts, _ = self._split(self.local_fraction, "local fraction")
+        if self.validation:
+            test = self._hold_out(train)
         self.examples = train, test  # `_train` and `_test` may move to a GPU
         self._train, self._test = self._batches()
 
@@ -106,10 +112,23 @@ class FederatedDataModule(LightningDataModule):
             state["_train"], state["_test"] = self._batches()
         return state
 
-    def _kept(self, client: int, part: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, 0, client, "local fraction"))
-        size = max(1, round(self.local_fraction * len(part)))
-        return part if size == len(part) else part[torch.randperm(len(part), generator=generator)[:size]].sort().values
+    def _hold_out(self, train: Examples) -> Examples:
+        """Take `validation` of every client's examples out of `parts`; they are what is tested."""
+        validation, self.parts = self._split(self.validation, "validation")
+        if not self.parts.sizes.all():
+            least = int((self.parts.sizes + validation.sizes).min())
+            raise ValueError(f"validation={self.validation}: leaves no training example to a client that has {least}")
+        self._tested = ClientIndices(torch.arange(len(validation.indices)), validation.sizes)
+        return train[validation.indices]
+
+    def _split(self, share: float, purpose: str) -> tuple[ClientIndices, ClientIndices]:
+        """A random share of every client's indices, and the rest."""
+        pairs = [_drawn(part, share, self._seed(client, purpose)) for client, part in enumerate(self.parts)]
+        first, rest = zip(*pairs, strict=True)
+        return ClientIndices.of(list(first)), ClientIndices.of(list(rest))
+
+    def _seed(self, client: int, purpose: str) -> int:
+        return derive_seed(self.seed, 0, client, purpose)
 
     def _check(self, data: DataSet) -> None:
         for name, part in (("training", data.train), ("test", data.test)):
@@ -140,10 +159,11 @@ class FederatedDataModule(LightningDataModule):
         return int(self.parts.sizes[client])
 
     def test_part(self, client: int) -> Tensor:
-        """Indices of the test examples that follow a client's own distribution."""
+        """Indices of the test examples that follow a client's own distribution; with `validation` its held-out ones."""
+        if self._tested is not None:
+            return self._tested[client]
         train, test = self.examples
-        seed = derive_seed(self.seed, 0, client, "test part")
-        return self.partition.test_part(train[self.parts[client]], test, seed)
+        return self.partition.test_part(train[self.parts[client]], test, self._seed(client, "test part"))
 
     def client_dataloader(self, client: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
         """A client's training batches; their order is a function of (seed, epoch)."""
@@ -169,6 +189,15 @@ class FederatedDataModule(LightningDataModule):
         return DataLoader(
             cast(Dataset, batches), None, sampler=keys, num_workers=workers, generator=own, pin_memory=self._pinned
         )
+
+
+def _drawn(part: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A random share of the indices, at least one of them, and the rest; both sorted."""
+    size = max(1, round(share * len(part)))
+    if size == len(part):
+        return part, part[:0]
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
+    return part[order[:size]].sort().values, part[order[size:]].sort().values
 
 
 def _capped(examples: Examples, largest: int | None) -> Examples:

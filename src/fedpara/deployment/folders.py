@@ -133,6 +133,6 @@ def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
     dataset = {"_target_": "fedpara.deployment.read_data", "folder": str(folder.resolve()), "trusted": cfg.trusted}
     with open_dict(cfg):
         cfg.data.dataset = OmegaConf.create({**dataset, "_partial_": True})
-        cfg.data.max_train, cfg.data.max_test, cfg.data.local_fraction = None, None, 1.0
+        cfg.data.max_train, cfg.data.max_test, cfg.data.local_fraction, cfg.data.validation = None, None, 1.0, 0.0
         cfg.partition = OmegaConf.create({"_target_": "fedpara.deployment.folders.Own", "client": client})
     return cfg

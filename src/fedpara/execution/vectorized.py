@@ -58,7 +58,7 @@ class ManyClients(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh optimizer at the round's learning rate, or one that is as new."""
-        return self.steps.optimizer(self.module[0].optimizer_of(self.network.parameters()))
+        return self.steps.optimizer(self.module[0].optimizer_of(self.network))
 
     def transfer_batch_to_device(self, batch: "Chunk", device: torch.device, dataloader_idx: int) -> "Chunk":
         """Do nothing: batches are made on their device."""

@@ -1,6 +1,6 @@
 """The LightningModule for classification networks, which clients train and the server tests."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -38,6 +38,7 @@ class ClassificationModule(LightningModule):
 
     Attributes:
         learning_rate_factor: factor of the optimizer's learning rates; the federation lowers it each round.
+        rates: further factors of the learning rate by parameter of the network, for those where it is not 1.
 
     Example:
         >>> module = ClassificationModule(nn.Linear(4, 3), partial(torch.optim.SGD, lr=0.1), num_classes=3)
@@ -50,6 +51,7 @@ class ClassificationModule(LightningModule):
         self.network = network
         self.make_optimizer = optimizer
         self.learning_rate_factor = 1.0
+        self.rates: Mapping[str, float] = {}
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.loss = MeanMetric()
 
@@ -75,7 +77,7 @@ class ClassificationModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh optimizer at the round's learning rate."""
-        return self.optimizer_of(self.parameters())
+        return self.optimizer_of(self.network)
 
     def fuse(self) -> None:
         """Use a fused optimizer, which is one kernel over all parameters, if the class has one.
@@ -87,9 +89,16 @@ class ClassificationModule(LightningModule):
         if type(made) in FUSED and not said:
             self.make_optimizer = partial(self.make_optimizer, fused=True)
 
-    def optimizer_of(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """A fresh optimizer for other parameters, at the round's learning rate."""
-        optimizer = self.make_optimizer(parameters)
+    def optimizer_of(self, network: nn.Module) -> torch.optim.Optimizer:
+        """A fresh optimizer at the round's learning rate for a network with the parameter names of the module's own."""
+        optimizer = self.make_optimizer(self._groups(network) if self.rates else network.parameters())
         for group in optimizer.param_groups:
-            group["lr"] *= self.learning_rate_factor
+            group["lr"] *= self.learning_rate_factor * group.pop("rate", 1.0)
         return optimizer
+
+    def _groups(self, network: nn.Module) -> list[dict[str, object]]:
+        """The parameters by their rate; the first group, which callbacks ask for the learning rate, has rate 1."""
+        groups: dict[float, list[Tensor]] = {1.0: []}
+        for name, parameter in network.named_parameters():
+            groups.setdefault(self.rates.get(name, 1.0), []).append(parameter)
+        return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
