@@ -1,0 +1,91 @@
+"""The proxy of this folder: vgg_small on CIFAR-10 at 16 x 16 pixels, trained centrally, one run after the other.
+
+`python results/closing_the_gap/proxy.py` runs what `runs.csv` lacks, seed by seed, and appends one row for each tested
+round. `DATA_DIR` is the folder of `cifar-10-batches-py`. Names on the command line choose among `IDEAS`.
+"""
+
+import csv
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedpara.app.build import build
+from fedpara.app.composition import compose
+from fedpara.data import cifar10
+from fedpara.data.examples import DataSet, Examples
+
+HERE = Path(__file__).parent
+RUNS = HERE / "runs.csv"
+SEEDS = (0, 1, 2)
+COLUMNS = ("idea", "seed", "round", "train_loss", "test_loss", "test_acc", "parameters", "seconds", "commit")
+BASE = [
+    "experiment=cifar10_two_cores", "trainer=cpu", "data.dataset._target_=__main__.half_size", "data.transform.padding=2",
+    "data.max_train=4000", "data.max_test=4000", "federation.num_clients=1", "federation.clients_per_round=1",
+    "federation.num_rounds=12", "federation.lr_decay=0.93", "federation.eval_every=3", "trainer.max_epochs=1",
+    "executor.whole_epochs=true", "executor.matmul_precision=medium",
+]  # fmt: skip
+IDEAS = {
+    "dense": ["factorization=dense"],
+    "fedpara": [],
+    "momentum": ["+model.optimizer.momentum=0.9", "model.optimizer.lr=0.02"],
+    "dense, momentum": ["factorization=dense", "+model.optimizer.momentum=0.9", "model.optimizer.lr=0.02"],
+    "rate x 3": ["model.optimizer.lr=0.3"],
+    "gamma 1.0": ["factorization.gamma=1.0"],
+}
+
+
+def half_size(data_dir: str) -> DataSet:
+    """CIFAR-10 with each square of four pixels as their mean: 16 x 16."""
+    whole = cifar10(data_dir)
+    return replace(whole, train=_halved(whole.train), test=_halved(whole.test))
+
+
+def _halved(part: Examples) -> Examples:
+    images = [torch.nn.functional.avg_pool2d(some.float(), 2).round().byte() for some in part.inputs.split(5000)]
+    return Examples(torch.cat(images), part.labels)
+
+
+def run(idea: str, seed: int) -> list[tuple[object, ...]]:
+    """The rows of one run."""
+    start, commit = time.perf_counter(), _commit()
+    experiment, federation = build(compose([*BASE, *IDEAS[idea], f"seed={seed}"]))
+    experiment.datamodule.setup()
+    experiment.executor.prepare()
+    rows: list[tuple[object, ...]] = []
+    while federation.round < federation.num_rounds:
+        record = federation.run_round()
+        if record.metrics:
+            scores = f"{record.train_loss:.4f}", *(f"{record.metrics[f'test/{name}']:.4f}" for name in ("loss", "acc"))
+            spent = round(time.perf_counter() - start)
+            rows.append((idea, seed, record.round, *scores, experiment.parameters["factorized"], spent, commit))
+    return rows
+
+
+def _commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout[:7]
+
+
+def main(names: list[str]) -> None:
+    """Run what is missing."""
+    torch.set_num_threads(1)
+    done = set()
+    if RUNS.exists():
+        with RUNS.open() as file:
+            done = {(row["idea"], int(row["seed"])) for row in csv.DictReader(file)}
+    else:
+        RUNS.write_text(",".join(COLUMNS) + "\n")
+    for seed in SEEDS:
+        for idea in names or IDEAS:
+            if (idea, seed) not in done:
+                rows = run(idea, seed)
+                with RUNS.open("a", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerows(rows)
+                print(*rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
