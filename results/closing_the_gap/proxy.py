@@ -23,9 +23,11 @@ RUNS = HERE / "runs.csv"
 SEEDS = (0, 1, 2)
 COLUMNS = ("idea", "seed", "round", "train_loss", "test_loss", "test_acc", "parameters", "seconds", "commit")
 BASE = [
-    "experiment=cifar10_two_cores", "trainer=cpu", "data.dataset._target_=__main__.half_size", "data.transform.padding=2",
-    "data.max_train=4000", "data.max_test=4000", "federation.num_clients=1", "federation.clients_per_round=1",
-    "federation.num_rounds=12", "federation.lr_decay=0.93", "federation.eval_every=3", "trainer.max_epochs=1",
+    "experiment=cifar10_two_cores", "trainer=cpu", "trainer.max_epochs=1",
+    "data.dataset._target_=__main__.half_size", "data.transform.padding=2",
+    "data.max_train=4000", "data.max_test=4000",
+    "federation.num_clients=1", "federation.clients_per_round=1",
+    "federation.num_rounds=12", "federation.lr_decay=0.93", "federation.eval_every=3",
     "executor.whole_epochs=true", "executor.matmul_precision=medium",
 ]  # fmt: skip
 IDEAS = {
