@@ -30,12 +30,20 @@ BASE = [
     "federation.num_rounds=12", "federation.lr_decay=0.93", "federation.eval_every=3",
     "executor.whole_epochs=true", "executor.matmul_precision=medium",
 ]  # fmt: skip
+MOMENTUM = ["+model.optimizer.momentum=0.9", "model.optimizer.lr=0.02"]
 IDEAS = {
     "dense": ["factorization=dense"],
     "fedpara": [],
-    "momentum": ["+model.optimizer.momentum=0.9", "model.optimizer.lr=0.02"],
-    "dense, momentum": ["factorization=dense", "+model.optimizer.momentum=0.9", "model.optimizer.lr=0.02"],
+    "momentum": MOMENTUM,
+    "dense, momentum": ["factorization=dense", *MOMENTUM],
     "rate x 3": ["model.optimizer.lr=0.3"],
+    "step 0.5": ["factorization.step=0.5"],
+    "step 1.0": ["factorization.step=1.0"],
+    "budget 8.98 %": ["factorization.budget=0.08981"],
+    "budget 12 %": ["factorization.budget=0.12"],
+    "cosine": ["federation.lr_schedule=cosine", "federation.lr_decay=1"],
+    "Frobenius decay 0.001": ["factorization.frobenius_decay=0.001"],
+    "Frobenius decay 0.005": ["factorization.frobenius_decay=0.005"],
     "gamma 1.0": ["factorization.gamma=1.0"],
 }
 
