@@ -168,10 +168,11 @@ def test_jacobian_correction_changes_training_and_is_off_by_default():
     ],
 )
 def test_frobenius_decay_is_the_gradient_of_its_penalty_which_equation_9_does_not_see(make, options):
-    """Once a step, also with several backward passes, against a loop with l/2 |W|^2 in the loss."""
+    """Once a step, also with several backward passes, against a loop with l/2 |W|^2 in the loss; at scaled steps."""
     torch.manual_seed(0)
     given = {"jacobian_correction": 1.0, "frobenius_decay": 0.5, "precision": "64-true", "max_epochs": 1} | options
-    made = make(executor(factorize(MLP([16, 8, 3]), FedPara(gamma=0.5)).double(), **given).training)
+    network = factorize(MLP([16, 8, 3]).double(), FedPara(gamma=0.5, step=0.5))
+    made = make(executor(network, **given).training)
     state, network = made.initial_state(), copy.deepcopy(made.module.network)
     *_, result = made.run([ClientTask(client, state, 1.0, seed=client) for client in (2, 3)])
 

@@ -212,7 +212,7 @@ class FrobeniusDecay(Callback):
             return gradient
         self._decayed.add(factorization)
         scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
-        return gradient.add(weight, alpha=self.strength * scale)
+        return gradient.add(weight, alpha=self.strength * scale * factorization.gradient_scale)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

@@ -176,7 +176,7 @@ class Factorization(nn.Module):
         names: endings of the factors' names, one for each branch or stack with factors of its own.
 
     Attributes:
-        gradient_scale: factor of the gradients of all its factors; with SGD, of their learning rate.
+        gradient_scale: factor of the gradients of all its factors, so of their learning rate, with SGD.
     """
 
     gradient_scale = 1.0
