@@ -1,7 +1,8 @@
 """The proxies of this folder, trained centrally: vgg_small on CIFAR-10 at 16 x 16 pixels, an LSTM on Shakespeare.
 
 `python results/closing_the_gap/proxy.py` runs what `runs.csv` lacks, seed by seed, and appends one row for each tested
-round. `DATA_DIR` holds `cifar-10-batches-py` and `shakespeare`. Names on the command line choose among `IDEAS`.
+round. `DATA_DIR` holds `cifar-10-batches-py` and `shakespeare`. Names on the command line choose among `IDEAS`;
+`--table` prints the table of the README instead.
 """
 
 import csv
@@ -10,8 +11,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from scipy import stats
 
 from fedpara.app.build import build
 from fedpara.app.composition import compose
@@ -49,6 +52,8 @@ IDEAS = {
     "LSTM fedpara": LSTM,
     "LSTM step 1.0": [*LSTM, "factorization.step=1.0"],
     "Frobenius decay 0.002": [*VGG, "factorization.frobenius_decay=0.002"],
+    "W1 (W2 + 1)": [*VGG, "factorization=pfedpara", "factorization.gamma=0.1"],
+    "budget 12 %, step 0.5, momentum": [*VGG, "factorization.budget=0.12", "factorization.step=0.5", *MOMENTUM],
     "gamma 1.0": [*VGG, "factorization.gamma=1.0"],
 }
 
@@ -80,6 +85,36 @@ def run(idea: str, seed: int) -> list[tuple[object, ...]]:
     return rows
 
 
+def table() -> None:
+    """Last rounds as Markdown: differences to plain FedPara, paired by seed, with 95 % t intervals."""
+    with RUNS.open() as file:
+        rows = {(row["idea"], int(row["seed"])): row for row in csv.DictReader(file)}  # the last round's stays
+    print(
+        "| idea | parameters | seeds | train loss | test acc. (%) | difference in train loss | in test acc. (points) |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for idea in dict.fromkeys(idea for idea, _ in rows):
+        plain = "LSTM fedpara" if idea.startswith("LSTM") else "fedpara"
+        own = [seed for seed in SEEDS if (idea, seed) in rows]
+        cells = [f"{float(rows[idea, own[0]]['parameters']):,.0f}", ", ".join(map(str, own))]
+        for column, factor, digits in (("train_loss", 1, 3), ("test_acc", 100, 1)):
+            cells.append(f"{factor * fmean(float(rows[idea, seed][column]) for seed in own):.{digits}f}")
+        for column, factor, digits in (("train_loss", 1, 3), ("test_acc", 100, 1)):
+            paired = [
+                factor * (float(rows[idea, seed][column]) - float(rows[plain, seed][column]))
+                for seed in own
+                if (plain, seed) in rows
+            ]
+            cells.append("" if idea == plain else f"{fmean(paired):+.{digits}f}{_half_width(paired, digits)}")
+        print(f"| {idea} | {' | '.join(cells)} |")
+
+
+def _half_width(values: list[float], digits: int) -> str:
+    if len(values) < 2:
+        return ""
+    return f" ± {stats.t.ppf(0.975, len(values) - 1) * stats.sem(values):.{digits}f}"
+
+
 def _commit() -> str:
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout[:7]
 
@@ -103,4 +138,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    table() if sys.argv[1:] == ["--table"] else main(sys.argv[1:])
