@@ -31,10 +31,10 @@ VGG = [
     "data.dataset._target_=__main__.half_size", "data.transform.padding=2", "data.max_train=4000", "data.max_test=4000",
     "federation.num_clients=1", "federation.num_rounds=12", "federation.lr_decay=0.93", "federation.eval_every=3",
 ]  # fmt: skip
-LSTM = [  # one of four clients a round: 900 steps
+LSTM = [  # one of four clients a round: 600 steps
     "experiment=shakespeare_two_cores", *CENTRAL, "executor.whole_epochs=true",
     "partition=iid", "~partition.min_examples", "data.max_train=9600", "data.max_test=2000",
-    "federation.num_clients=4", "federation.num_rounds=6", "federation.lr_decay=1", "federation.eval_every=2",
+    "federation.num_clients=4", "federation.num_rounds=4", "federation.lr_decay=1", "federation.eval_every=2",
 ]  # fmt: skip
 MOMENTUM = ["+model.optimizer.momentum=0.9", "model.optimizer.lr=0.02"]
 IDEAS = {
