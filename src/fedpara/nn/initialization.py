@@ -92,6 +92,7 @@ def _scale(factors: Sequence[Tensor], ratio: float) -> None:
         factor.mul_(ratio ** (1 / len(factors)))
 
 
+@torch.enable_grad()
 def mean_step(factorization: Factorization) -> float:
     """How far one SGD step on the factors moves W, as a share of dense's step along the same gradient.
 
@@ -101,12 +102,12 @@ def mean_step(factorization: Factorization) -> float:
     generator, total = torch.Generator().manual_seed(0), 0.0
     factors = list(factorization.parameters())
     weight = factorization.refold(factorization.compose(factorization.factors))
-    vectors = 4 + 2 * 10**5 // weight.numel()
-    for _ in range(vectors):
+    number = 4 + 2 * 10**5 // weight.numel()
+    for _ in range(number):
         vector = torch.randn(weight.shape, generator=generator).to(weight)
         gradients = torch.autograd.grad(weight, factors, vector, retain_graph=True)
         total += sum(float(gradient.square().sum()) for gradient in gradients)
-    return total / (vectors * weight.numel())
+    return total / (number * weight.numel())
 
 
 INITIALIZATIONS: dict[str, Initialization] = {
