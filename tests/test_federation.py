@@ -92,9 +92,11 @@ def test_half_precision_uploads_cost_half():
     assert watch.records[0].up_bytes * 2 == watch.records[0].down_bytes
 
 
-def test_learning_rate_decays_by_the_round():
+@pytest.mark.parametrize(("schedule", "expected"), [(None, [1.0, 0.5, 0.25]), ("cosine", [1.0, 0.375, 0.0625])])
+def test_learning_rate_decays_by_the_round(schedule, expected):
+    """(1 + cos(pi t / 3)) / 2 is 1, 3/4, 1/4."""
     factors = []
-    federation = make_federation(lr_decay=0.5)
+    federation = make_federation(lr_decay=0.5, lr_schedule=schedule)
     run = federation.executor.run
 
     def spy(tasks):
@@ -104,7 +106,7 @@ def test_learning_rate_decays_by_the_round():
 
     federation.executor.run = spy
     federation.fit()
-    assert factors == [1.0, 0.5, 0.25]
+    assert factors == pytest.approx(expected, rel=1e-12)
 
 
 def test_evaluation_every_so_many_rounds_and_after_the_last():

@@ -25,7 +25,7 @@ from fedpara.data import IID, FederatedDataModule
 from fedpara.data.examples import CropAndFlip, Normalize
 from fedpara.execution import ClientFailure, ClientTask, LocalResult, LocalTraining, SerialExecutor, VectorizedExecutor
 from fedpara.execution.folding import Folded
-from fedpara.execution.local import GradientCorrection
+from fedpara.execution.local import FrobeniusDecay, GradientCorrection
 from fedpara.execution.replay import CudaGraphs, NotCaptured
 from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
@@ -159,6 +159,51 @@ def test_jacobian_correction_changes_training_and_is_off_by_default():
     assert any(not torch.equal(plain[name], corrected[name]) for name in plain)
 
 
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (SerialExecutor, {"accumulate_grad_batches": 2}),
+        (partial(SerialExecutor, whole_epochs=True), {}),
+        (partial(VectorizedExecutor, chunk_size=2), {}),
+    ],
+)
+def test_frobenius_decay_is_the_gradient_of_its_penalty_and_of_equation_9s_loss(make, options):
+    """Once a step, also with several backward passes, against a loop with l/2 |W|^2 in the loss; at scaled steps."""
+    torch.manual_seed(0)
+    given = {"jacobian_correction": 1.0, "frobenius_decay": 0.5, "precision": "64-true", "max_epochs": 1} | options
+    network = factorize(MLP([16, 8, 3]).double(), FedPara(gamma=0.5, step=0.5))
+    made = make(executor(network, **given).training)
+    state, network = made.initial_state(), copy.deepcopy(made.module.network)
+    *_, result = made.run([ClientTask(client, state, 1.0, seed=client) for client in (2, 3)])
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    batches = list(made.datamodule.client_dataloader(3, 3))
+    assert len(batches) == 2
+    for step in [batches] if options else [[batch] for batch in batches]:
+        with torch.nn.utils.parametrize.cached():
+            weights = [network.get_submodule(name).weight for name, _ in factorizations(network)]
+            losses = [nn.functional.cross_entropy(network(images.double()), labels) for images, labels in step]
+        loss = sum(losses) / len(losses) + 0.25 * sum(weight.square().sum() for weight in weights)
+        jacobians = torch.autograd.grad(loss, weights, retain_graph=True)
+        optimizer.zero_grad()
+        loss.backward()
+        for (_, factors), jacobian in zip(factorizations(network), jacobians, strict=True):
+            for name, value in jacobian_correction(factors, jacobian, 0.1).items():
+                factors.get_parameter(name).grad.add_(value)
+        optimizer.step()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(result.state[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_frobenius_decay_has_the_scale_of_half_precisions_gradients():
+    callback, network = FrobeniusDecay(0.5), factorize(nn.Linear(16, 8), EqualSizeLowRank(gamma=1.0))
+    callback.on_train_start(SimpleNamespace(precision_plugin=Mock(scaler=Mock(get_scale=lambda: 8.0))), network)
+    (factors,) = (factors for _, factors in factorizations(network))
+    network(torch.zeros(1, 16)).sum().backward()
+    expected = 8 * 0.5 * factors().detach() @ factors.y.detach()
+    torch.testing.assert_close(factors.x.grad, expected)
+
+
 def test_trying_an_example_leaves_the_network_training():
     """Lightning trains modules in the mode it finds them in: dropout and BatchNorm would be those of a test."""
     federation = make_federation(dropout=0.5)
@@ -174,12 +219,12 @@ ALGORITHMS = [FedAvg, partial(FedProx, mu=0.3), Scaffold, FedDyn]
 @pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["fedavg", "fedprox", "scaffold", "feddyn"])
 def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(captured_by, algorithm, captured):
-    """With dropout, momentum, decay of the rate and eq. 9; captured: what a CUDA graph needs, on memory that stays."""
+    """With dropout, momentum, two decays and eq. 9; captured: what a CUDA graph needs, on memory that stays."""
 
     def final(**options):
         federation = make_federation(
             algorithm=algorithm(), executor=partial(SerialExecutor, **options), dropout=0.3, lr_decay=0.5,
-            num_rounds=3, eval_every=3, training={"jacobian_correction": 1.0},
+            num_rounds=3, eval_every=3, training={"jacobian_correction": 1.0, "frobenius_decay": 0.1},
         )  # fmt: skip
         momentum = 0.9 if algorithm in (FedAvg, FedDyn) else 0
         optimizer = partial(torch.optim.SGD, lr=0.1, momentum=momentum, fused=captured)

@@ -1,10 +1,12 @@
 """The scale of the composed weight at the start."""
 
+import copy
+
 import pytest
 import torch
 
-from fedpara.nn import Hadamard, LowRank
-from fedpara.nn.initialization import he, he_fan_in, he_fan_out, variance, variance_core
+from fedpara.nn import EqualSizeLowRank, FedPara, Hadamard, LowRank, factorizations, factorize
+from fedpara.nn.initialization import he, he_fan_in, he_fan_out, mean_step, variance, variance_core
 
 SHAPES = [((256, 784), False), ((64, 64, 3, 3), True), ((512, 512, 3, 3), True), ((64, 3, 3, 3), True)]
 
@@ -45,3 +47,30 @@ def test_published_starts_have_the_scales_paper_md_derives():
 def test_a_dense_weight_without_scale_is_refused():
     with pytest.raises(ValueError, match="no variance to keep"):
         variance(Hadamard((4, 4), 2, False), torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize("recipe", [FedPara(step=0.5), EqualSizeLowRank(step=0.5)])
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d(6, 8, 3), torch.nn.Linear(24, 20)])
+def test_one_step_on_the_factors_moves_w_by_the_given_share_of_denses_step(recipe, layer):
+    """The mean over all gradients J of <J, D g> / |J|^2, where g are the factors' gradients and D is dW / d factors."""
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    (factors,) = (made for _, made in factorizations(factorize(copy.deepcopy(layer), recipe)))
+    weight, own = factors(), list(factors.parameters())
+    plain = factors.refold(factors.compose(factors.factors))  # D^T is its gradient, without the scale
+    moved = 0.0
+    for unit in torch.eye(weight.numel()).view(-1, *weight.shape):
+        taken = torch.autograd.grad(weight, own, unit, retain_graph=True)
+        row = torch.autograd.grad(plain, own, unit, retain_graph=True)
+        moved += sum(float((a * b).sum()) for a, b in zip(taken, row, strict=True))
+    assert moved / weight.numel() == pytest.approx(0.5, rel=0.05)
+
+
+def test_mean_step_follows_the_closed_form():
+    """6 R^(2/3) s^(5/3) for a convolution's Hadamard product without tanh, 2 sqrt(R) s for X Y^T, at W's std s."""
+    torch.manual_seed(0)
+    convolution, matrix = Hadamard((64, 64, 3, 3), 11, True, None), LowRank((256, 300), 20, False)
+    for made, std in ((convolution, 0.06), (matrix, 0.05)):
+        variance(made, std * torch.randn(made.shape))
+    assert mean_step(convolution) == pytest.approx(6 * 11 ** (2 / 3) * 0.06 ** (5 / 3), rel=0.1)
+    assert mean_step(matrix) == pytest.approx(2 * 20**0.5 * 0.05, rel=0.05)

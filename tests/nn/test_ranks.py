@@ -1,6 +1,8 @@
 """Sizes and ranks against the paper's printed tables."""
 
-from functools import cache
+from functools import cache, partial
+from itertools import product
+from math import log
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedpara.models import MLP, VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, LowRank, PFedPara, factorizations, factorize
-from fedpara.nn.ranks import hadamard_rank, largest_rank, matrix_size, minimal_rank, tucker_size
+from fedpara.nn.ranks import hadamard_rank, largest_rank, matrix_size, minimal_rank, ranks_within, tucker_size
 from fedpara.sharing import Split
 from fedpara.state import num_elements, read_state
 from helpers.cases import thinned
@@ -123,3 +125,53 @@ def test_personalisation_net_sends_what_the_paper_says():
     assert num_elements(pfedpara.shared_part(state)) == 63_646
     assert num_elements(original) / 63_646 == pytest.approx(3.4, abs=0.05)
     assert num_elements(original) / num_elements(fedper.shared_part(original)) == pytest.approx(1.07, abs=0.01)
+
+
+def test_ranks_within_a_budget_are_the_best_of_their_total_by_brute_force():
+    sizes = [partial(tucker_size, (8, 3, 3, 3)), partial(tucker_size, (16, 8, 3, 3)), partial(matrix_size, (10, 30))]
+    lowest, highest = (1, 2, 1), (3, 8, 8)
+    every = product(*(range(low, high + 1) for low, high in zip(lowest, highest, strict=True)))
+    totals = {ranks: sum(size(rank) for size, rank in zip(sizes, ranks, strict=True)) for ranks in every}
+    for budget in range(min(totals.values()), max(totals.values()) + 50, 25):
+        found = tuple(ranks_within(budget, sizes, lowest, highest))
+        assert totals[found] <= budget
+        assert all(
+            total > budget
+            for ranks, total in totals.items()
+            if sum(ranks) == sum(found) + 1 and all(a >= b for a, b in zip(ranks, found, strict=True))
+        )  # nothing more fits
+        best = max(sum(map(log, ranks)) for ranks, total in totals.items() if total <= budget)
+        assert sum(map(log, found)) > best - log(1 + 1 / min(found))  # less than one rank from the best
+    with pytest.raises(ValueError, match=r"10 values are 1[0-9]+ too few for the lowest ranks"):
+        ranks_within(10, sizes, lowest, highest)
+
+
+@pytest.mark.parametrize("recipe", [FedPara, EqualSizeLowRank])
+def test_a_budget_counts_the_whole_network_and_favours_narrow_layers(recipe, caplog):
+    network = VGG([[16], [32], [64, 64]], [], 10)
+    dense, uniform = num_parameters(network), recipe(gamma=0.2, initialization="he")
+    made = vgg_of(uniform)
+    budget = num_parameters(made) / dense
+    with caplog.at_level("INFO", "fedpara.nn.factorize"):
+        split = vgg_of(recipe(budget=budget, initialization="he"))
+    assert 0.97 * budget * dense < num_parameters(split) <= budget * dense
+    ranks, before = ([factors.rank for _, factors in factorizations(net)] for net in (split, made))
+    assert ranks[1] > before[1]
+    assert ranks[-1] < before[-1]
+    assert caplog.messages[-1].startswith(f"ranks within the budget: features.conv1_1 {ranks[0]}, features.conv2_1")
+
+
+def vgg_of(recipe):
+    return factorize(VGG([[16], [32], [64, 64]], [], 10), recipe, ["classifier.*"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0.01}, r"budget=0\.01: must be at least 0\.\d{4}, at which gamma is 0"),
+        ({"budget": 0.2, "layers": {"*conv1_1": {"rank": 1}}}, r"budget=0\.2: must be null together with layers"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_one_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        vgg_of(FedPara(**options))

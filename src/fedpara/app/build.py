@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains n
     from fedpara.models import FederatedModule
     from fedpara.sharing import Split
 
-NOT_OF_RECIPE = {"jacobian_correction", "num_dense"}  # typed under `factorization`, read by other objects
+# typed under `factorization`, read by other objects
+NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense"}
 READ_ELSEWHERE = {"network", "keep_dense", "head"}  # the same for `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
@@ -120,6 +121,7 @@ def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "Fede
         datamodule,
         **{"max_epochs": None} | said,
         jacobian_correction=cfg.factorization.get("jacobian_correction", 0.0),
+        frobenius_decay=cfg.factorization.get("frobenius_decay"),
         matmul_precision=_matmul_precision(cfg.executor),
         options=trainer,
         trainer_class=_trainer_class(cfg.trainer),

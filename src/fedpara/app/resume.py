@@ -64,8 +64,12 @@ def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     saved = read_resolved(folder / CONFIG, f"resume={folder}")
     before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
     before = KEYS_ADDED | before
+    # a schedule's rates depend on the number of rounds from the first one on
+    fixed = {"federation.num_rounds"} if now.get("federation.lr_schedule") else set()
     differing = [
-        k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(RESUMABLE)
+        k
+        for k in sorted(before.keys() | now.keys())
+        if before.get(k) != now.get(k) and (k in fixed or not k.startswith(RESUMABLE))
     ]
     if differing:
         shown = ", ".join(f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in differing[:3])

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from fedpara.algorithms.base import Correction
 from fedpara.data.examples import Batch
-from fedpara.nn import Hadamard, factorizations
+from fedpara.nn import Factorization, Hadamard, factorizations
 from fedpara.nn.jacobian import Watch
 from fedpara.state import State
 
@@ -155,3 +157,57 @@ class JacobianCorrection(Callback):
         for watch in self._watches:
             watch.remove()
         self._watches = []
+
+
+class FrobeniusDecay(Callback):
+    """Adds l/2 |W|^2 of each composed weight to the loss (Khodak et al., ICLR 2021, "Frobenius decay").
+
+    Weight decay of the factors would shrink them and not W. The gradient l W is added where the composed weight
+    receives its own, so the factors get both in one backward pass: once a step, however often the step composes the
+    weight. The reported loss is without it.
+
+    It comes before `JacobianCorrection`, whose J_W is then that of the decayed loss, as the factors' gradients are.
+
+    Args:
+        strength: l.
+    """
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+        self._scaler: Any = None
+        self._decayed: set[Factorization] = set()
+        self._handles: list[RemovableHandle] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch every factorised weight."""
+        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        for _, factorization in factorizations(pl_module):
+            self._handles.append(factorization.register_forward_hook(self._watch))
+
+    def _watch(self, factorization: Factorization, _: object, weight: Tensor) -> None:
+        if weight.requires_grad:
+            weight.register_hook(partial(self._decay, factorization, weight.detach()))
+
+    def _decay(self, factorization: Factorization, weight: Tensor, gradient: Tensor) -> Tensor:
+        if factorization in self._decayed:
+            return gradient
+        self._decayed.add(factorization)
+        scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
+        return gradient.add(weight, alpha=self.strength * scale * factorization.gradient_scale)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """The next step adds it again."""
+        self._decayed.clear()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop watching, because the next client trains on the same network."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop watching."""
+        self._decayed.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from fedpara.data.examples import Batch, Batches, EpochBatches
 from fedpara.errors import described
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
-from fedpara.execution.local import GradientCorrection, JacobianCorrection, LocalRecord
+from fedpara.execution.local import FrobeniusDecay, GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.execution.onednn import guard
 from fedpara.execution.replay import Capture, CudaGraphs, NotCaptured
 from fedpara.execution.training import ONLY_BY_BATCH, LocalTraining
@@ -102,7 +102,7 @@ class SerialExecutor:
         self.module.network.to(memory_format=training.memory_format)  # type: ignore[call-overload]
         if self._own:
             self._pristine = self._pristine or copy.deepcopy(self.module)
-        self.corrections = Corrections(training.jacobian_correction)
+        self.corrections = Corrections(training)
         self.capture = self._graphs() if capture else None
         self._whole = self._whole_epochs() if whole_epochs else None
         self._trainers: dict[str, Trainer] = {}
@@ -337,10 +337,12 @@ class Corrections:
         callbacks: all of them.
     """
 
-    def __init__(self, jacobian_correction: float) -> None:
+    def __init__(self, training: LocalTraining) -> None:
         self.gradient = GradientCorrection()
-        jacobian = [JacobianCorrection(jacobian_correction)] if jacobian_correction else []
-        self.callbacks: list[Callback] = [*jacobian, self.gradient]
+        correction, decay = training.jacobian_correction, training.frobenius_decay
+        jacobian = [JacobianCorrection(correction)] if correction else []
+        frobenius = [FrobeniusDecay(decay)] if decay else []  # first, so that J_W has it, as the factors' gradients do
+        self.callbacks: list[Callback] = [*frobenius, *jacobian, self.gradient]
 
 
 def epochs_of(loader: DataLoader[Batch]) -> Epochs:

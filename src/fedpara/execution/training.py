@@ -72,6 +72,7 @@ class LocalTraining:
         precision: the Trainer's precision; None: its default, 32-true.
         accelerator: the Trainer's accelerator: `auto`, `cpu`, `gpu`, or an object.
         jacobian_correction: lambda of FedPara's regulariser (appendix B); 0: none.
+        frobenius_decay: l of the penalty l/2 |W|^2 on each composed weight; None: none.
         matmul_precision: precision of float32 products in the whole process: `highest`, `high` (TF32 on a GPU, also in
             convolutions) or `medium` (bfloat16 if the processor has units for it; else oneDNN's float32 kernels, which
             are often faster).
@@ -90,6 +91,7 @@ class LocalTraining:
     precision: object = None
     accelerator: object = "auto"
     jacobian_correction: Annotated[float, Field(ge=0)] = 0.0
+    frobenius_decay: Annotated[float, Field(ge=0)] | None = None
     matmul_precision: MatmulPrecision = "highest"
     memory_format: torch.memory_format = torch.channels_last
     options: Annotated[Mapping[str, object], AfterValidator(_allowed)] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """A client's half of a round, which depends only on the broadcast and on the states that the client keeps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedpara.algorithms.base import FedAvg
@@ -108,7 +109,8 @@ class ClientSide:
         algorithm: bound to the federation.
         initial: the freshly built model, from which every personal part starts.
         layouts: of the messages and of the states that clients keep.
-        seed, lr_decay: of the federation.
+        seed: of the federation.
+        learning_rate_factor: of the federation, from the number of finished rounds.
     """
 
     algorithm: FedAvg
@@ -117,7 +119,7 @@ class ClientSide:
     initial: State
     layouts: Layouts
     seed: int
-    lr_decay: float
+    learning_rate_factor: Callable[[int], float]
 
     def receive(self, packet: Packet, round_index: int) -> Broadcast:
         """Decode the broadcast of a round.
@@ -137,7 +139,8 @@ class ClientSide:
         seed = derive_seed(self.seed, broadcast.round, client, "local training")
         correction = self.algorithm.correction(broadcast.received, kept.memory)
         state = self.model(broadcast.received["model"], kept)
-        return ClientTask(client, state, self.lr_decay**broadcast.round, seed, correction, attempt)
+        factor = self.learning_rate_factor(broadcast.round)
+        return ClientTask(client, state, factor, seed, correction, attempt)
 
     def reply(self, result: LocalResult, broadcast: Broadcast, kept: Kept) -> tuple[Reply, Kept]:
         """Encode the shared part for the server, and keep the personal part and the memory.

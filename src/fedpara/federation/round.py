@@ -4,7 +4,8 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Annotated, Any
+from math import cos, pi
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, validate_call
 
@@ -49,6 +50,7 @@ class Federation:
         max_crashes: a client that crashes, or runs out of memory, in so many of its rounds in a row ends the run,
             because configuration or data must be the cause; injected faults do not count. None: it never ends the run.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
+        lr_schedule: `cosine` multiplies it by (1 + cos(pi t / num_rounds)) / 2 after t rounds; None: lr_decay alone.
         seed: seed of cohorts, batch orders, augmentation and dropout.
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
 
@@ -101,6 +103,7 @@ class Federation:
         retries: Annotated[int, Field(ge=0)] = 0,
         max_crashes: Positive | None = 2,
         lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.992,
+        lr_schedule: Literal["cosine"] | None = None,
         seed: Annotated[int, Field(ge=0)] = 0,
         clients: MakeClients | None = None,
     ) -> None:
@@ -111,7 +114,7 @@ class Federation:
         self.executor: Executor = executor
         self.link, self.split, self.callbacks = link, split, callbacks
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
-        self.eval_every, self.lr_decay, self.seed = eval_every, lr_decay, seed
+        self.eval_every, self.lr_decay, self.lr_schedule, self.seed = eval_every, lr_decay, lr_schedule, seed
         self.min_clients, self.retries, self.max_crashes = min_clients, retries, max_crashes
         self.tests_personal = bool(split.personal) if evaluate_personal is None else evaluate_personal
         initial = executor.initial_state()
@@ -119,7 +122,7 @@ class Federation:
         self.algorithm = algorithm.bound([name for name in executor.trainable if name in shared], num_clients)
         self.server = self.algorithm.start(shared)
         layouts = Layouts.of(self.algorithm, split, initial, self.server)
-        self.client_side = ClientSide(self.algorithm, link, split, initial, layouts, seed, lr_decay)
+        self.client_side = ClientSide(self.algorithm, link, split, initial, layouts, seed, self.learning_rate_factor)
         self.clients: Clients = (clients or simulated(executor))(self.client_side)
         self.round = 0
         self.total_bytes = 0
@@ -147,6 +150,11 @@ class Federation:
             except KeyboardInterrupt:
                 outcome = "interrupted"
                 raise
+
+    def learning_rate_factor(self, finished: int) -> float:
+        """Factor of the optimizer's learning rate in the round after so many finished ones."""
+        cosine = (1 + cos(pi * finished / self.num_rounds)) / 2 if self.lr_schedule == "cosine" else 1.0
+        return cosine * self.lr_decay**finished
 
     def stop(self, reason: str) -> None:
         """End `fit` in good order after the current round. Callbacks call it; another `fit` goes on.

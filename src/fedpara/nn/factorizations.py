@@ -198,7 +198,12 @@ class Factorization(nn.Module):
         tucker: whether convolutions keep their kernel in a core (Proposition 3); otherwise W is O x (I K).
         stack: number of branches that share one stack of factors, of shape (stack, O, R) and so on; 0: no stack.
         names: endings of the factors' names, one for each branch or stack with factors of its own.
+
+    Attributes:
+        gradient_scale: factor of the gradients of all its factors, so of their learning rate, with SGD.
     """
+
+    gradient_scale = 1.0
 
     def __init__(self, shape: Shape, rank: int, tucker: bool, stack: int = 0, names: tuple[str, ...] = ("",)) -> None:
         super().__init__()
@@ -229,7 +234,10 @@ class Factorization(nn.Module):
         """W in the precision of the factors, also under autocast: bf16 would change each weight by 0.4 %."""
         device = next(iter(own_parameters(self).values())).device  # type: ignore[union-attr]
         with torch.autocast(device.type, enabled=False):
-            return self.refold(self.composed())
+            weight = self.refold(self.composed())
+        if self.gradient_scale != 1 and weight.requires_grad:
+            weight.register_hook(lambda gradient: self.gradient_scale * gradient)
+        return weight
 
     def refold(self, unfolding: Tensor) -> Tensor:
         """W in its own shape, from its unfolding."""

@@ -6,11 +6,11 @@ ordinary dense network again, with the same outputs.
 
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
 from pydantic import ConfigDict, Field, validate_call
@@ -20,8 +20,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
-from fedpara.nn.initialization import INITIALIZATIONS
-from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, tucker_size
+from fedpara.nn.initialization import INITIALIZATIONS, mean_step
+from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, ranks_within, tucker_size
 from fedpara.private.torch import flat_weights_names, own_parameters
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,18 @@ class _RankByGamma:
         conv: `tucker` is Proposition 3 (the paper's choice), `reshape` is Proposition 1 on O x (I K1 K2).
         initialization: see `fedpara.nn.initialization`.
         layers: rules by layer-name pattern (fnmatch), the first match wins: `{"*.conv1_1": {"gamma": 1.0}}`.
+        step: how far one SGD step on the factors moves W at the start, as a share of dense's step; the gradients of
+            each layer's factors are scaled for that. None: as far as the factors move it by themselves.
+        budget: parameters of the whole network, as a share of dense's. In place of gamma, each layer then gets the rank
+            of `ranks_within`, at least that of gamma 0. It excludes `layers`.
     """
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.1
     conv: Literal["tucker", "reshape"] = "tucker"
     initialization: InitializationName = "variance"
     layers: Mapping[str, LayerRule] | None = None
+    step: Annotated[float, Field(gt=0)] | None = None
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
     def patterns(self) -> Sequence[str]:
@@ -82,6 +88,36 @@ class _RankByGamma:
         if rule.rank is not None:
             return rule.rank
         return self._rank(shape, self.gamma if rule.gamma is None else rule.gamma)
+
+    def within_budget(self, shapes: Mapping[str, Shape], others: int) -> Self:
+        """The recipe with a fixed rank for each layer, if there is a budget; they are logged.
+
+        Args:
+            shapes: of the dense weights to factorise, by layer.
+            others: number of the network's other values.
+
+        Raises:
+            ValueError: there are rules for layers too, or the budget is too small for gamma 0.
+        """
+        if self.budget is None:
+            return self
+        if self.layers:
+            raise ValueError(f"budget={self.budget}: must be null together with layers, it sets every layer's rank")
+        limits = {name: (self._rank(shape, 0.0), self._rank(shape, 1.0)) for name, shape in shapes.items()}
+        sizes = {name: partial(self._values, shape) for name, shape in shapes.items()}
+        names = [name for name, shape in shapes.items() if sizes[name](limits[name][0]) < prod(shape)]
+        others += sum(prod(shape) for name, shape in shapes.items() if name not in names)  # too small for factors
+        dense = others + sum(prod(shapes[name]) for name in names)
+        lowest, highest = zip(*(limits[name] for name in names), strict=True)
+        try:
+            ranks = ranks_within(int(self.budget * dense) - others, [sizes[name] for name in names], lowest, highest)
+        except ValueError as error:
+            least = others + sum(sizes[name](limits[name][0]) for name in names)
+            raise ValueError(
+                f"budget={self.budget}: must be at least {least / dense:.4f}, at which gamma is 0"
+            ) from error
+        log.info("ranks within the budget: %s", ", ".join(f"{n} {r}" for n, r in zip(names, ranks, strict=True)))
+        return replace(self, layers={name: LayerRule(rank=rank) for name, rank in zip(names, ranks, strict=True)})
 
     def _rule(self, name: str) -> LayerRule:
         return next((r for pattern, r in (self.layers or {}).items() if fnmatchcase(name, pattern)), LayerRule())
@@ -102,6 +138,8 @@ class _RankByGamma:
             log.info(text, name, made.rank, values, shape, weight.numel())
             return None
         INITIALIZATIONS[self.initialization](made, weight)
+        if self.step is not None:
+            made.gradient_scale = self.step / mean_step(made)
         return made
 
     def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
@@ -112,6 +150,10 @@ class _RankByGamma:
 
     def _tucker(self, shape: Shape) -> bool:
         return self.conv == "tucker" and len(shape) > 2
+
+    def _values(self, shape: Shape, rank: int) -> int:
+        """Number of values in the factors of a layer."""
+        return self._size(shape, rank)
 
     def _size(self, shape: Shape, rank: int) -> int:
         return 2 * (tucker_size if self._tucker(shape) else matrix_size)(shape, rank)
@@ -162,6 +204,9 @@ class EqualSizeLowRank(_RankByGamma):
 
     def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
         return LowRank(shape, rank, tucker)
+
+    def _values(self, shape: Shape, rank: int) -> int:
+        return super()._values(shape, rank) // 2  # one branch
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -291,7 +336,7 @@ def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None,
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
     if isinstance(recipe, Dense):
         return network
-    made = _factors(recipe, chosen[num_dense:])
+    made = _factors(network, recipe, chosen[num_dense:])
     if not made:
         left = "each one is excluded, frozen or smaller than its factors"
         raise ValueError(f"no layer is left to factorise, {left}; take Dense() (factorization=dense)")
@@ -302,9 +347,13 @@ def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None,
     return network
 
 
-def _factors(recipe: Recipe, weights: Sequence[Weight]) -> list[tuple[Weight, Factorization]]:
+def _factors(network: nn.Module, recipe: Recipe, weights: Sequence[Weight]) -> list[tuple[Weight, Factorization]]:
     """The factors of each weight. The network is not changed yet, so an error here leaves it as it was."""
     plain, made = [weight.require_plain() for weight in weights], []
+    if isinstance(recipe, _RankByGamma):
+        values = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+        shapes = {weight.names[0]: tuple(dense.shape) for weight, dense in zip(weights, plain, strict=True)}
+        recipe = recipe.within_budget(shapes, values - sum(map(prod, shapes.values())))
     for weight, dense in zip(weights, plain, strict=True):
         if (factors := recipe(weight.names[0], dense.detach())) is not None:
             factors.to(dense.device, dense.dtype)

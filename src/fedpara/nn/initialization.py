@@ -92,6 +92,24 @@ def _scale(factors: Sequence[Tensor], ratio: float) -> None:
         factor.mul_(ratio ** (1 / len(factors)))
 
 
+@torch.enable_grad()
+def mean_step(factorization: Factorization) -> float:
+    """How far one SGD step on the factors moves W, as a share of dense's step along the same gradient.
+
+    It is the mean over all gradients, trace(D D^T) / number of weights for the derivative D of W by all factors, from
+    products with random vectors (Hutchinson 1989), which are the same in every call: within about 3 %.
+    """
+    generator, total = torch.Generator().manual_seed(0), 0.0
+    factors = list(factorization.parameters())
+    weight = factorization.refold(factorization.compose(factorization.factors))
+    number = 4 + 2 * 10**5 // weight.numel()
+    for _ in range(number):
+        vector = torch.randn(weight.shape, generator=generator).to(weight)
+        gradients = torch.autograd.grad(weight, factors, vector, retain_graph=True)
+        total += sum(float(gradient.square().sum()) for gradient in gradients)
+    return total / (number * weight.numel())
+
+
 INITIALIZATIONS: dict[str, Initialization] = {
     function.__name__: function for function in (variance, variance_core, he, he_fan_in, he_fan_out)
 }

@@ -5,8 +5,8 @@ X Y^T treats a convolution as the matrix O x (I K1 K2) (the paper's "Proposition
 T x1 X x2 Y keeps the kernel in a core of shape (R, R, K1, K2) (Proposition 3).
 """
 
-from collections.abc import Callable
-from math import isqrt, prod
+from collections.abc import Callable, Sequence
+from math import isqrt, log, prod
 
 Shape = tuple[int, ...]
 SizeOfRank = Callable[[int], int]
@@ -52,3 +52,32 @@ def hadamard_rank(rows: int, columns: int, num_weights: int, size: SizeOfRank, g
     """
     lowest, highest = minimal_rank(rows, columns), largest_rank(size, num_weights)
     return max(1, min(round((1 - gamma) * lowest + gamma * highest), rows, columns))
+
+
+def ranks_within(budget: int, sizes: Sequence[SizeOfRank], lowest: Sequence[int], highest: Sequence[int]) -> list[int]:
+    """The rank of each layer with the largest sum of log(rank) whose sizes fit one budget.
+
+    From the lowest ranks on, the layer whose next rank adds most per value is raised. Sizes are convex in the rank and
+    log is concave, so each result is the best one of its own total; what is left is spent where it still fits.
+
+    Args:
+        budget: number of values in all layers together.
+        sizes: for each layer the number of values at a rank, increasing and convex.
+        lowest, highest: bounds of each layer's rank.
+
+    Raises:
+        ValueError: the lowest ranks do not fit.
+    """
+    ranks, rising = list(lowest), set(range(len(sizes)))
+    left = budget - sum(size(rank) for size, rank in zip(sizes, ranks, strict=True))
+    if left < 0:
+        raise ValueError(f"{budget} values are {-left} too few for the lowest ranks")
+
+    def cost(layer: int) -> int:
+        return sizes[layer](ranks[layer] + 1) - sizes[layer](ranks[layer])
+
+    while rising := {layer for layer in rising if ranks[layer] < highest[layer] and cost(layer) <= left}:
+        best = max(sorted(rising), key=lambda layer: log(1 + 1 / ranks[layer]) / cost(layer))
+        left -= cost(best)
+        ranks[best] += 1
+    return ranks
