@@ -1,5 +1,6 @@
 """Jacobian correction (appendix B, eq. 9) against its formulas written out for a fully connected layer."""
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 
@@ -108,6 +109,37 @@ def test_a_watched_step_gives_the_same_correction(shape, tucker, nonlinearity, l
     watch.remove()
     made().sum().backward()
     assert watch.correction(0.05) == {}
+
+
+@pytest.mark.parametrize("case", ["other factors", "decay in the loss", "changed gradients", "copied", "compiled"])
+@pytest.mark.parametrize(("shape", "tucker"), [((6, 5), False), ((6, 5, 3, 3), True)])
+def test_a_watch_takes_the_gradients_of_the_weight_alone(shape, tucker, case, monkeypatch):
+    """Not those of another term of the loss, of other factors, or as callbacks left them; it can be copied, too."""
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: case == "compiled")
+    torch.manual_seed(0)
+    made = Hadamard(shape, 2, tucker).double()
+    for factor in made.parameters():
+        torch.nn.init.normal_(factor)
+    jacobian = torch.randn(shape, dtype=torch.float64)
+    watch = Watch(made)
+    loss = (made() * jacobian).sum()
+    if case == "other factors":
+        torch.func.functional_call(made, {name: torch.ones_like(value) for name, value in made.named_parameters()}, ())
+    elif case == "decay in the loss":
+        loss = loss + sum(factor.square().sum() for factor in made.parameters())
+    elif case == "compiled":  # one composition of it that is not, and is not used
+        monkeypatch.undo()
+        made()
+    loss.backward()
+    if case == "changed gradients":
+        for factor in made.parameters():
+            factor.grad *= 0.1
+    elif case == "copied":
+        copied = copy.deepcopy(made)
+        assert all(map(torch.equal, copied.parameters(), made.parameters()))
+    expected = jacobian_correction(made, jacobian, 0.05)
+    for name, value in watch.correction(0.05).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10 * float(expected[name].abs().max()))
 
 
 def test_the_correction_costs_nine_products_beside_the_three_of_the_step():

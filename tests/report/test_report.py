@@ -169,6 +169,13 @@ def test_other_seeds_are_unpaired_and_one_pair_settles_nothing(tmp_path):
     assert (single.mean, single.verdict) == (pytest.approx(-39), "not settled: fewer than 2 pairs")
 
 
+def test_a_run_that_diverged_is_the_reason_why_a_difference_is_not_settled(tmp_path):
+    write_seeds(tmp_path, "dense", {0: 0.5, 1: 0.6})
+    write_seeds(tmp_path, "fedpara", {0: 0.6, 1: float("nan")})
+    (found,) = differences(settings(find_runs(tmp_path)))
+    assert found.verdict == "not settled: a value is not finite"
+
+
 def test_only_runs_on_the_same_partition_are_compared_and_in_a_round_that_all_have_tested(tmp_path):
     for alpha in (0.1, 0.5):
         config = {"partition": {"alpha": alpha}}

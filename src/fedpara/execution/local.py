@@ -121,7 +121,7 @@ def _placed(device: torch.device, given: State, memory: Memory) -> State:
 class JacobianCorrection(Callback):
     """Adds lambda times the gradient of FedPara's regulariser (appendix B, eq. 9) before each optimizer step.
 
-    It must come before all callbacks that change gradients, which it reads as the backward pass left them.
+    It comes from the backward pass alone, whatever other callbacks do to the gradients before it.
 
     Args:
         strength: lambda; 1 in the paper's experiments (Table 6), 10 in its ablation (Table 4).
@@ -138,7 +138,7 @@ class JacobianCorrection(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Add the correction; gradients are unscaled by now, but what the backward pass left elsewhere is not."""
+        """Add the correction; gradients are unscaled by now, but what the watches took is not."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         for watch in self._watches:

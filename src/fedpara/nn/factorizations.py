@@ -286,10 +286,11 @@ class Hadamard(Factorization):
         nonlinearity: s, applied to both branches before the product (appendix B: tanh; `None` is the identity).
 
     Attributes:
-        observe: called with each composition that is to be differentiated; for the Jacobian correction.
+        observe: called with each composition that is to be differentiated, and with its factors as views of the
+            parameters, which get its own gradients alone; for the Jacobian correction.
     """
 
-    observe: Callable[[Composition], None] | None = None
+    observe: Callable[[Factors, Composition], None] | None = None
 
     def __init__(self, shape: Shape, rank: int, tucker: bool, nonlinearity: Nonlinearity | None = torch.tanh) -> None:
         super().__init__(shape, rank, tucker, stack=2)
@@ -305,11 +306,14 @@ class Hadamard(Factorization):
         """As `compose`, but its gradient cannot be differentiated again; a compiler fuses the formula by itself."""
         if self.nonlinearity not in (None, torch.tanh) or torch.compiler.is_compiling():
             return super().composed()
-        composition = self.composition(self.factors)
+        factors, observe = self.factors, self.observe if torch.is_grad_enabled() else None
+        if observe is not None:
+            factors = {name: factor.view_as(factor) for name, factor in factors.items()}
+        composition = self.composition(factors)
         if not torch.is_grad_enabled():  # a kept W must not keep the tanh beside it in memory
             return composition.product.clone() if composition.divided else composition.product
-        if self.observe is not None:
-            self.observe(composition)
+        if observe is not None:
+            observe(factors, composition)
         return composition.product
 
     def composition(self, factors: Factors) -> Composition:

@@ -24,9 +24,11 @@ A training step has W, s_i, J and g already, and `Watch` takes them from it. Nin
 processor's cache; autograd's double backward pass moves some thirty arrays of W's size through memory instead.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeGuard
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -89,11 +91,16 @@ class Watch:
         if _has_closed_form(factorization):
             factorization.observe = self._observe
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy without the backward passes so far, whose graph cannot be copied."""
+        return vars(self) | {"_composition": None, "_jacobian": None, "_gradients": {}, "_passes": Counter()}
+
     def clear(self) -> None:
         """Forget the backward passes so far."""
         self._composition: Composition | None = None
         self._jacobian: Tensor | None = None
-        self._of_rows: Tensor | None = None
+        self._gradients: Factors = {}  # of the factors and of "rows"
+        self._passes: Counter[str] = Counter()  # how many backward passes each gradient has, and the Jacobian
 
     def remove(self) -> None:
         """Stop watching."""
@@ -104,40 +111,43 @@ class Watch:
     def correction(self, learning_rate: float, scale: float = 1.0) -> Factors:
         """As `jacobian_correction`; empty if no backward pass reached the weight.
 
-        The factors' `grad` must be as the backward passes left them, but for the scale.
-
         Args:
             learning_rate: eta.
-            scale: by how much the loss was multiplied; `grad` is divided by it already.
+            scale: by how much the loss was multiplied in the backward passes.
         """
         if self._jacobian is None:
             return {}
-        jacobian = self._jacobian if scale == 1 else self._jacobian / scale
-        if self._composition is None:  # compiled, or without a closed form
-            return jacobian_correction(self.factorization, jacobian, learning_rate)
+        jacobian, gradients = self._jacobian, dict(self._gradients)
+        if scale != 1:
+            jacobian, gradients = jacobian / scale, {name: gradient / scale for name, gradient in gradients.items()}
         factors = self.factorization.factors
-        gradients = {}
-        for name, factor in factors.items():
-            assert factor.grad is not None
-            gradients[name] = factor.grad
-        of_rows = gradients["x"] if self._of_rows is None else self._of_rows / scale
+        complete = all(self._passes[name] == self._passes["weight"] for name in [*factors, "rows"])
+        if self._composition is None or not complete:  # compiled, or without a closed form
+            return jacobian_correction(self.factorization, jacobian, learning_rate)
+        of_rows = gradients.pop("rows")
         passed = _Pass(self._composition, _unfolded(self.factorization, jacobian), of_rows, gradients)
         return _closed_form(factors, passed, learning_rate, self.factorization.nonlinearity is not None)
 
-    def _observe(self, composition: Composition) -> None:
+    def _observe(self, factors: Factors, composition: Composition) -> None:
+        if not composition.product.requires_grad:  # of other factors, by `torch.func.functional_call`
+            return
         self._composition = composition
-        if composition.rows.grad_fn is not None:  # there is a core
-            composition.rows.register_hook(self._add_of_rows)
+        for name, tensor in (factors | {"rows": composition.rows}).items():
+            if tensor.requires_grad:
+                tensor.register_hook(partial(self._add_gradient, name))
 
     def _weigh(self, factorization: Factorization, _: object, weight: Tensor) -> None:
         if weight.requires_grad:
             weight.register_hook(self._add_jacobian)
 
     def _add_jacobian(self, jacobian: Tensor) -> None:
+        self._passes["weight"] += 1
         self._jacobian = jacobian if self._jacobian is None else self._jacobian + jacobian
 
-    def _add_of_rows(self, of_rows: Tensor) -> None:
-        self._of_rows = of_rows if self._of_rows is None else self._of_rows + of_rows
+    def _add_gradient(self, name: str, gradient: Tensor) -> None:
+        self._passes[name] += 1
+        # a copy, because the parameter's `grad` may get the same memory
+        self._gradients[name] = self._gradients[name] + gradient if name in self._gradients else gradient.clone()
 
 
 def _has_closed_form(factorization: Factorization) -> TypeGuard[Hadamard]:

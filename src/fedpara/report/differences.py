@@ -24,7 +24,8 @@ class Difference:
         variant, baseline: the two settings, on the same data and partition.
         round: the round of the comparison; None if no round was tested in all runs.
         mean: the mean difference, in percentage points if the metric is a share.
-        low, high: the ends of the 95 % interval; NaN with fewer than two pairs (unpaired: runs of either).
+        low, high: the ends of the 95 % interval; NaN with fewer than two pairs (unpaired: runs of either) or with a
+            value that is not finite.
         num_runs: the numbers of runs of both that were compared.
         paired: whether runs were compared seed by seed (Student's t); otherwise the interval is Welch's.
     """
@@ -50,7 +51,9 @@ class Difference:
             return "higher" if self.mean > 0 else "lower"
         if self.round is None:
             return "not settled: no round in common"
-        return "not settled" if self.low <= self.high else "not settled: fewer than 2 pairs"
+        if min(self.num_runs) < 2:
+            return "not settled: fewer than 2 pairs"
+        return "not settled" if self.low <= self.high else "not settled: a value is not finite"
 
 
 def differences(found: Sequence[Setting], baseline: str | None = None) -> list[Difference]:
