@@ -212,3 +212,26 @@ def test_callback_adds_lambda_times_the_correction(precision):
             parameter.sub_(0.1 * parameter.grad)
     for (name, got), expected in zip(trained.named_parameters(), byhand.parameters(), strict=True):
         torch.testing.assert_close(got, expected, msg=name)
+
+
+def test_the_callback_takes_the_learning_rate_of_each_layers_own_group():
+    """A personal layer can have one of its own."""
+    torch.manual_seed(0)
+    network = factorize(MLP([16, 16, 16]).double(), FedPara(gamma=0.5))
+    images, trainer = torch.randn(4, 16, dtype=torch.float64), SimpleNamespace(precision_plugin=None)
+
+    def corrected(*rates):
+        callback = JacobianCorrection(1.0)
+        callback.on_train_start(trainer, network)
+        network.zero_grad()
+        network(images).square().sum().backward()
+        layers = [made for _, made in factorizations(network)]
+        groups = [{"params": made.parameters(), "lr": rate} for made, rate in zip(layers, rates, strict=True)]
+        callback.on_before_optimizer_step(trainer, network, torch.optim.SGD(groups, lr=1.0))
+        callback.on_train_end(trainer, network)
+        return [[factor.grad for factor in made.parameters()] for made in layers]
+
+    (first, _), (_, second), both = corrected(0.1, 0.1), corrected(0.4, 0.4), corrected(0.1, 0.4)
+    for expected, got in zip([*first, *second], [*both[0], *both[1]], strict=True):
+        assert torch.equal(expected, got)
+    assert not torch.equal(corrected(0.1, 0.1)[1][0], second[0])

@@ -141,8 +141,10 @@ class JacobianCorrection(Callback):
         """Add the correction; gradients are unscaled by now, but what the watches took is not."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
+        rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
         for watch in self._watches:
-            for name, correction in watch.correction(optimizer.param_groups[0]["lr"], scale).items():
+            rate = rates[next(watch.factorization.parameters())]  # a personal layer may have its own
+            for name, correction in watch.correction(rate, scale).items():
                 gradient = watch.factorization.get_parameter(name).grad
                 assert gradient is not None
                 gradient.add_(correction, alpha=self.strength)
