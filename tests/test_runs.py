@@ -7,8 +7,9 @@ from pytorch_lightning.loggers import CSVLogger
 
 from fedpara import runs
 from fedpara.execution.base import FAILURE_KINDS
+from fedpara.files import UnusableFile
 from fedpara.record import COLUMNS, FATES, RoundRecord
-from fedpara.runs import find_runs
+from fedpara.runs import Run, find_runs
 from helpers import ROOT
 
 FILES = {runs.METRICS, runs.SUMMARY, runs.CONFIG, runs.OVERRIDES, runs.CHECKPOINT, runs.PARTICIPANTS, runs.PARTITION}
@@ -66,3 +67,12 @@ def test_the_folder_of_a_csv_logger_is_not_another_run(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     assert next(tmp_path.rglob("metrics.csv"))
     assert [run.folder for run in find_runs(tmp_path)] == [tmp_path]
+
+
+@pytest.mark.parametrize("name", [runs.CONFIG, runs.OVERRIDES])
+@pytest.mark.parametrize("content", [b"[seed=0", b"\xff", b"3"])
+def test_a_damaged_record_of_what_was_typed_names_its_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    run = Run(tmp_path)
+    with pytest.raises(UnusableFile, match=f"{name}: (not valid YAML, or damaged|must be a YAML (mapping|list))"):
+        _ = run.config, run.overrides

@@ -84,14 +84,14 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The resolved configuration by dotted key, with current names; empty if config.yaml is missing."""
         path = self.folder / CONFIG
-        return dict(leaves(modernised(yaml.load(path.read_text(), _LOADER)))) if path.is_file() else {}
+        return dict(leaves(modernised(_read_yaml(path, dict)))) if path.is_file() else {}
 
     @cached_property
     def overrides(self) -> dict[str, str]:
         """The typed overrides by key: `{"factorization.gamma": "0.1"}`."""
         for path in (self.folder / OVERRIDES, self.folder / ".hydra" / OVERRIDES):
             if path.is_file():
-                return typed_values(map(str, yaml.load(path.read_text(), _LOADER) or []))
+                return typed_values(map(str, _read_yaml(path, list)))
         return {}
 
     def last(self, metric: str) -> float | None:
@@ -138,6 +138,16 @@ class Run:
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
+
+
+def _read_yaml(path: Path, kind: type[Any]) -> Any:
+    try:
+        read = yaml.load(path.read_text(), _LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UnusableFile(f"{path}: not valid YAML, or damaged") from error
+    if not isinstance(read, kind | None):
+        raise UnusableFile(f"{path}: must be a YAML {'mapping' if kind is dict else 'list'}")
+    return read or kind()
 
 
 def typed_values(overrides: Iterable[str]) -> dict[str, str]:

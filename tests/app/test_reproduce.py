@@ -129,12 +129,27 @@ def test_a_job_that_ended_with_fewer_rounds_is_not_finished_and_takes_the_pace_o
     assert hours_left(one, [one, other]) == pytest.approx(7198 * 3 / 3600)
 
 
+def test_a_report_is_written_before_the_baseline_has_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedpara.report.page.draw", lambda found, target: {})
+    entry = reproduce.Entry(name="a", common="seed=0", jobs=["method=local,fedavg,fedpara"], baseline="fedavg")
+    for number, method in enumerate(["local", "fedpara", "fedavg"]):
+        folder = tmp_path / "a" / f"method={method}"
+        folder.mkdir(parents=True)
+        (folder / "overrides.yaml").write_text(f"[method={method}]")
+        (folder / "summary.json").write_text('{"state": "finished"}')
+        (folder / "metrics.csv").write_text("round,test/acc,comm/total_bytes,time/round_s\n1,0.5,10,1\n")
+        reproduce._conclude(reproduce.Job(entry, folder, ()), 0)
+        page = (tmp_path / "a" / "report" / "report.md").read_text()
+        assert ("| method=local | method=fedavg |" in page) == (number == 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["--only=nothing"], "--only=nothing: no job has this in its name"),
         (["--lanes=0"], "--lanes=0: must be at least 1"),
         (["quickly"], "quickly: must be key=value"),
+        (["--scaled"], "--scaled: no entry of queue.yaml is scaled"),
         (["sed=1"], "sed: no such key; did you mean seed?"),
     ],
 )
@@ -149,9 +164,17 @@ def test_wrong_input_is_one_line(shell, tmp_path, arguments, line):
     ("text", "line"),
     [
         ("- {name: a, comon: b}", "queue.yaml: 0: common: Field required"),
+        ("[]", "queue.yaml: List should have at least 1 item after validation, not 0"),
+        ("\udcff", "queue.yaml: not valid YAML"),
+        ("- {name: ../a, common: seed=1}", r"queue.yaml: 0: name: String should match pattern '^\w[\w.=+-]*$'"),
+        ("- {name: a, common: seed='1}", "queue.yaml: 0: common: Value error, seed='1: No closing quotation"),
+        (
+            "- {name: a, common: seed=1, jobs: [seed]}",
+            "queue.yaml: 0: jobs: 0: Value error, seed: missing EQUAL at '<EOF>'",
+        ),
         ("- {name: a, common: seed=1}\n- {name: a, common: seed=1}", "a/job: must be in the queue once"),
     ],
 )
 def test_a_wrong_queue_is_one_line(shell, tmp_path, text, line):
-    (tmp_path / "queue.yaml").write_text(text)
+    (tmp_path / "queue.yaml").write_bytes(os.fsencode(text))
     assert shell("--queue=queue.yaml", program=reproduce)[:2] == (2, f"error: {line}\n")

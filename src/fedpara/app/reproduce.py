@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fedpara.app.composition import CONFIG_DIR, ROOT, composition_error, sweep_params
-from fedpara.app.errors import stop
+from fedpara.app.errors import one_line, stop
 from fedpara.app.overrides import absolute, parse
 from fedpara.app.sweep import job_name, process_of
 from fedpara.errors import signal_name
@@ -39,6 +40,18 @@ from fedpara.runs import Run, find_runs, typed_values
 log = logging.getLogger("reproduce")
 PROGRAM = ROOT / "src" / "train.py"
 POLL_S = 0.2  # seconds between two looks at the running jobs
+
+
+def _require_grammar(typed: str) -> str:
+    try:
+        for override in shlex.split(typed):
+            parse(override)
+    except (ValueError, HydraException) as error:
+        raise ValueError(f"{typed}: {one_line(error)}") from error
+    return typed
+
+
+Typed = Annotated[str, AfterValidator(_require_grammar)]  # overrides, as in a shell
 
 
 class Entry(BaseModel):
@@ -53,9 +66,9 @@ class Entry(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    name: str
-    common: str
-    jobs: list[str] = [""]
+    name: Annotated[str, Field(pattern=r"^\w[\w.=+-]*$")]  # a folder's
+    common: Typed
+    jobs: Annotated[list[Typed], Field(min_length=1)] = [""]
     scaled: bool = False
     baseline: str | None = None
 
@@ -104,6 +117,9 @@ class Job:
         return "not started"
 
 
+_ENTRIES = TypeAdapter(Annotated[list[Entry], Field(min_length=1)])
+
+
 def entries(path: Path) -> list[Entry]:
     """The entries of a queue.
 
@@ -111,8 +127,8 @@ def entries(path: Path) -> list[Entry]:
         ValueError: the file is not such a queue.
     """
     try:
-        return TypeAdapter(list[Entry]).validate_python(yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
+        return _ENTRIES.validate_python(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML") from error
     except ValidationError as error:
         problem = error.errors()[0]
@@ -259,11 +275,16 @@ def _conclude(job: Job, status: int) -> None:
         log.error("%s: %s", job.label, how)
         return
     log.info("%s: finished", job.label)
-    from fedpara.report import write_report  # matplotlib takes a second to import
+    from fedpara.report import settings, write_report  # matplotlib takes a second to import
+    from fedpara.report.differences import is_called
 
-    folder = job.folder.parent
+    folder, baseline = job.folder.parent, job.entry.baseline
     try:
-        written = write_report(find_runs(folder), folder / "report", job.entry.name, baseline=job.entry.baseline)
+        found = find_runs(folder)
+        if baseline is not None and not any(is_called(setting, baseline) for setting in settings(found)):
+            log.info("%s: no differences from %s yet", job.entry.name, baseline)
+            baseline = None
+        written = write_report(found, folder / "report", job.entry.name, baseline=baseline)
         log.info("%s: %s", job.entry.name, next(path for path in written if path.suffix == ".md"))
     except (ValueError, OSError) as error:  # the runs go on: their folders have everything that a later report needs
         log.error("%s: no report: %s", job.entry.name, error)
@@ -302,6 +323,8 @@ def main() -> None:
         given = _arguments(sys.argv[1:])
         extra = [absolute(override, Path.cwd()) for override in given.overrides]
         chosen = [entry for entry in entries(given.queue) if entry.scaled or not given.scaled]
+        if not chosen:
+            raise ValueError(f"--scaled: no entry of {given.queue} is scaled")
         jobs = queue(chosen, given.folder.absolute(), extra)
         jobs = [job for job in jobs if fnmatch(job.label, f"*{given.only}*")]
         if not jobs:

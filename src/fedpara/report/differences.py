@@ -70,11 +70,13 @@ def differences(found: Sequence[Setting], baseline: str | None = None) -> list[D
     groups: dict[tuple[tuple[str, str], ...], list[Setting]] = {}
     for setting in found:
         groups.setdefault(_partition(setting.runs[0]), []).append(setting)
-    if baseline is not None and not any(_is(setting, baseline) for setting in found):
+    if baseline is not None and not any(is_called(setting, baseline) for setting in found):
         raise ValueError(f"baseline={baseline}: must be one of {', '.join(setting.label for setting in found)}")
     made = []
     for members in groups.values():
-        candidates = members[:1] if baseline is None else [setting for setting in members if _is(setting, baseline)]
+        candidates = (
+            members[:1] if baseline is None else [setting for setting in members if is_called(setting, baseline)]
+        )
         for variant in members if candidates else []:
             if variant not in candidates:
                 made.append(difference(variant, max(candidates, key=lambda one: _num_shared_values(one, variant))))
@@ -109,7 +111,8 @@ def comparable(one: Setting, other: Setting) -> bool:
     return _partition(one.runs[0]) == _partition(other.runs[0])
 
 
-def _is(setting: Setting, baseline: str) -> bool:
+def is_called(setting: Setting, baseline: str) -> bool:
+    """Whether a baseline is the setting's label or one of its values: `dense`, `factorization=dense`."""
     pairs = (f"{name}={value}" for name, value in setting.values.items())
     return baseline in {setting.label, *setting.values.values(), *pairs}
 
