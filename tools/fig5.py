@@ -4,7 +4,7 @@ python tools/fig5.py keep RUNS results/fig5    # copy the figures of runs, witho
 python tools/fig5.py write results/fig5        # write the tables between the two marks of README.md
 
 Folders are `search/<setting>/<method>-<rate>-<seed>`, tested on validation examples, and
-`final/<setting>/<method>-<seed>`, tested on test examples.
+`final/<setting>/<method>-<seed>`, tested on test examples. results/fig5_two_cores has earlier runs in the latter form.
 """
 
 import json
@@ -40,7 +40,12 @@ MARKS = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 def runs(folder: Path, setting: str, method: str) -> list[Run]:
     """The runs of a method, by seed."""
-    return [Run(path) for path in sorted((folder / setting).glob(f"{method}-*")) if (path / CONFIG).is_file()]
+    return [Run(path) for path in sorted((folder / setting).glob(f"{method}-*")) if (path / METRICS).is_file()]
+
+
+def seed_of(run: Run) -> int:
+    """The end of the folder's name."""
+    return int(run.name.rpartition("-")[2])
 
 
 def percent(run: Run, metric: str) -> float | None:
@@ -58,11 +63,11 @@ def interval(values: Sequence[float]) -> str:
 
 
 def searched(folder: Path, setting: str, method: str) -> dict[float, list[tuple[float | None, float | None]]]:
-    """By learning rate, the validation accuracy of each seed: just trained, and averaged."""
+    """By learning rate, the validation accuracy of each seed: averaged, and just trained."""
     found = defaultdict(list)
     for run in runs(folder / "search", setting, method):
         if run.state in ("finished", "failed"):
-            found[run.config["model.optimizer.lr"]].append((percent(run, TRAINED), percent(run, AVERAGED)))
+            found[run.config["model.optimizer.lr"]].append((percent(run, AVERAGED), percent(run, TRAINED)))
     return dict(sorted(found.items(), reverse=True))
 
 
@@ -92,27 +97,29 @@ def rate_table(folder: Path) -> Iterator[str]:
 
 def accuracies(folder: Path, setting: str, method: str, metric: str) -> dict[int, float]:
     """The accuracy of the finished runs by seed, in percent."""
-    values = {run.config["seed"]: percent(run, metric) for run in runs(folder / "final", setting, method)}
+    values = {seed_of(run): percent(run, metric) for run in runs(folder, setting, method)}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
 def final_table(folder: Path) -> Iterator[str]:
     """Accuracies on the clients' own test examples beside the paper's order."""
-    yield "| scenario | method | lr | seeds | just trained | averaged | hours a run |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| scenario | method | lr | rounds | seeds | just trained | averaged | hours a run |"
+    yield "|---|---|---|---|---|---|---|---|"
     for setting in SETTINGS:
         for method in METHODS:
-            finished = [run for run in runs(folder / "final", setting, method) if run.state == "finished"]
+            finished = [run for run in runs(folder, setting, method) if run.state == "finished"]
             if not finished:
                 continue
             cells = [
                 interval(list(accuracies(folder, setting, method, metric).values())) for metric in (TRAINED, AVERAGED)
             ]
-            rates = ", ".join(sorted({str(run.config["model.optimizer.lr"]) for run in finished}))
-            seeds = ", ".join(str(run.config["seed"]) for run in finished)
+            rates = ", ".join(sorted({str(run.config.get("model.optimizer.lr", "")) for run in finished}))
+            rounds = ", ".join(sorted({str(len(run.rows)) for run in finished}))
+            seeds = ", ".join(str(seed_of(run)) for run in finished)
             hours = statistics.mean(run.seconds for run in finished) / 3600
-            yield f"| {SETTINGS[setting]} | {METHODS[method]} | {rates} | {seeds} | {' | '.join(cells)} | {hours:.2f} |"
-        yield f"| | *paper's order* | | | *{PAPER[setting]}* | | |"
+            first = f"| {SETTINGS[setting]} | {METHODS[method]} | {rates} | {rounds} | {seeds} "
+            yield f"{first}| {' | '.join(cells)} | {hours:.2f} |"
+        yield f"| | *paper's order* | | | | *{PAPER[setting]}* | | |"
 
 
 def difference_table(folder: Path) -> Iterator[str]:
@@ -127,10 +134,8 @@ def difference_table(folder: Path) -> Iterator[str]:
                 seeds = one.keys() & other.keys()
                 pairs = [(one[seed], other[seed]) for seed in sorted(seeds)]
                 if len(pairs) > 1:
-                    cells += [
-                        interval([a - b for a, b in pairs]),
-                        f"{stats.ttest_rel(*zip(*pairs, strict=True)).pvalue:.3f}",
-                    ]
+                    p = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
+                    cells += [interval([a - b for a, b in pairs]), f"{p:.3f}" if p >= 0.001 else "< 0.001"]
                 elif pairs:
                     cells += [f"{pairs[0][0] - pairs[0][1]:.1f}", ""]
             if cells:
@@ -140,10 +145,12 @@ def difference_table(folder: Path) -> Iterator[str]:
 
 def tables(folder: Path) -> str:
     """All tables as Markdown."""
+    final, earlier = folder / "final", folder.parent / "fig5_two_cores"
     parts = {
-        "Test accuracy": final_table(folder),
-        "Paired differences": difference_table(folder),
-        "Rates": rate_table(folder),
+        "Test accuracy in %": final_table(final),
+        "Paired differences in points": difference_table(final),
+        "Paired differences of the earlier runs, results/fig5_two_cores": difference_table(earlier),
+        "Rates: validation accuracy in %, averaged | just trained": rate_table(folder),
     }
     return "\n\n".join(f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items())
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains n
     from fedpara.execution import Executor
     from fedpara.federation import Federation, FederationCallback, MakeClients
     from fedpara.models import FederatedModule
-    from fedpara.sharing import Split
 
 # typed under `factorization`, read by other objects
 NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense"}
@@ -173,7 +172,7 @@ def build_federation(
     make = Make(cfg)
     split = make("sharing", names=list(state), tied=first_names(network))
     make.call("sharing", _require_whole_weights, network, set(split.personal))
-    make.call("sharing", _set_personal_rate, experiment.executor.module, split)
+    make.call("sharing", _set_personal_rate, experiment.executor.module, split.personal, split.personal_rate)
     algorithm = make("algorithm")
     made_by = "model" if has_own_module(cfg) else "model.optimizer"
     make.call(made_by, lambda: algorithm.require(experiment.executor.training.optimization().optimizer))
@@ -186,16 +185,14 @@ def build_federation(
     return federation
 
 
-def _set_personal_rate(module: "FederatedModule", split: "Split") -> None:
+def _set_personal_rate(module: "FederatedModule", personal: Sequence[str], rate: float) -> None:
     from fedpara.models import ClassificationModule
 
-    if split.personal_rate == 1:
+    if rate == 1:
         return
     if not isinstance(module, ClassificationModule):
-        raise ValueError(
-            f"personal_rate={split.personal_rate}: must be 1, {type(module).__name__} makes its own optimizer"
-        )
-    module.rates = dict.fromkeys(split.personal, split.personal_rate)
+        raise ValueError(f"personal_rate={rate}: must be 1, {type(module).__name__} makes its own optimizer")
+    module.rates = dict.fromkeys(personal, rate)
 
 
 def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:

@@ -62,8 +62,7 @@ def resuming(folder: Path) -> list[str]:
 def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to resume in `folder` under a configuration that would change the result."""
     saved = read_resolved(folder / CONFIG, f"resume={folder}")
-    before, now = (dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
-    before = KEYS_ADDED | before
+    before, now = (KEYS_ADDED | dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
     # a schedule's rates depend on the number of rounds from the first one on
     fixed = {"federation.num_rounds"} if now.get("federation.lr_schedule") else set()
     differing = [
