@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT / "src")]
 
 from scipy import stats
 
+from fedpara.report.settings import Estimate
 from fedpara.runs import CONFIG, METRICS, SUMMARY, Run
 
 SETTINGS = {
@@ -56,10 +57,8 @@ def percent(run: Run, metric: str) -> float | None:
 
 def interval(values: Sequence[float]) -> str:
     """The mean and, of several values, the half width of its 95 % interval by Student's t."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}"
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=statistics.mean(values), scale=stats.sem(values))
-    return f"{statistics.mean(values):.1f} ± {(high - low) / 2:.1f}"
+    found = Estimate.of(values)
+    return f"{found.mean:.1f}" if len(values) < 2 else f"{found.mean:.1f} ± {found.half_width:.1f}"
 
 
 def searched(folder: Path, setting: str, method: str) -> dict[float, list[tuple[float | None, float | None]]]:

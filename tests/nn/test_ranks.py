@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fedpara.models import MLP, VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, LowRank, PFedPara, factorizations, factorize
@@ -175,3 +176,9 @@ def vgg_of(recipe):
 def test_a_budget_that_cannot_be_kept_is_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         vgg_of(FedPara(**options))
+
+
+def test_a_budget_for_layers_that_are_all_too_small_is_refused_as_gamma_is():
+    for options in ({"gamma": 0.5}, {"budget": 0.5}):
+        with pytest.raises(ValueError, match="no layer is left to factorise"):
+            factorize(nn.Linear(2, 2), FedPara(**options))

@@ -188,6 +188,16 @@ def test_only_runs_on_the_same_partition_are_compared_and_in_a_round_that_all_ha
     assert [one.mean for one in found] == [pytest.approx(30)] * 2
 
 
+def test_runs_tested_on_held_out_examples_are_compared_with_their_like_alone(tmp_path):
+    """A run from before the key existed held nothing out."""
+    shares = {"a": None, "b": 0.0, "c": 0.2}
+    for name, share in shares.items():
+        config = {"partition": {"alpha": 0.5}} | ({} if share is None else {"data": {"validation": share}})
+        write_run(tmp_path / name, [0.5], [f"algorithm={name}"], config=config)
+    (found,) = differences(settings(find_runs(tmp_path)), "a")
+    assert found.variant.values == {"algorithm": "b"}
+
+
 def test_personal_results_are_judged_by_the_clients_own_models_and_local_ones_send_nothing(tmp_path):
     write_report(find_runs(KEPT.parent / "fig5_two_cores" / "mnist_shards"), tmp_path, "t")
     page = (tmp_path / "report.html").read_text()

@@ -306,14 +306,14 @@ class Hadamard(Factorization):
         """As `compose`, but its gradient cannot be differentiated again; a compiler fuses the formula by itself."""
         if self.nonlinearity not in (None, torch.tanh) or torch.compiler.is_compiling():
             return super().composed()
-        factors, observe = self.factors, self.observe if torch.is_grad_enabled() else None
-        if observe is not None:
-            factors = {name: factor.view_as(factor) for name, factor in factors.items()}
-        composition = self.composition(factors)
         if not torch.is_grad_enabled():  # a kept W must not keep the tanh beside it in memory
+            composition = self.composition(self.factors)
             return composition.product.clone() if composition.divided else composition.product
-        if observe is not None:
-            observe(factors, composition)
+        if self.observe is None:
+            return self.composition(self.factors).product
+        factors = {name: factor.view_as(factor) for name, factor in self.factors.items()}
+        composition = self.composition(factors)
+        self.observe(factors, composition)
         return composition.product
 
     def composition(self, factors: Factors) -> Composition:

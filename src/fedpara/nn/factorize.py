@@ -106,6 +106,8 @@ class _RankByGamma:
         limits = {name: (self._rank(shape, 0.0), self._rank(shape, 1.0)) for name, shape in shapes.items()}
         sizes = {name: partial(self._values, shape) for name, shape in shapes.items()}
         names = [name for name, shape in shapes.items() if sizes[name](limits[name][0]) < prod(shape)]
+        if not names:  # `factorize` says so
+            return self
         others += sum(prod(shape) for name, shape in shapes.items() if name not in names)  # too small for factors
         dense = others + sum(prod(shapes[name]) for name in names)
         lowest, highest = zip(*(limits[name] for name in names), strict=True)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from fedpara.report.settings import CONFIDENCE, Setting
 from fedpara.runs import Run
 
-PARTITION = ("data.dataset.", "data.max_", "data.local_fraction", "partition.", "federation.num_clients")
+PARTITION = (
+    "data.dataset.", "data.max_", "data.local_fraction", "data.validation", "partition.", "federation.num_clients",
+)  # fmt: skip
 PLACE = "data.dataset.data_dir"
 
 
@@ -133,5 +135,5 @@ def _seed(run: Run) -> str:
 
 
 def _partition(run: Run) -> tuple[tuple[str, str], ...]:
-    """The keys that, with the seed, decide who holds which example."""
-    return tuple(sorted((k, str(v)) for k, v in run.config.items() if k.startswith(PARTITION) and k != PLACE))
+    """The keys that, with the seed, decide who holds which example; one that is off is as one that did not exist."""
+    return tuple(sorted((k, str(v)) for k, v in run.config.items() if v and k.startswith(PARTITION) and k != PLACE))
