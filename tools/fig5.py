@@ -118,7 +118,7 @@ def final_table(folder: Path) -> Iterator[str]:
             hours = statistics.mean(run.seconds for run in finished) / 3600
             first = f"| {SETTINGS[setting]} | {METHODS[method]} | {rates} | {rounds} | {seeds} "
             yield f"{first}| {' | '.join(cells)} | {hours:.2f} |"
-        yield f"| | *paper's order* | | | | *{PAPER[setting]}* | | |"
+        yield f"| {SETTINGS[setting]} | *paper's order* | | | | *{PAPER[setting]}* | | |"
 
 
 def difference_table(folder: Path) -> Iterator[str]:
