@@ -41,10 +41,10 @@ SAME = 1e-4  # relative to the distance that the floor's parameters moved; swapp
 
 OURS: dict[str, list[str]] = {  # further arguments of src/train.py
     "serial": [],
+    "single_batches": ["executor.whole_epochs=false"],
     "whole_epochs": ["executor.whole_epochs=true"],
     "whole_epochs_medium": ["executor.whole_epochs=true", "executor.matmul_precision=medium"],
     "processes": ["executor=processes"],
-    "processes_whole": ["executor=processes", "executor.inner.whole_epochs=true"],
     "processes_vectorized": ["executor=processes", "executor@executor.inner=vectorized", "executor.chunk=4"],
     "vectorized": ["executor=vectorized"],
     "auto": ["executor=auto"],

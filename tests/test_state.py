@@ -51,6 +51,12 @@ def test_load_refuses_other_names():
 def test_is_finite():
     assert is_finite({"a": torch.ones(2), "n": torch.tensor(1)})
     assert not is_finite({"a": torch.tensor([1.0, float("nan")])})
+    assert not is_finite({"a": torch.tensor([float("inf"), -float("inf")])})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_values_whose_sum_overflows_are_finite(dtype):
+    assert is_finite({"a": torch.full((3,), torch.finfo(dtype).max, dtype=dtype)})
 
 
 def test_split_is_disjoint_and_complete():

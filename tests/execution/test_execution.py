@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from hydra.utils import get_class
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
@@ -138,6 +139,22 @@ def test_other_precisions_learn(precision):
     assert {value.dtype for value in result.state.values()} == {expected}
 
 
+def test_epochs_are_whole_by_themselves_where_nothing_needs_single_batches():
+    class Own(Trainer):
+        pass
+
+    def whole(**options):
+        return executor(whole_epochs=None, **options)._whole is not None
+
+    assert whole()
+    assert whole(precision="bf16-mixed")
+    assert not whole(gradient_clip_val=1.0)
+    assert not whole(accumulate_grad_batches=2)
+    assert not whole(profiler="simple")
+    assert not whole(callbacks=[Callback()])
+    assert not whole(trainer_class=Own)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_mixed_precision_on_a_gpu(precision):
@@ -233,7 +250,7 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(captured_by, 
 
     if captured:
         captured_by(Rehearsed())
-    (records, server), (others, quick) = final(), final(whole_epochs=True)
+    (records, server), (others, quick) = final(whole_epochs=False), final(whole_epochs=True)
     for part, state in server.items():
         for name, tensor in state.items():
             torch.testing.assert_close(tensor, quick[part][name], rtol=0, atol=1e-7 if captured else 0, msg=name)
@@ -621,7 +638,7 @@ def test_a_local_epoch_never_waits_for_the_gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     "make",
-    [SerialExecutor, partial(SerialExecutor, whole_epochs=True), VectorizedExecutor],
+    [partial(SerialExecutor, whole_epochs=False), partial(SerialExecutor, whole_epochs=True), VectorizedExecutor],
     ids=["serial", "whole", "many"],
 )
 def test_no_two_purposes_epochs_or_tasks_share_a_stream(monkeypatch, make):
@@ -641,7 +658,8 @@ def test_no_two_purposes_epochs_or_tasks_share_a_stream(monkeypatch, make):
     tasks = [ClientTask(client, state, 1.0, seed=7 + client) for client in range(3)]
     list(federation.executor.run(tasks))  # the first of all looks at a batch besides
     seeds.clear()
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seed_all(seed))
+    recording = SimpleNamespace(manual_seed=lambda seed: seeds.append(seed) or seed_all(seed))
+    monkeypatch.setattr(torch, "default_generator", recording)
     assert all(isinstance(result, LocalResult) for result in federation.executor.run(tasks))
     assert len(seeds) == 3 * (1 + 2 * (1 + 1 + 2))  # of each epoch the order, the seeds of its two batches, and those
     assert len(set(seeds)) == len(seeds)

@@ -45,7 +45,8 @@ class SerialExecutor:
 
     Args:
         training: settings of one client's training. On a GPU the module's optimizer becomes a fused one if it can.
-        whole_epochs: whether Lightning sees a local epoch as one batch; `WholeEpochs` says what that excludes.
+        whole_epochs: whether Lightning sees a local epoch as one batch, which gives the same bits in less time;
+            `WholeEpochs` says what that excludes. None: on a CPU, unless something is excluded.
         capture: whether a GPU replays the steps of whole epochs as CUDA graphs.
 
     Attributes:
@@ -75,7 +76,7 @@ class SerialExecutor:
     workers = 1
 
     @validate_call(config={"arbitrary_types_allowed": True})
-    def __init__(self, training: LocalTraining, whole_epochs: bool = False, capture: bool = True) -> None:
+    def __init__(self, training: LocalTraining, whole_epochs: bool | None = None, capture: bool = True) -> None:
         _quiet()
         self.training = training
         self.module, self.datamodule, self.max_epochs = training.module, training.datamodule, training.max_epochs
@@ -104,7 +105,7 @@ class SerialExecutor:
             self._pristine = self._pristine or copy.deepcopy(self.module)
         self.corrections = Corrections(training)
         self.capture = self._graphs() if capture else None
-        self._whole = self._whole_epochs() if whole_epochs else None
+        self._whole = self._whole_epochs(whole_epochs)
         self._trainers: dict[str, Trainer] = {}
         self._guarded = self.device.type != "cpu"
         self.trainable = [name for name, p in self.module.network.named_parameters() if p.requires_grad]
@@ -266,7 +267,8 @@ class SerialExecutor:
         assert isinstance(module, LightningModule)
         gradient = self.corrections.gradient
         gradient.correction = task.correction
-        torch.manual_seed(substream(task.seed, "dropout"))
+        seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed  # all devices'
+        seed(substream(task.seed, "dropout"))
         with self.kept_trainer("fit", self.max_epochs, [record, *self.corrections.callbacks]) as trainer:
             if self._whole is None:
                 trainer.fit(module, loader)
@@ -286,16 +288,27 @@ class SerialExecutor:
     def _graphs(self) -> Capture | None:
         return CudaGraphs() if self.device.type == "cuda" and not self._scaled else None
 
-    def _whole_epochs(self) -> WholeEpochs:
-        for name in own_methods(self.module, ClassificationModule)[:1]:
-            raise ValueError(f"{type(self.module).__name__} has its own {name}: take executor.whole_epochs=false")
+    def _whole_epochs(self, wanted: bool | None) -> WholeEpochs | None:
+        if wanted is None:  # on a GPU it would capture the steps too, so there it has to be asked for
+            plain = self.training.trainer_class is Trainer and not self.datamodule.num_workers
+            wanted = plain and self.device.type == "cpu" and self._excludes_whole_epochs() is None
+        if not wanted:
+            return None
+        if reason := self._excludes_whole_epochs():
+            raise ValueError(reason)
         assert isinstance(self.module, ClassificationModule)
+        return WholeEpochs(self.module, self.capture)
+
+    def _excludes_whole_epochs(self) -> str | None:
+        """Why single batches are needed, and the way out."""
+        for name in own_methods(self.module, ClassificationModule)[:1]:
+            return f"{type(self.module).__name__} has its own {name}: take executor.whole_epochs=false"
         given = self.training.arguments
         for name in ONLY_BY_BATCH & given.keys() | self._objects:
-            raise ValueError(f"{name}={given[name]!r}: must be absent, or executor.whole_epochs=false")
+            return f"{name}={given[name]!r}: must be absent, or executor.whole_epochs=false"
         if self.device.type != "cpu" and (workers := self.datamodule.num_workers):
-            raise ValueError(f"data.num_workers={workers}: must be 0, or executor.whole_epochs=false")
-        return WholeEpochs(self.module, self.capture)
+            return f"data.num_workers={workers}: must be 0, or executor.whole_epochs=false"
+        return None
 
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """The module's metrics on the test set or on a client's part; each weight is composed once, not per batch."""
