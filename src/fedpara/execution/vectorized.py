@@ -20,7 +20,7 @@ from fedpara.execution.folding import Folded, require_foldable
 from fedpara.execution.replay import Capture, NotCaptured, Steps
 from fedpara.execution.serial import NOT_CAPTURED, SerialExecutor, epochs_of
 from fedpara.execution.training import LocalTraining
-from fedpara.execution.whole_epochs import descend, the_optimizer
+from fedpara.execution.whole_epochs import descend
 from fedpara.models.contract import own_methods
 from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.nn import Factorization
@@ -74,12 +74,11 @@ class ManyClients(LightningModule):
             chunk.add(self.steps((self.variant, sizes), batch), self.folded, self.steps.rate)
 
     def _step(self, inputs: Tensor, labels: Tensor, share: Tensor) -> Tensor:
-        optimizer = the_optimizer(self)
-        optimizer.zero_grad()
+        self.trainer.optimizers[0].zero_grad()
         logits = self.folded(inputs)
         losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         losses = (losses.view_as(labels) * share.to(losses.dtype)).sum(0)
-        descend(self, optimizer, losses.sum())
+        descend(self, losses.sum())
         # the sizes are counted on the device, so that nothing is copied there
         return losses.detach().float() * (share > 0).sum(0)
 
