@@ -118,9 +118,16 @@ class Run:
         return self.headline.judged(self.is_personal)
 
     @property
-    def seconds(self) -> float:
-        """Wall time of all rounds."""
-        return sum(row["time/round_s"] for row in self.rows)
+    def seconds(self) -> float | None:
+        """Wall time of all rounds; None if metrics.csv lacks that of a round."""
+        times = [row.get("time/round_s") for row in self.rows]
+        known = [time for time in times if time is not None]
+        return sum(known) if len(known) == len(times) else None
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds of a round, on average; None before the first, or if metrics.csv lacks them."""
+        return None if self.seconds is None or not self.rows else self.seconds / len(self.rows)
 
     @property
     def started_in(self) -> Path:

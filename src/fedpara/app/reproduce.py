@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import yaml
 from hydra.errors import HydraException
@@ -28,7 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpara.app.composition import CONFIG_DIR, ROOT, composition_error, sweep_params
+from fedpara.app.composition import CONFIG_DIR, ROOT, composition_error, require_composable, sweep_params
 from fedpara.app.errors import one_line, stop
 from fedpara.app.overrides import absolute, parse
 from fedpara.app.sweep import job_name, process_of
@@ -146,7 +147,6 @@ def queue(chosen: Sequence[Entry], root: Path, extra: Sequence[str] = ()) -> lis
 
     Raises:
         ValueError: two jobs have one folder.
-        HydraException, OmegaConfBaseException: an override does not fit.
     """
     jobs = [job for entry in chosen for job in _by_seed(_expanded(entry, root, extra))]
     folders = [job.folder for job in jobs]
@@ -157,16 +157,20 @@ def queue(chosen: Sequence[Entry], root: Path, extra: Sequence[str] = ()) -> lis
 
 
 def _expanded(entry: Entry, root: Path, extra: Sequence[str]) -> list[Job]:
-    common, jobs = shlex.split(entry.common), []
+    common, fixed, jobs = shlex.split(entry.common), _fixed(entry, extra), []
+    swept = [f"{key}={values}" for key, values in sweep_params(fixed).items()]
     for line in map(shlex.split, entry.jobs):
-        fixed = [o for o in [*common, *extra] if not parse(o).is_sweep_override()]
-        swept = [f"{key}={values}" for key, values in sweep_params(tuple(fixed)).items()]
         own = {_key(o) for o in [*swept, *line]} | {_key(o) for o in common if parse(o).is_sweep_override()}
         shared = [o for o in fixed if _key(o) not in own]
         for overrides in jobs_of_sweep([*swept, *common, *line, *extra]):
             folder = root / entry.name / job_name(shared, overrides)
             jobs.append(Job(entry, folder, tuple(overrides)))
     return jobs
+
+
+def _fixed(entry: Entry, extra: Sequence[str]) -> list[str]:
+    """What is typed for all jobs of an entry alike."""
+    return [o for o in [*shlex.split(entry.common), *extra] if not parse(o).is_sweep_override()]
 
 
 def _key(override: str) -> str:
@@ -183,13 +187,13 @@ def hours_left(job: Job, jobs: Sequence[Job]) -> float | None:
     if job.is_finished:
         return 0.0
     like = [other.run for other in jobs if other.entry.name == job.entry.name and _same_but_seed(other, job)]
-    paces = [run.seconds / len(run.rows) for run in [job.run, *like] if run.rows]
+    own = job.run.pace
+    paces = [pace for run in like if (pace := run.pace) is not None] if own is None else [own]
     planned = [int(run.config["federation.num_rounds"]) for run in [job.run, *like] if run.rows and run.config]
     rounds = job.values.get("federation.num_rounds", planned[0] if planned else None)
     if not paces or rounds is None:
         return None
-    pace = paces[0] if job.run.rows else sum(paces) / len(paces)
-    return max(0, int(rounds) - len(job.run.rows)) * pace / 3600
+    return max(0, int(rounds) - len(job.run.rows)) * (sum(paces) / len(paces)) / 3600
 
 
 def _same_but_seed(one: Job, other: Job) -> bool:
@@ -290,17 +294,30 @@ def _conclude(job: Job, status: int) -> None:
         log.error("%s: no report: %s", job.entry.name, error)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises a `ValueError` for wrong arguments, so that they take one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number")
+    return int(text)
+
+
 def _arguments(typed: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python src/reproduce.py", description="Run the jobs of configs/reproduce.yaml that are not finished."
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all jobs, as in src/train.py")
     parser.add_argument("--list", action="store_true", help="show the jobs and the hours left; run nothing")
     parser.add_argument("--only", metavar="PATTERN", default="", help="only jobs with this in their name: fig5*seed=0")
     parser.add_argument("--scaled", action="store_true", help="only the set-ups that two cores can train")
-    parser.add_argument("--lanes", type=int, default=1, help="jobs at a time (1)")
-    parser.add_argument("--threads", type=int, help="threads of each job (torch's own number)")
-    parser.add_argument("--nice", type=int, default=0, help="0 to 19: how far jobs give way to other programs (0)")
+    parser.add_argument("--lanes", type=_whole, default=1, help="jobs at a time (1)")
+    parser.add_argument("--threads", type=_whole, help="threads of each job (torch's own number)")
+    parser.add_argument("--nice", type=_whole, default=0, help="0 to 19: how far jobs give way to other programs (0)")
     default = Path(os.environ["PROJECT_ROOT"], "logs", "reproduce")
     parser.add_argument("--folder", type=Path, default=default, help="where the run folders are (logs/reproduce)")
     parser.add_argument("--queue", type=Path, default=Path(CONFIG_DIR, "reproduce.yaml"), help="another queue")
@@ -329,6 +346,9 @@ def main() -> None:
         jobs = [job for job in jobs if fnmatch(job.label, f"*{given.only}*")]
         if not jobs:
             raise ValueError(f"--only={given.only}: no job has this in its name")
+        needed = list({job.entry.name: job.entry for job in jobs}.values())
+        for entry in needed[: bool(extra)] if given.list else needed:  # a list must be quick: one composition at most
+            require_composable(_fixed(entry, extra))
         if given.list:
             Console(width=None if Console().is_terminal else 150).print(table(jobs, given.lanes))
             return
