@@ -91,7 +91,7 @@ def test_a_queue_that_is_stopped_goes_on_to_the_same_bits_and_lists_what_is_left
     assert [line[1:3] for line in stopped] == [["interrupted", "2"], ["not started", ""]]
     assert re.fullmatch(r"\d\.\d\d", stopped[0][3])
     assert "0 of 2 finished" in out
-    assert "unknown for 1 jobs" in out
+    assert "unknown for 1 job without" in out
 
     assert shell(*command, "--lanes=2", program=reproduce)[0] == 0
     _, _, out = shell("--list", *command, program=reproduce)

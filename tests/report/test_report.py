@@ -276,7 +276,7 @@ def test_a_run_of_the_papers_set_up_is_put_beside_its_numbers(tmp_path, experime
     found = compare(settings([run]))
     assert {comparison.source for comparison in found} == sources
     assert {comparison.row for comparison in found} == ({row} if sources else set())
-    assert all(c.note == "so far, after 1 rounds" for c in found if c.source.startswith("Table"))
+    assert all(c.note == "so far, after 1 round" for c in found if c.source.startswith("Table"))
 
 
 DIFFERING = [

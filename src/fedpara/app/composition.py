@@ -45,9 +45,10 @@ def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
 
     Raises:
         HydraException, OmegaConfBaseException: an override does not fit.
+        ConfigurationError: a group is given null or a number; one line with its choices.
     """
     own = [assignment("hydra.runtime.output_dir", str(folder or ".")), "hydra.mode=RUN"]
-    with _own_hydra():
+    with choices_named(overrides), _own_hydra():
         cfg = hydra.compose("train", [*overrides, *own], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         if folder is not None:
@@ -81,8 +82,9 @@ def require_composable(overrides: Sequence[str]) -> None:
 
     Raises:
         HydraException, OmegaConfBaseException: an override does not fit.
+        ConfigurationError: a group is given null or a number; one line with its choices.
     """
-    with _own_hydra():
+    with choices_named(overrides), _own_hydra():
         hydra.compose("train", list(overrides))
 
 
@@ -153,8 +155,23 @@ def composition_error(error: Exception, typed: Sequence[str]) -> str:
     return composition_line(error, allowed)
 
 
-def choice_line(typed: Sequence[str]) -> str | None:
-    """One line for the first group that does not have the choice typed for it; Hydra does not say which group it is."""
+@contextmanager
+def choices_named(typed: Sequence[str]) -> Iterator[None]:
+    """Turn Hydra's error for a group that is given null or a number, which does not say which group it is, into a line.
+
+    Raises:
+        ConfigurationError: the group, and what it can be.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        raise ConfigurationError(_choice_line(typed) or one_line(error)) from error
+
+
+def _choice_line(typed: Sequence[str]) -> str | None:
+    """One line for the first group that does not have the choice typed for it."""
     for group, _, choice in (argument.partition("=") for argument in typed):
         choices = sorted(path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml"))
         if choices and choice not in choices:

@@ -30,12 +30,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpara.app.composition import CONFIG_DIR, ROOT, composition_error, require_composable, sweep_params
-from fedpara.app.errors import one_line, stop
+from fedpara.app.errors import ConfigurationError, one_line, stop
 from fedpara.app.overrides import absolute, parse
 from fedpara.app.sweep import job_name, process_of
 from fedpara.errors import signal_name
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.private.hydra import jobs_of_sweep
+from fedpara.record import counted
 from fedpara.runs import Run, find_runs, typed_values
 
 log = logging.getLogger("reproduce")
@@ -209,7 +210,7 @@ def table(jobs: Sequence[Job], lanes: int) -> Table:
         made.add_row(escape(job.label), job.state, str(len(job.run.rows) or ""), "" if job.is_finished else shown)
     num_finished, num_unknown = sum(job.is_finished for job in jobs), left.count(None)
     known = sum(hours for hours in left if hours is not None) / lanes
-    unknown = f"; unknown for {num_unknown} jobs, which have no measured round yet" if num_unknown else ""
+    unknown = f"; unknown for {counted(num_unknown, 'job')} without a measured round" if num_unknown else ""
     made.caption = f"{num_finished} of {len(jobs)} finished; hours left, {lanes} at a time: {known:.2f}{unknown}"
     return made
 
@@ -251,7 +252,7 @@ def work(jobs: Sequence[Job], lanes: int, threads: int | None, nice: int) -> lis
 
 def _start(job: Job, number: int, threads: int | None, nice: int) -> subprocess.Popen[bytes]:
     rounds = len(job.run.rows)
-    log.info("%s: %s", job.label, f"goes on after {rounds} rounds" if rounds else "starts")
+    log.info("%s: %s", job.label, f"goes on after {counted(rounds, 'round')}" if rounds else "starts")
     own = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command, environment = process_of(PROGRAM, job.overrides, job.folder, number)
     process = subprocess.Popen(
@@ -355,7 +356,7 @@ def main() -> None:
         unfinished = work(jobs, given.lanes, given.threads, given.nice)
     except (HydraException, OmegaConfBaseException) as error:
         stop(composition_error(error, sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except (ConfigurationError, ValueError, OSError) as error:
         stop(str(error))
     except KeyboardInterrupt:
         stop("interrupted; the same command goes on", status=INTERRUPTED)
