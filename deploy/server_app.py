@@ -17,6 +17,7 @@ from messages import TYPES, content, read_message
 
 log = logging.getLogger(__name__)
 NAME = "client-"  # a client's node is registered as this plus the client's number
+PULLED_BYTES = 2**26  # of answers that are in memory at once; a larger answer is there alone
 app = ServerApp()
 
 
@@ -34,18 +35,26 @@ class FlowerNodes:
     def ask(
         self, questions: Mapping[int, Parcel], what: Literal["train", "test"]
     ) -> Iterator[tuple[int, Parcel | ClientFailure]]:
-        """Yield answers as they come, then `dropped` clients, not connected, and `late` ones, without an answer."""
+        """Yield answers as they come, then `dropped` clients, not connected, and `late` ones, without an answer.
+
+        `Grid.pull_messages` loads the whole content of all answers that are there, so a few of them are asked for at a
+        time: as many as fit in `PULLED_BYTES`, if an answer is as large as its question.
+        """
         end = time.monotonic() + self.patience_s
         unsent, asked = set(questions), dict[str, int]()
+        largest = max((len(question.payload) for question in questions.values()), default=0)
+        at_once = max(1, PULLED_BYTES // (largest + 1))
         while (unsent or asked) and time.monotonic() < end:
             for client, node in self._connected(unsent):
                 message = Message(content(questions[client]), node, TYPES[what], ttl=self.patience_s)
                 for message_id in filter(None, self.grid.push_messages([message])):
                     unsent.discard(client)
                     asked[message_id] = client
-            for reply in self.grid.pull_messages(list(asked)) if asked else []:
-                client = asked.pop(reply.metadata.reply_to_message_id)
-                yield client, _failure(client, reply) if reply.has_error() else read_message(reply)
+            waiting = list(asked)
+            for start in range(0, len(waiting), at_once):
+                for reply in self.grid.pull_messages(waiting[start : start + at_once]):
+                    client = asked.pop(reply.metadata.reply_to_message_id)
+                    yield client, _failure(client, reply) if reply.has_error() else read_message(reply)
             time.sleep(self.poll_s)
         yield from ((client, ClientFailure(client, "dropped")) for client in sorted(unsent))
         yield from ((client, ClientFailure(client, "late")) for client in sorted(asked.values()))

@@ -42,7 +42,7 @@ def _progress(run: Run) -> list[str]:
         return [rounds, "", "", "", run.summary.get("error", "")]
     metric = run.judged
     shown = metric.shown(run.last(metric.name)) + ("" if metric.is_share else f" {metric.label}")
-    left = _duration(run.rounds_left * run.seconds / len(run.rows)) if run.state == "running" else ""
+    left = "" if run.state != "running" or run.pace is None else _duration(run.rounds_left * run.pace)
     ago = f"{_duration(time.time() - run.written)} ago"
     return [rounds, shown, size(run.rows[-1]["comm/total_bytes"]), ago, left or run.summary.get("error", "")]
 

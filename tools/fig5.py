@@ -8,6 +8,7 @@ Folders are `search/<setting>/<method>-<rate>-<seed>`, tested on validation exam
 """
 
 import json
+import math
 import re
 import statistics
 import sys
@@ -115,7 +116,7 @@ def final_table(folder: Path) -> Iterator[str]:
             rates = ", ".join(sorted({str(run.config.get("model.optimizer.lr", "")) for run in finished}))
             rounds = ", ".join(sorted({str(len(run.rows)) for run in finished}))
             seeds = ", ".join(str(seed_of(run)) for run in finished)
-            hours = statistics.mean(run.seconds for run in finished) / 3600
+            hours = statistics.mean(run.seconds or math.nan for run in finished) / 3600
             first = f"| {SETTINGS[setting]} | {METHODS[method]} | {rates} | {rounds} | {seeds} "
             yield f"{first}| {' | '.join(cells)} | {hours:.2f} |"
         yield f"| {SETTINGS[setting]} | *paper's order* | | | | *{PAPER[setting]}* | | |"

@@ -127,6 +127,11 @@ def three_digits(value: float) -> str:
     return f"{value:,.{max(0, places)}f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 round`, `2 rounds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def size(num_bytes: float) -> str:
     """A readable number of bytes in decimal units: `20.3 GB`, `4.1 MB`."""
     return f"{num_bytes / GIGABYTE:.2f} GB" if num_bytes >= GIGABYTE else f"{num_bytes / 1e6:.2f} MB"

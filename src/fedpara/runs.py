@@ -118,18 +118,37 @@ class Run:
         return self.headline.judged(self.is_personal)
 
     @property
-    def seconds(self) -> float:
-        """Wall time of all rounds."""
-        return sum(row["time/round_s"] for row in self.rows)
+    def seconds(self) -> float | None:
+        """Wall time of all rounds; None if metrics.csv lacks that of a round."""
+        times = [row.get("time/round_s") for row in self.rows]
+        known = [time for time in times if time is not None]
+        return sum(known) if len(known) == len(times) else None
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds of a round, on average; None before the first, or if metrics.csv lacks them."""
+        return None if self.seconds is None or not self.rows else self.seconds / len(self.rows)
 
     @property
     def started_in(self) -> Path:
         """The folder in which its program was started; paths in older run folders are relative to it."""
-        path = self.folder / ".hydra" / "hydra.yaml"
+        cwd = self._runtime.get("cwd")
+        return Path(cwd) if isinstance(cwd, str) else Path.cwd()
+
+    @property
+    def config_dirs(self) -> list[str]:
+        """The folders of configurations with which its program was started, `--config-dir=...`."""
+        sources = [source for source in self._runtime.get("config_sources") or [] if isinstance(source, dict)]
+        return [str(source.get("path")) for source in sources if source.get("provider") == "command-line"]
+
+    @property
+    def _runtime(self) -> dict[str, Any]:
+        """What Hydra notes of the start of the program; empty if it is missing or damaged."""
         try:
-            return Path(yaml.load(path.read_text(), _LOADER)["hydra"]["runtime"]["cwd"])
+            read = yaml.load((self.folder / ".hydra" / "hydra.yaml").read_text(), _LOADER)["hydra"]["runtime"]
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-            return Path.cwd()
+            return {}
+        return read if isinstance(read, dict) else {}
 
     @property
     def rounds_left(self) -> int:

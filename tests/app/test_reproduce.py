@@ -5,12 +5,16 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from fedpara.app import reproduce
+from fedpara.app.composition import CONFIG_DIR, sweep_params
 from fedpara.app.reproduce import entries, hours_left, queue
 from fedpara.federation import FederationCallback
 from fedpara.interruption import INTERRUPTED
@@ -87,7 +91,7 @@ def test_a_queue_that_is_stopped_goes_on_to_the_same_bits_and_lists_what_is_left
     assert [line[1:3] for line in stopped] == [["interrupted", "2"], ["not started", ""]]
     assert re.fullmatch(r"\d\.\d\d", stopped[0][3])
     assert "0 of 2 finished" in out
-    assert "unknown for 1 jobs" in out
+    assert "unknown for 1 job without" in out
 
     assert shell(*command, "--lanes=2", program=reproduce)[0] == 0
     _, _, out = shell("--list", *command, program=reproduce)
@@ -129,6 +133,55 @@ def test_a_job_that_ended_with_fewer_rounds_is_not_finished_and_takes_the_pace_o
     assert hours_left(one, [one, other]) == pytest.approx(7198 * 3 / 3600)
 
 
+def test_a_run_without_times_has_unknown_hours_and_its_other_seeds_take_the_pace_of_those_that_have(shell, tmp_path):
+    """A table of an earlier version, or cut by hand, may lack the column."""
+    path = tmp_path / "queue.yaml"
+    path.write_text("- {name: a, common: experiment=quickstart, jobs: ['seed=0,1,2 federation.num_rounds=7202']}")
+    jobs = first, second, third = queue(entries(path), tmp_path / "logs")
+    for job, table in ((first, "round,test/acc\n1,0.5\n2,0.6\n"), (second, "round,time/round_s\n1,2\n2,4\n")):
+        job.folder.mkdir(parents=True)
+        (job.folder / "metrics.csv").write_text(table)
+        if job is first:
+            status, _, out = shell("--list", "--queue=queue.yaml", "--folder=logs", program=reproduce)
+            assert (status, [line[3] for line in lines(out, "a")]) == (0, ["unknown"] * 3)
+    assert first.run.seconds is None
+    assert hours_left(first, jobs) == pytest.approx(7200 * 3 / 3600)
+    assert hours_left(third, jobs) == pytest.approx(7202 * 3 / 3600)
+
+
+def test_the_sweeps_of_experiments_are_those_that_hydra_composes():
+    typed = ["experiment=paper/fig8", "sweep=rank"]
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        cfg = compose("train", typed, return_hydra_config=True)
+    assert sweep_params(typed) == {key: str(values) for key, values in cfg.hydra.sweeper.params.items()}
+    assert len(sweep_params(typed)) == 2
+    assert sweep_params(["seed=1"]) == {}
+    files = [path for path in Path(CONFIG_DIR).rglob("*.yaml") if "sweeper" in path.read_text()]
+    assert {path.relative_to(CONFIG_DIR).parts[0] for path in files} == {"experiment", "sweep"}
+    for path in files:  # none takes a sweep from another one's file
+        assert not any("experiment" in str(other) or "sweep" in str(other) for other in defaults_of(path))
+
+
+def defaults_of(path):
+    return yaml.safe_load(path.read_text()).get("defaults", [])
+
+
+def test_a_list_composes_at_most_once_and_a_start_checks_every_entry_first(shell, tmp_path, monkeypatch):
+    composed = []
+    with monkeypatch.context() as counting:
+        counting.setattr(reproduce, "require_composable", lambda fixed: composed.append(fixed))
+        assert shell("--list", program=reproduce)[0] == 0
+        assert composed == []
+        assert shell("--list", "trainer=cpu", program=reproduce)[0] == 0
+        assert len(composed) == 1
+    text = "- {name: a, common: experiment=quickstart}\n- {name: b, common: experiment=nothing}"
+    (tmp_path / "queue.yaml").write_text(text)
+    status, error, _ = shell("--queue=queue.yaml", program=reproduce)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "experiment/nothing" in error
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_report_is_written_before_the_baseline_has_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr("fedpara.report.page.draw", lambda found, target: {})
     entry = reproduce.Entry(name="a", common="seed=0", jobs=["method=local,fedavg,fedpara"], baseline="fedavg")
@@ -151,6 +204,8 @@ def test_a_report_is_written_before_the_baseline_has_a_run(tmp_path, monkeypatch
         (["quickly"], "quickly: must be key=value"),
         (["--scaled"], "--scaled: no entry of queue.yaml is scaled"),
         (["sed=1"], "sed: no such key; did you mean seed?"),
+        (["--lanes=two"], "--lanes: 'two' must be a whole number"),
+        (["--folders=x"], "unrecognized arguments: --folders=x"),
     ],
 )
 def test_wrong_input_is_one_line(shell, tmp_path, arguments, line):

@@ -1,10 +1,11 @@
-"""Which keys may differ when a run is resumed."""
+"""Which keys may differ when a run is resumed, and the command that resumes it."""
 
 import pytest
 from omegaconf import OmegaConf
 
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.resume import check_same
+from fedpara.app.run import Launch
 
 
 def config(schedule, num_rounds):
@@ -19,3 +20,10 @@ def test_more_rounds_are_refused_if_the_schedule_depends_on_their_number(tmp_pat
     check_same(config("cosine", 3), tmp_path)
     with pytest.raises(ConfigurationError, match=r"another federation\.num_rounds \(3 then, 4 now\)"):
         check_same(config("cosine", 4), tmp_path)
+
+
+def test_the_command_that_resumes_repeats_what_a_run_folder_may_not_say(tmp_path):
+    typed, flags = ["model=mine", "trusted=[mine.*]"], ["--config-dir=/my configs"]
+    assert Launch(["seed=1"], tmp_path).to_resume(tmp_path / "run") == "python src/train.py resume=run"
+    command = Launch(typed, tmp_path, flags).to_resume(tmp_path / "run")
+    assert command == "python src/train.py '--config-dir=/my configs' resume=run 'trusted=[mine.*]'"

@@ -1,7 +1,12 @@
-"""Names of sweeps and of their jobs, devices in turn."""
+"""Names of sweeps and of their jobs, devices in turn, the value of a job."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
+from fedpara.app import sweep
 from fedpara.app.sweep import job_name, sweep_name, visible_devices
 
 TYPED = ("-m", "experiment=quickstart", "factorization.gamma=0.1,0.2", "seed=range(3)", "hydra/launcher=joblib")
@@ -38,3 +43,13 @@ def test_devices_are_those_that_the_process_may_use(monkeypatch):
     assert visible_devices() == ["2", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_devices() == []
+
+
+@pytest.mark.parametrize(("logged", "value"), [("0.25", 0.25), ("nan", 0.0), ("", 0.0)])
+def test_a_job_whose_metric_is_nan_has_the_worst_value(tmp_path, monkeypatch, logged, value):
+    """NaN would end a sweep of Optuna."""
+    monkeypatch.setattr(sweep, "is_finished", lambda cfg: True)
+    (tmp_path / "summary.json").write_text('{"state": "finished"}')
+    (tmp_path / "metrics.csv").write_text(f"round,test/acc\n1,{logged}\n")
+    cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "model": {}})
+    assert sweep.job(cfg, SimpleNamespace(sweeper=OmegaConf.create()), Path("train.py")) == value

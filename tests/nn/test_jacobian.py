@@ -82,6 +82,42 @@ def test_the_closed_form_is_autograds_gradient_in_blocks_of_any_size(shape, tuck
             torch.testing.assert_close(got, value, rtol=1e-10, atol=1e-10 * float(value.abs().max()))
 
 
+FROZEN = [({"x"}, False), ({"y"}, False), *((set(names), True) for names in ("x", "y", "t", "xy", "xt", "yt"))]
+
+
+@pytest.mark.parametrize("nonlinearity", [torch.tanh, torch.sigmoid, None])
+@pytest.mark.parametrize(("frozen", "tucker"), FROZEN)
+def test_a_frozen_factor_takes_no_step_and_gets_no_correction(frozen, tucker, nonlinearity):
+    """Against autograd's gradient of the penalty by the others, when only those step; watched and not."""
+    torch.manual_seed(0)
+    shape = (6, 5, 3, 3) if tucker else (6, 5)
+    made = Hadamard(shape, 2, tucker, nonlinearity).double()
+    for name, factor in made.named_parameters():
+        torch.nn.init.normal_(factor).requires_grad_(name not in frozen)
+    jacobian = torch.randn(shape, dtype=torch.float64)
+    leaves = {n: f.detach().clone().requires_grad_(f.requires_grad) for n, f in made.named_parameters()}
+    trained = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    weight = made.refold(made.compose(leaves))
+    gradients = torch.autograd.grad(weight, list(trained.values()), jacobian, create_graph=True)
+    after = {n: f - 0.05 * g for (n, f), g in zip(trained.items(), gradients, strict=True)}
+    error = made.refold(made.compose(leaves | after)) - (weight - 0.05 * jacobian)
+    expected = dict(zip(trained, torch.autograd.grad(0.5 * error.square().sum(), list(trained.values())), strict=True))
+    watch = Watch(made)
+    (made() * jacobian).sum().backward()
+    for got in (watch.correction(0.05), jacobian_correction(made, jacobian, 0.05)):
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-10, atol=1e-10 * float(value.abs().max()))
+
+
+def test_the_watch_of_a_frozen_weight_has_no_correction():
+    made = Hadamard((6, 5), 2, tucker=False).requires_grad_(False)
+    watch, bias = Watch(made), torch.zeros(5, requires_grad=True)
+    (made() + bias).sum().backward()
+    assert watch.correction(0.05) == {}
+    assert jacobian_correction(made, torch.ones(6, 5), 0.05) == {}
+
+
 @pytest.mark.parametrize("large", [1, 2**19])
 @pytest.mark.parametrize("nonlinearity", [torch.tanh, torch.sigmoid, None])
 @pytest.mark.parametrize(("shape", "tucker"), [((6, 5), False), ((6, 5, 3, 3), True)])
@@ -235,3 +271,22 @@ def test_the_callback_takes_the_learning_rate_of_each_layers_own_group():
     for expected, got in zip([*first, *second], [*both[0], *both[1]], strict=True):
         assert torch.equal(expected, got)
     assert not torch.equal(corrected(0.1, 0.1)[1][0], second[0])
+
+
+def test_the_callback_leaves_frozen_factors_alone():
+    """With an optimizer that has the others only."""
+    torch.manual_seed(0)
+    network = factorize(MLP([16, 16, 16]).double(), FedPara(gamma=0.5))
+    first, second = (made for _, made in factorizations(network))
+    first.y.requires_grad_(False)
+    second.requires_grad_(False)
+    callback, trainer = JacobianCorrection(2.0), SimpleNamespace(precision_plugin=None)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    callback.on_train_start(trainer, network)
+    network(torch.randn(4, 16, dtype=torch.float64)).square().sum().backward()
+    before = first.x.grad.clone()
+    expected = callback._watches[0].correction(0.1)["x"]
+    callback.on_before_optimizer_step(trainer, network, optimizer)
+    assert expected.any()
+    torch.testing.assert_close(first.x.grad, before + 2.0 * expected)
+    assert all(parameter.grad is None for parameter in (first.y, *second.parameters()))

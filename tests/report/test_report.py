@@ -169,6 +169,32 @@ def test_other_seeds_are_unpaired_and_one_pair_settles_nothing(tmp_path):
     assert (single.mean, single.verdict) == (pytest.approx(-39), "not settled: fewer than 2 pairs")
 
 
+@pytest.mark.parametrize(
+    ("values", "verdict", "interval"),
+    [
+        ({0: 0.36, 1: 0.71, 2: 0.83}, "equal", (0.0, 0.0)),
+        ({0: 0.46, 1: 0.81, 2: 0.93}, "not settled: no spread between seeds", (10.0, 10.0)),  # 0.1 with its rounding
+        ({3: 0.5, 4: 0.5}, "not settled", None),
+        ({0: 0.36}, "not settled: fewer than 2 pairs", None),
+    ],
+)
+def test_pairs_without_spread_do_not_settle_a_difference(tmp_path, values, verdict, interval):
+    """With the same difference in all seeds, Student's interval has width 0, whatever their number."""
+    write_seeds(tmp_path, "dense", {0: 0.36, 1: 0.71, 2: 0.83})
+    write_seeds(tmp_path, "fedpara", values)
+    (found,) = differences(settings(find_runs(tmp_path)))
+    assert (found.verdict, found.settled) == (verdict, False)
+    assert interval is None or (found.low, found.high) == pytest.approx(interval)
+
+
+def test_seeds_that_cannot_be_paired_and_have_no_spread_are_equal_or_settle_nothing(tmp_path):
+    write_seeds(tmp_path, "dense", {0: 0.1, 1: 0.1, 2: 0.1})
+    write_seeds(tmp_path, "fedpara", {3: 0.1, 4: 0.1})
+    write_seeds(tmp_path, "low_rank", {5: 0.2, 6: 0.2})
+    verdicts = [one.verdict for one in differences(settings(find_runs(tmp_path)))]
+    assert verdicts == ["equal", "not settled: no spread between seeds"]
+
+
 def test_a_run_that_diverged_is_the_reason_why_a_difference_is_not_settled(tmp_path):
     write_seeds(tmp_path, "dense", {0: 0.5, 1: 0.6})
     write_seeds(tmp_path, "fedpara", {0: 0.6, 1: float("nan")})
@@ -250,7 +276,7 @@ def test_a_run_of_the_papers_set_up_is_put_beside_its_numbers(tmp_path, experime
     found = compare(settings([run]))
     assert {comparison.source for comparison in found} == sources
     assert {comparison.row for comparison in found} == ({row} if sources else set())
-    assert all(c.note == "so far, after 1 rounds" for c in found if c.source.startswith("Table"))
+    assert all(c.note == "so far, after 1 round" for c in found if c.source.startswith("Table"))
 
 
 DIFFERING = [

@@ -170,7 +170,7 @@ def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_p
 
     status, error, out = shell(*command)  # the launcher is not part of what is swept
     assert (status, error) == (0, "")
-    assert "seed=1: resumes after 1 rounds" in out
+    assert "seed=1: resumes after 1 round\n" in out
     assert states(out) == {"1": "finished", "2": "finished"}
     assert all([row["round"] for row in rows(folder / f"seed={seed}")] == ["1", "2"] for seed in (1, 2))
 
@@ -451,7 +451,8 @@ def test_a_diverged_run_says_so(shell, tmp_path):
 @pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
     environment = os.environ | {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    command = [sys.executable, str(ROOT / "src" / "train.py"), *SMALL, "federation.num_rounds=100000", "logger=wandb"]
+    flag = f"--config-dir={tmp_path}"
+    command = [sys.executable, ROOT / "src" / "train.py", flag, *SMALL, "federation.num_rounds=100000", "logger=wandb"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=-1, stderr=-1)
     runs = tmp_path / "logs" / "train" / "runs"
     deadline = time.monotonic() + 60
@@ -464,7 +465,7 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
     (folder,) = runs.iterdir()
     assert process.returncode == 130
     assert error.strip().splitlines()[-1] == "error: interrupted"
-    assert f"to resume: python src/train.py resume={folder.relative_to(tmp_path)}" in out
+    assert f"to resume: python src/train.py {flag} resume={folder.relative_to(tmp_path)}\n" in out
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["state"] == "interrupted"
     assert len(rows(folder)) == summary["rounds"]

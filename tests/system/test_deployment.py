@@ -1,13 +1,16 @@
 """deploy/: server and clients that share nothing but parcels are the simulated federation, bit for bit."""
 
+import importlib
 import json
 import logging
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -19,11 +22,14 @@ from fedpara.app import cli, evaluation
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.run import run
+from fedpara.communication import Packet
 from fedpara.deployment import Node, Parcel, read_data, server, write_data
+from fedpara.deployment.clients import DeployedClients, Participants
 from fedpara.deployment.folders import owner
 from fedpara.deployment.kept import KeptStates
 from fedpara.deployment.split import split
 from fedpara.execution import ClientFailure
+from fedpara.federation import Broadcast
 from fedpara.files import UnusableFile
 from fedpara.storage import read_tensors, write_tensors
 from helpers import ROOT
@@ -225,6 +231,71 @@ def first_questions(tmp_path, overrides, nodes):
 
 def asks(parcel, client):
     return parcel.values.get("client") == client
+
+
+MEGABYTE = 2**20
+
+
+class Large:
+    """Nodes with answers of a megabyte each, in an order that is not the round's; client 2 gives none."""
+
+    def ask(self, questions, what):
+        for client in sorted(questions, key=lambda client: client % 7):
+            if client == 2:
+                yield client, ClientFailure(client, "late")
+                continue
+            values = {"num_examples": 1 + client % 5, "num_steps": 1, "learning_rate_sum": 0.1, "train_loss": 0.5}
+            yield client, Parcel(bytes([client]) * MEGABYTE, values | {"seconds": 1.0, "finite": True})
+
+
+def test_a_rounds_uploads_wait_on_the_disk_and_not_in_memory(tmp_path):
+    """In the order of a simulated round: most examples first, then by number."""
+    clients = DeployedClients(Large(), tmp_path, Participants(tmp_path))
+    broadcast = Broadcast(0, Packet(torch.zeros(4, dtype=torch.uint8)), {})
+    tracemalloc.start()
+    received, failures = [], []
+    for one in clients.train(range(40), broadcast, 0, False):
+        if isinstance(one, ClientFailure):
+            failures.append(one.client)
+        else:
+            assert one.packet.payload.equal(torch.full([MEGABYTE], one.report.client, dtype=torch.uint8))
+            received.append(one.report.client)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert received == sorted({*range(40)} - {2}, key=lambda client: (-(1 + client % 5), client))
+    assert failures == [2]
+    assert peak < 8 * MEGABYTE
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not find_spec("flwr"), reason="needs pip install -e '.[flower]' in an environment of its own")
+def test_flowers_answers_are_pulled_a_few_at_a_time(monkeypatch):
+    """Of 10 clients all answer at once; three answers fit in memory."""
+    server_app = importlib.import_module("server_app")
+    monkeypatch.setattr(server_app, "PULLED_BYTES", 3 * 1001)
+    monkeypatch.setattr(server_app, "Message", lambda content, *_, ttl: SimpleNamespace(content=content))
+    questions = {client: Parcel(b"q" * 1000, {"client": client}) for client in range(10)}
+    pulled, pushed = [], {}
+
+    def push(sent):
+        pushed.update({f"m{len(pushed)}": message for message in sent})
+        return list(pushed)[-1:]
+
+    def pull(ids):
+        pulled.append(list(ids))
+        return [answer_to(name, pushed[name]) for name in ids]
+
+    nodes = [SimpleNamespace(name=f"client-{client}", node_id=client + 1) for client in range(10)]
+    grid = SimpleNamespace(get_nodes=lambda: nodes, push_messages=push, pull_messages=pull)
+    answers = dict(server_app.FlowerNodes(grid, patience_s=60, poll_s=0).ask(questions, "train"))
+    assert {client: parcel.values["client"] for client, parcel in answers.items()} == {c: c for c in range(10)}
+    assert [len(ids) for ids in pulled] == [3, 3, 3, 1]
+
+
+def answer_to(name, question):
+    return SimpleNamespace(
+        content=question.content, has_error=lambda: False, metadata=SimpleNamespace(reply_to_message_id=name)
+    )
 
 
 class WithBatchNorm(nn.Sequential):

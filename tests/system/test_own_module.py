@@ -147,6 +147,46 @@ def test_it_goes_on_is_evaluated_exported_reported_and_watched(trained, tmp_path
     assert "accuracy" not in page
 
 
+def test_a_resume_without_the_folder_of_its_configurations_says_what_to_type(trained, monkeypatch, capsys):
+    """It is not taken by itself: a stranger's run folder could name one."""
+    monkeypatch.setattr(sys, "argv", ["train.py", f"resume={trained}", "federation.num_rounds=8"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    error = capsys.readouterr().err
+    assert error.startswith("error: Could not find 'data/mine'")
+    flag = f"--config-dir={trained.parent / 'configs'}"
+    assert error.endswith(f"; the run was started with {flag}: if you trust it, type it in front of resume=\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", flag, f"resume={trained}", "algorithm=unknown"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "was started with" not in capsys.readouterr().err
+
+
+class Undefined(Regression):
+    """Its headline is a number only from its third test on, another metric never is."""
+
+    tested = 0
+
+    def on_test_epoch_end(self):
+        Undefined.tested += 1
+        self.log("r2", float("nan"))
+        if Undefined.tested < 3:
+            self.log("mae", float("nan"))
+
+    def test_step(self, batch, batch_index):
+        inputs, targets = batch
+        if Undefined.tested >= 2:
+            self.log("mae", (self.network(inputs) - targets).abs().mean())
+
+
+def test_a_metric_that_no_round_measures_as_a_number_is_warned_of_once(tmp_path):
+    run(composed(tmp_path, f"model._target_={__name__}.Undefined"))
+    log = (tmp_path / "train.log").read_text()
+    warned = re.findall(r"round (\d+): (\S+) is NaN, as in every round so far", log)
+    assert sorted(warned) == [("1", "test/mae"), ("1", "test/r2")]
+    assert Run(tmp_path).last("test/mae") > 0
+
+
 def test_every_executor_trains_it_alike_or_says_in_one_line_why_not(tmp_path):
     run(composed(tmp_path / "serial"))
     expected = load_file(tmp_path / "serial" / "checkpoint.safetensors")

@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.app import sweep, sweep_table
-from fedpara.app.composition import CONFIG_DIR, ROOT, choice_line, composition_error, make_absolute
-from fedpara.app.errors import ConfigurationError, line_of, one_line, stop
-from fedpara.app.overrides import FOLDERS, absolute, is_job, texts
-from fedpara.app.resume import require_simulated, with_saved_overrides
+from fedpara.app.composition import CONFIG_DIR, ROOT, choices_named, composition_error, make_absolute
+from fedpara.app.errors import ConfigurationError, line_of, stop
+from fedpara.app.overrides import FOLDERS, absolute, config_dirs, is_job, texts
+from fedpara.app.resume import missing_flags, require_simulated, with_saved_overrides
 from fedpara.app.run import Launch, run
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.private.hydra import Hydra, groups_without_copies
@@ -37,7 +37,8 @@ def hydra_main(cfg: DictConfig) -> float | None:
     require_simulated(cfg)
     number = [f"hydra.job.num={hydra_cfg.job.num}"] if is_job(hydra_cfg) else []
     # the process may have gone into the run folder
-    return run(cfg, launch=Launch(texts(hydra_cfg.overrides.task) + number, Path(hydra_cfg.runtime.cwd)))
+    typed = texts(hydra_cfg.overrides.task) + number
+    return run(cfg, launch=Launch(typed, Path(hydra_cfg.runtime.cwd), config_dirs(hydra_cfg)))
 
 
 def main() -> None:
@@ -51,16 +52,17 @@ def main() -> None:
         ):  # bound here, so that the processes of parallel launchers have them
             typed = partial(resolver, tuple(sys.argv[1:]))
             OmegaConf.register_new_resolver(resolver.__name__, typed, replace=True)
-        with interruption.handled(), _resolved_before_shown(), groups_without_copies():
+        with (
+            interruption.handled(),
+            _resolved_before_shown(),
+            groups_without_copies(),
+            choices_named(sys.argv[1:]),
+        ):
             hydra_main()
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        stop(composition_error(error, sys.argv[1:]))
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):  # Hydra's, for algorithm=3
-            raise
-        stop(choice_line(sys.argv[1:]) or one_line(error))
+        stop(composition_error(error, sys.argv[1:]) + missing_flags(sys.argv[1:]))
     except (ConfigurationError, OSError) as error:
         if (line := line_of(error)) is None:
             raise

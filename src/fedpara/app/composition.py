@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from yaml import YAMLError
 
 from fedpara.app.errors import ConfigurationError, composition_line, one_line
 from fedpara.app.naming import run_group, run_name, run_title
-from fedpara.app.overrides import FOLDERS, absolute_folder, assignment, escaped, is_job, literal
+from fedpara.app.overrides import FOLDERS, absolute_folder, assignment, escaped, is_job, literal, parse
 from fedpara.old_runs import modernised
 from fedpara.runs import leaves
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG_DIR = str(ROOT / "configs")
+SWEEPING = "experiment", "sweep"  # groups whose choices can sweep, in the order of configs/train.yaml
 os.environ["PROJECT_ROOT"] = os.path.abspath(os.environ.get("PROJECT_ROOT") or ROOT)  # configs/paths reads it
 
 OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value), replace=True)
@@ -45,9 +45,10 @@ def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
 
     Raises:
         HydraException, OmegaConfBaseException: an override does not fit.
+        ConfigurationError: a group is given null or a number; one line with its choices.
     """
     own = [assignment("hydra.runtime.output_dir", str(folder or ".")), "hydra.mode=RUN"]
-    with _own_hydra():
+    with choices_named(overrides), _own_hydra():
         cfg = hydra.compose("train", [*overrides, *own], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         if folder is not None:
@@ -58,16 +59,33 @@ def compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
         return _literal(OmegaConf.to_container(cfg, resolve=True))
 
 
-@cache
-def sweep_params(overrides: tuple[str, ...]) -> dict[str, str]:
-    """The lists of values over which an experiment sweeps by itself, by key.
+def sweep_params(overrides: Sequence[str]) -> dict[str, str]:
+    """The lists of values over which an experiment or a choice of `sweep` sweeps by itself, by key.
+
+    They are read from the files of these choices, because a composition takes a hundred times as long.
+
+    Args:
+        overrides: without lists of values; `require_composable` checks them.
+    """
+    chosen = {override.key_or_group: override.value() for override in map(parse, overrides)}
+    params: dict[str, str] = {}
+    for group in SWEEPING:
+        path = Path(CONFIG_DIR, group, f"{chosen.get(group)}.yaml")
+        if path.is_file():
+            own = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
+            params |= {str(key): str(values) for key, values in own.items()}
+    return params
+
+
+def require_composable(overrides: Sequence[str]) -> None:
+    """Check that a configuration can be composed.
 
     Raises:
         HydraException, OmegaConfBaseException: an override does not fit.
+        ConfigurationError: a group is given null or a number; one line with its choices.
     """
-    with _own_hydra():
-        cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
-    return {str(key): str(values) for key, values in (cfg.hydra.sweeper.params or {}).items()}
+    with choices_named(overrides), _own_hydra():
+        hydra.compose("train", list(overrides))
 
 
 @contextmanager
@@ -137,8 +155,23 @@ def composition_error(error: Exception, typed: Sequence[str]) -> str:
     return composition_line(error, allowed)
 
 
-def choice_line(typed: Sequence[str]) -> str | None:
-    """One line for the first group that does not have the choice typed for it; Hydra does not say which group it is."""
+@contextmanager
+def choices_named(typed: Sequence[str]) -> Iterator[None]:
+    """Turn Hydra's error for a group that is given null or a number, which does not say which group it is, into a line.
+
+    Raises:
+        ConfigurationError: the group, and what it can be.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        raise ConfigurationError(_choice_line(typed) or one_line(error)) from error
+
+
+def _choice_line(typed: Sequence[str]) -> str | None:
+    """One line for the first group that does not have the choice typed for it."""
     for group, _, choice in (argument.partition("=") for argument in typed):
         choices = sorted(path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml"))
         if choices and choice not in choices:

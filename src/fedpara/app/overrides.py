@@ -67,6 +67,11 @@ def texts(overrides: Sequence[str]) -> list[str]:
     return [str(override) for override in OmegaConf.to_container(overrides) or []]
 
 
+def config_dirs(hydra_cfg: HydraConf) -> list[str]:
+    """The flags `--config-dir=<folder>` with which a program was started, with full paths."""
+    return [f"--config-dir={s.path}" for s in hydra_cfg.runtime.config_sources if s.provider == "command-line"]
+
+
 def is_job(hydra_cfg: HydraConf) -> bool:
     """Whether a run is the job of a sweep, in this process or in its own."""
     return not OmegaConf.is_missing(hydra_cfg.job, "num")

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import yaml
 from hydra.errors import HydraException
@@ -28,13 +29,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpara.app.composition import CONFIG_DIR, ROOT, composition_error, sweep_params
-from fedpara.app.errors import one_line, stop
+from fedpara.app.composition import CONFIG_DIR, ROOT, composition_error, require_composable, sweep_params
+from fedpara.app.errors import ConfigurationError, one_line, stop
 from fedpara.app.overrides import absolute, parse
 from fedpara.app.sweep import job_name, process_of
 from fedpara.errors import signal_name
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.private.hydra import jobs_of_sweep
+from fedpara.record import counted
 from fedpara.runs import Run, find_runs, typed_values
 
 log = logging.getLogger("reproduce")
@@ -146,7 +148,6 @@ def queue(chosen: Sequence[Entry], root: Path, extra: Sequence[str] = ()) -> lis
 
     Raises:
         ValueError: two jobs have one folder.
-        HydraException, OmegaConfBaseException: an override does not fit.
     """
     jobs = [job for entry in chosen for job in _by_seed(_expanded(entry, root, extra))]
     folders = [job.folder for job in jobs]
@@ -157,16 +158,20 @@ def queue(chosen: Sequence[Entry], root: Path, extra: Sequence[str] = ()) -> lis
 
 
 def _expanded(entry: Entry, root: Path, extra: Sequence[str]) -> list[Job]:
-    common, jobs = shlex.split(entry.common), []
+    common, fixed, jobs = shlex.split(entry.common), _fixed(entry, extra), []
+    swept = [f"{key}={values}" for key, values in sweep_params(fixed).items()]
     for line in map(shlex.split, entry.jobs):
-        fixed = [o for o in [*common, *extra] if not parse(o).is_sweep_override()]
-        swept = [f"{key}={values}" for key, values in sweep_params(tuple(fixed)).items()]
         own = {_key(o) for o in [*swept, *line]} | {_key(o) for o in common if parse(o).is_sweep_override()}
         shared = [o for o in fixed if _key(o) not in own]
         for overrides in jobs_of_sweep([*swept, *common, *line, *extra]):
             folder = root / entry.name / job_name(shared, overrides)
             jobs.append(Job(entry, folder, tuple(overrides)))
     return jobs
+
+
+def _fixed(entry: Entry, extra: Sequence[str]) -> list[str]:
+    """What is typed for all jobs of an entry alike."""
+    return [o for o in [*shlex.split(entry.common), *extra] if not parse(o).is_sweep_override()]
 
 
 def _key(override: str) -> str:
@@ -183,13 +188,13 @@ def hours_left(job: Job, jobs: Sequence[Job]) -> float | None:
     if job.is_finished:
         return 0.0
     like = [other.run for other in jobs if other.entry.name == job.entry.name and _same_but_seed(other, job)]
-    paces = [run.seconds / len(run.rows) for run in [job.run, *like] if run.rows]
+    own = job.run.pace
+    paces = [pace for run in like if (pace := run.pace) is not None] if own is None else [own]
     planned = [int(run.config["federation.num_rounds"]) for run in [job.run, *like] if run.rows and run.config]
     rounds = job.values.get("federation.num_rounds", planned[0] if planned else None)
     if not paces or rounds is None:
         return None
-    pace = paces[0] if job.run.rows else sum(paces) / len(paces)
-    return max(0, int(rounds) - len(job.run.rows)) * pace / 3600
+    return max(0, int(rounds) - len(job.run.rows)) * (sum(paces) / len(paces)) / 3600
 
 
 def _same_but_seed(one: Job, other: Job) -> bool:
@@ -205,7 +210,7 @@ def table(jobs: Sequence[Job], lanes: int) -> Table:
         made.add_row(escape(job.label), job.state, str(len(job.run.rows) or ""), "" if job.is_finished else shown)
     num_finished, num_unknown = sum(job.is_finished for job in jobs), left.count(None)
     known = sum(hours for hours in left if hours is not None) / lanes
-    unknown = f"; unknown for {num_unknown} jobs, which have no measured round yet" if num_unknown else ""
+    unknown = f"; unknown for {counted(num_unknown, 'job')} without a measured round" if num_unknown else ""
     made.caption = f"{num_finished} of {len(jobs)} finished; hours left, {lanes} at a time: {known:.2f}{unknown}"
     return made
 
@@ -247,7 +252,7 @@ def work(jobs: Sequence[Job], lanes: int, threads: int | None, nice: int) -> lis
 
 def _start(job: Job, number: int, threads: int | None, nice: int) -> subprocess.Popen[bytes]:
     rounds = len(job.run.rows)
-    log.info("%s: %s", job.label, f"goes on after {rounds} rounds" if rounds else "starts")
+    log.info("%s: %s", job.label, f"goes on after {counted(rounds, 'round')}" if rounds else "starts")
     own = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command, environment = process_of(PROGRAM, job.overrides, job.folder, number)
     process = subprocess.Popen(
@@ -290,17 +295,30 @@ def _conclude(job: Job, status: int) -> None:
         log.error("%s: no report: %s", job.entry.name, error)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises a `ValueError` for wrong arguments, so that they take one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number")
+    return int(text)
+
+
 def _arguments(typed: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python src/reproduce.py", description="Run the jobs of configs/reproduce.yaml that are not finished."
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all jobs, as in src/train.py")
     parser.add_argument("--list", action="store_true", help="show the jobs and the hours left; run nothing")
     parser.add_argument("--only", metavar="PATTERN", default="", help="only jobs with this in their name: fig5*seed=0")
     parser.add_argument("--scaled", action="store_true", help="only the set-ups that two cores can train")
-    parser.add_argument("--lanes", type=int, default=1, help="jobs at a time (1)")
-    parser.add_argument("--threads", type=int, help="threads of each job (torch's own number)")
-    parser.add_argument("--nice", type=int, default=0, help="0 to 19: how far jobs give way to other programs (0)")
+    parser.add_argument("--lanes", type=_whole, default=1, help="jobs at a time (1)")
+    parser.add_argument("--threads", type=_whole, help="threads of each job (torch's own number)")
+    parser.add_argument("--nice", type=_whole, default=0, help="0 to 19: how far jobs give way to other programs (0)")
     default = Path(os.environ["PROJECT_ROOT"], "logs", "reproduce")
     parser.add_argument("--folder", type=Path, default=default, help="where the run folders are (logs/reproduce)")
     parser.add_argument("--queue", type=Path, default=Path(CONFIG_DIR, "reproduce.yaml"), help="another queue")
@@ -329,13 +347,16 @@ def main() -> None:
         jobs = [job for job in jobs if fnmatch(job.label, f"*{given.only}*")]
         if not jobs:
             raise ValueError(f"--only={given.only}: no job has this in its name")
+        needed = list({job.entry.name: job.entry for job in jobs}.values())
+        for entry in needed[: bool(extra)] if given.list else needed:  # a list must be quick: one composition at most
+            require_composable(_fixed(entry, extra))
         if given.list:
             Console(width=None if Console().is_terminal else 150).print(table(jobs, given.lanes))
             return
         unfinished = work(jobs, given.lanes, given.threads, given.nice)
     except (HydraException, OmegaConfBaseException) as error:
         stop(composition_error(error, sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except (ConfigurationError, ValueError, OSError) as error:
         stop(str(error))
     except KeyboardInterrupt:
         stop("interrupted; the same command goes on", status=INTERRUPTED)

@@ -1,6 +1,8 @@
 """The rule for resuming a run: from which checkpoint, under which configuration, and with which overrides."""
 
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from fedpara.app.errors import ConfigurationError
 from fedpara.app.overrides import absolute, assignment, folder_text
 from fedpara.app.trust import require_trusted_overrides, trusted_names
 from fedpara.old_runs import retyped
+from fedpara.record import counted
 from fedpara.runs import CONFIG, OVERRIDES, Run, leaves
 
 if TYPE_CHECKING:  # torch takes seconds to import: only a run that trains pays for it
@@ -32,7 +35,8 @@ def require_nothing_lost(cfg: DictConfig, folder: Path) -> None:
     run = Run(folder)
     if not cfg.resume and run.has_checkpoint and run.rows:
         way_out = f"resume it with resume={folder}, or choose another folder"
-        raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {len(run.rows)} rounds; {way_out}")
+        rounds = counted(len(run.rows), "round")
+        raise ConfigurationError(f"paths.output_dir={folder}: holds a run of {rounds}; {way_out}")
 
 
 def require_simulated(cfg: DictConfig) -> None:
@@ -90,10 +94,10 @@ def with_saved_overrides(arguments: list[str]) -> list[str]:
 
     They do not come from Hydra's own `.hydra/overrides.yaml`: every attempt to resume, even a refused one, rewrites it.
     """
-    folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
-    if not folder or folder == "null":
+    folder = _resumed(arguments)
+    if folder is None:
         return arguments
-    path = Path(str(OmegaConf.create([folder_text(folder)])[0])).expanduser().resolve()
+    path = _path(folder)
     for name in (CONFIG, OVERRIDES):
         if not (path / name).is_file():
             raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
@@ -109,6 +113,30 @@ def with_saved_overrides(arguments: list[str]) -> list[str]:
         n for n, a in enumerate(now) if re.match(r"[^-].*=", a)
     )  # Hydra does not allow a flag between overrides
     return [*now[:first], *kept, *now[first:]]
+
+
+def missing_flags(arguments: Sequence[str]) -> str:
+    """What to add to a `resume=` that cannot be composed, for the end of its error line; empty if nothing is missing.
+
+    A run's folders of configurations are not taken by themselves: their files name classes, and the run folder that
+    names them may come from a stranger.
+    """
+    folder = _resumed(arguments)
+    if folder is None or any(re.match(r"--config-dir\b|-cd\b", argument) for argument in arguments):
+        return ""
+    flags = " ".join(shlex.quote(f"--config-dir={path}") for path in Run(_path(folder)).config_dirs)
+    return f"; the run was started with {flags}: if you trust it, type it in front of resume=" if flags else ""
+
+
+def _resumed(arguments: Sequence[str]) -> str | None:
+    """The value of `resume=`, if there is one."""
+    folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
+    return folder if folder and folder != "null" else None
+
+
+def _path(folder: str) -> Path:
+    """The folder typed as the value of `resume=`, in full."""
+    return Path(str(OmegaConf.create([folder_text(folder)])[0])).expanduser().resolve()
 
 
 def _saved_overrides(path: Path, folder: str) -> list[str]:

@@ -16,7 +16,7 @@ from fedpara.app.resume import check_same, require_nothing_lost, restore_begun
 from fedpara.app.trust import require_resolved
 from fedpara.app.values import check_values
 from fedpara.files import reserve, write_atomically
-from fedpara.record import size
+from fedpara.record import counted, size
 from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY, summarise_failure
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains needs it
@@ -33,14 +33,21 @@ class Launch:
     Attributes:
         typed: the overrides that `resume=` repeats.
         here: the user's current folder; folders below it are shown relative to it.
+        flags: flags that stand in front of the overrides and that `resume=` does not repeat.
     """
 
     typed: Sequence[str] = ()
     here: Path = field(default_factory=Path.cwd)
+    flags: Sequence[str] = ()
 
     def shown(self, path: Path) -> Path:
         """The path, relative to the user's folder if it is below it."""
         return path.relative_to(self.here) if path.is_relative_to(self.here) else path
+
+    def to_resume(self, folder: Path) -> str:
+        """The command that resumes the run in a folder, with what a run folder may not say by itself."""
+        trusted = [override for override in self.typed if override.lstrip("+").startswith("trusted=")]
+        return shlex.join(["python", "src/train.py", *self.flags, f"resume={self.shown(folder)}", *trusted])
 
 
 def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> float | None:
@@ -109,8 +116,8 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     try:
         federation.fit()
     except KeyboardInterrupt:
-        way_on = shlex.quote(f"resume={launch.shown(folder)}")
-        log.info("interrupted after %d rounds; to resume: python src/train.py %s", federation.round, way_on)
+        done = counted(federation.round, "round")
+        log.info("interrupted after %s; to resume: %s", done, launch.to_resume(folder))
         raise
     finally:
         federation.close()
@@ -126,10 +133,11 @@ def _keep_configuration(cfg: DictConfig, folder: Path, launch: Launch) -> None:
 def _describe(experiment: Experiment, federation: "Federation") -> None:
     sizes, data = experiment.parameters, experiment.datamodule
     log.info(
-        "%s parameters, %s dense (%.1f %%), %s travel | %s, %d clients, %d a round, %d rounds of %d local epochs, %s",
+        "%s parameters, %s dense (%.1f %%), %s travel | %s, %s, %d a round, %s of %s, %s",
         f"{sizes['factorized']:,}", f"{sizes['dense']:,}", 100 * sizes["factorized"] / sizes["dense"],
-        f"{sizes['shared']:,}", data.name, federation.num_clients, federation.clients_per_round, federation.num_rounds,
-        experiment.executor.max_epochs, experiment.executor.device,
+        f"{sizes['shared']:,}", data.name, counted(federation.num_clients, "client"), federation.clients_per_round,
+        counted(federation.num_rounds, "round"), counted(experiment.executor.max_epochs, "local epoch"),
+        experiment.executor.device,
     )  # fmt: skip
 
 
@@ -148,7 +156,7 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     reached = "not tested" if value is None else f"{group} {federation.headline.label} {judged.written(value)}"
     reached += " %" if value is not None and judged.is_share else ""
     sent = size(federation.total_bytes)
-    log.info("%s after %d rounds | sent %s%s", reached, federation.round, sent, saved)
+    log.info("%s after %s | sent %s%s", reached, counted(federation.round, "round"), sent, saved)
     log.info("run folder: %s (%s)", folder, ", ".join((METRICS, SUMMARY, CONFIG, CHECKPOINT)))
 
 

@@ -7,6 +7,7 @@ leaves (a W&B run, a CUDA context, the seed of a library) would pass to the next
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from fedpara.app.overrides import assignment, texts
 from fedpara.app.resume import is_finished, resuming
 from fedpara.errors import signal_name
 from fedpara.metric import Metric
+from fedpara.record import counted
 from fedpara.runs import Run, short_names
 
 log = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ def inherited(hydra_cfg: HydraConf) -> list[str]:
 def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
     """Run a job of a sweep in its own process, unless it is finished; returns its last value, for a sweeper.
 
-    For a job that did not finish it returns the worst value, so that a sweeper continues and looks elsewhere.
+    For a job that did not finish, or ended with NaN, it returns the worst value, so that a sweeper looks elsewhere.
 
     Args:
         hydra_cfg: Hydra's own part of the configuration.
@@ -121,7 +123,9 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
         run_job(program, overrides, folder, hydra_cfg.job.num, quiet=parallel, here=here)
     run = Run(folder)
     reached = run.last(run.judged.name) if run.state == "finished" else None
-    return worst(hydra_cfg.sweeper, headline_of(cfg.model)) if reached is None else reached
+    if reached is None or math.isnan(reached):
+        return worst(hydra_cfg.sweeper, headline_of(cfg.model))
+    return reached
 
 
 def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path) -> None:
@@ -136,7 +140,7 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, 
         here: the folder in which the sweep was started.
     """
     if Run(folder).has_checkpoint:
-        log.info("%s: resumes after %d rounds", folder.name, len(Run(folder).rows))
+        log.info("%s: resumes after %s", folder.name, counted(len(Run(folder).rows), "round"))
     command, device = process_of(program, overrides, folder, number)
     output = subprocess.DEVNULL if quiet else None
     with subprocess.Popen(command, env=os.environ | device, stdout=output, cwd=here) as process:

@@ -78,5 +78,5 @@ def _outcome(run: Run, metric: Metric) -> list[str]:
     sizes, sent = run.summary["parameters"], run.rows[-1]["comm/total_bytes"]
     return [
         metric.shown(run.last(metric.name)), metric.shown(run.best(metric)), size(sent),
-        f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}", f"{run.seconds:.1f}",
+        f"1/{sizes['dense'] / max(1, sizes['shared']):.1f}", "" if run.seconds is None else f"{run.seconds:.1f}",
     ]  # fmt: skip

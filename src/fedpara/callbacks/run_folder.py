@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -17,6 +18,7 @@ from fedpara.metric import Metric
 from fedpara.record import RoundRecord, columns
 from fedpara.runs import METRICS, SUMMARY, read_rows
 
+log = logging.getLogger(__name__)
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
 
 
@@ -34,6 +36,7 @@ class RunFolder(FederationCallback):
     def __init__(self, folder: Path, parameters: dict[str, int]) -> None:
         self.folder, self.parameters = folder, parameters
         self.rows: list[dict[str, Any]] = []
+        self._warned: set[str] = set()
         self._origin = {
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "git_commit": git_commit(),
@@ -54,10 +57,18 @@ class RunFolder(FederationCallback):
         else:
             self._write()
         self._summarise("interrupted", federation)
+        self._warn_of_nan()
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
         """Write how the run ended."""
         self._summarise(outcome, federation)
+
+    def _warn_of_nan(self) -> None:
+        """Warn, once, of each metric of this round that no round has measured as a number."""
+        for name in self.rows[-1]:
+            if name not in self._warned and all(row[name] != row[name] for row in self.rows if name in row):
+                self._warned.add(name)
+                log.warning("round %d: %s is NaN, as in every round so far", self.rows[-1]["round"], name)
 
     def _append(self) -> None:
         with (self.folder / METRICS).open("a", newline="") as stream:

@@ -5,11 +5,12 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryFile
+from typing import IO, Literal
 
 from fedpara.deployment.parcel import Nodes, Parcel, Value, payload, read_answer
 from fedpara.execution import ClientFailure
-from fedpara.federation import Broadcast, Federation, FederationCallback, Reply, in_turn
+from fedpara.federation import Broadcast, Federation, FederationCallback, Reply, Report, in_turn
 from fedpara.files import write_atomically
 from fedpara.record import RoundRecord
 from fedpara.runs import PARTICIPANTS
@@ -55,36 +56,70 @@ class Participants(FederationCallback):
         self.test_bytes = 0
 
 
+class Spool:
+    """Replies that wait for their turn on the disk: the turn depends on numbers that all clients must have sent.
+
+    Args:
+        file: empty; takes the uploads.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._places: list[tuple[Report, int, int]] = []  # with the start and the size of each upload
+
+    def add(self, reply: Reply) -> None:
+        """Write the upload to the disk.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        start = self._file.tell()
+        self._places.append((reply.report, start, self._file.write(payload(reply.packet))))
+
+    def in_turn(self) -> Iterator[Reply]:
+        """Read the replies, one at a time, in the order of a simulated round."""
+        for report, start, size in sorted(self._places, key=lambda p: in_turn(p[0].num_examples, p[0].client)):
+            self._file.seek(start)
+            yield Reply(report, Parcel(self._file.read(size), {}).packet)
+
+
 class DeployedClients:
     """Clients behind a network. They hold their data and their states; the server knows the round of those states.
 
     Args:
         nodes: the clients.
-        run: the run's name, which tells it from others in the clients' folders.
+        folder: the run folder; its name tells the run from others in the clients' folders.
         participants: whose rounds counted.
     """
 
     workers = 0  # this machine trains nobody
     store = None
 
-    def __init__(self, nodes: Nodes, run: str, participants: Participants) -> None:
-        self.nodes, self.run, self.participants = nodes, run, participants
+    def __init__(self, nodes: Nodes, folder: Path, participants: Participants) -> None:
+        self.nodes, self.folder, self.participants = nodes, folder, participants
 
     def train(
         self, cohort: Sequence[int], broadcast: Broadcast, attempt: int, test: bool
     ) -> Iterator[Reply | ClientFailure]:
-        """Ask the nodes; once all have answered, yield their replies in the order of a simulated round."""
-        replies, failures = list[Reply](), list[ClientFailure]()
+        """Ask the nodes; once all have answered, yield their replies in the order of a simulated round.
+
+        One upload at a time is in memory. The others are in a file without a name, which ends with the process.
+        """
+        failures = list[ClientFailure]()
         values = {"round": broadcast.round, "attempt": attempt, "test": test}
-        for client, given in self._ask("train", cohort, broadcast, values):
-            try:
+        with TemporaryFile(dir=self.folder) as file:
+            spool = Spool(file)
+            for client, given in self._ask("train", cohort, broadcast, values):
                 if isinstance(given, ClientFailure):
                     failures.append(given)
+                    continue
+                try:
+                    reply = read_answer(client, given)
+                except (TypeError, ValueError) as error:
+                    failures.append(ClientFailure(client, "crashed", error, outside=True))
                 else:
-                    replies.append(read_answer(client, given))
-            except (TypeError, ValueError) as error:
-                failures.append(ClientFailure(client, "crashed", error, outside=True))
-        yield from sorted(replies, key=lambda reply: in_turn(reply.report.num_examples, reply.report.client))
+                    spool.add(reply)
+            yield from spool.in_turn()
         yield from failures
 
     def keep(self, round_number: int, clients: Sequence[int]) -> None:
@@ -112,6 +147,6 @@ class DeployedClients:
         self, what: Literal["train", "test"], clients: Iterable[int], broadcast: Broadcast, values: Mapping[str, Value]
     ) -> Iterator[tuple[int, Parcel | ClientFailure]]:
         sent, last = payload(broadcast.packet), self.participants.last
-        common = {"run": self.run, **values}
+        common = {"run": self.folder.name, **values}
         questions = {c: Parcel(sent, {"client": c, "last": last.get(c, 0), **common}) for c in clients}
         return self.nodes.ask(questions, what)

@@ -40,7 +40,7 @@ def build(
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(localised(cfg, data, None))
     participants = Participants(folder)
-    clients = DeployedClients(nodes, folder.name, participants)
+    clients = DeployedClients(nodes, folder, participants)
     return experiment, build_federation(cfg, experiment, lambda _: clients, [participants, *callbacks])
 
 

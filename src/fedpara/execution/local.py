@@ -121,7 +121,8 @@ def _placed(device: torch.device, given: State, memory: Memory) -> State:
 class JacobianCorrection(Callback):
     """Adds lambda times the gradient of FedPara's regulariser (appendix B, eq. 9) before each optimizer step.
 
-    It comes from the backward pass alone, whatever other callbacks do to the gradients before it.
+    It comes from the backward pass alone, whatever other callbacks do to the gradients before it. A frozen factor takes
+    no step and gets no correction.
 
     Args:
         strength: lambda; 1 in the paper's experiments (Table 6), 10 in its ablation (Table 4).
@@ -143,7 +144,8 @@ class JacobianCorrection(Callback):
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
         for watch in self._watches:
-            rate = rates[next(watch.factorization.parameters())]  # a personal layer may have its own
+            factors = watch.factorization.parameters()
+            rate = next((rates[factor] for factor in factors if factor.requires_grad), 0.0)  # of the layer's own group
             for name, correction in watch.correction(rate, scale).items():
                 gradient = watch.factorization.get_parameter(name).grad
                 assert gradient is not None

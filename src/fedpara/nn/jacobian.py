@@ -17,7 +17,7 @@ branch, s_i = s(Z_i), d_i = s'(Z_i)), all of it follows from three products of o
                                                          (for the identity J * z_j),
 
 so that (H v)_X = G' Y + G v_Y and (H v)_Y = G'^T X + G^T v_X. A core T makes X the rows X T, whose own gradient goes on
-to X and T by the product rule.
+to X and T by the product rule. A frozen factor takes no step and gets no correction: its q is p, and its v is 0.
 
 A training step has W, s_i, J and g already, and `Watch` takes them from it. Nine products of stacks of factors are left
 (Z at q: 1, v: 2, z: 2, H v: 4) beside the three of the step. W is worked through in blocks of rows that fit in a
@@ -25,7 +25,7 @@ processor's cache; autograd's double backward pass moves some thirty arrays of W
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeGuard
@@ -45,35 +45,40 @@ def jacobian_penalty(factorization: Factorization, factors: Factors, jacobian: T
     vector-Jacobian product of the composition), whatever that is: Proposition 1 or 3, with or without tanh.
 
     Args:
-        factors: by name, as `factorization.named_parameters()` gives them; they must require gradients.
+        factors: by name, as `factorization.named_parameters()` gives them; those that require gradients take the step.
         jacobian: J_W, the gradient of the loss by W, in W's shape, taken as constant.
         learning_rate: eta of the step, without momentum or weight decay.
 
     Returns:
-        A scalar, differentiable in `factors`.
+        A scalar, differentiable in the factors that take the step.
     """
     weight = factorization.refold(factorization.compose(factors))
-    gradients = torch.autograd.grad(weight, list(factors.values()), jacobian, create_graph=True)
-    after = {n: f - learning_rate * g for (n, f), g in zip(factors.items(), gradients, strict=True)}
-    stepped = factorization.refold(factorization.compose(after))
+    trained = _trained(factors)
+    gradients = torch.autograd.grad(weight, list(trained.values()), jacobian, create_graph=True)
+    after = {n: f - learning_rate * g for (n, f), g in zip(trained.items(), gradients, strict=True)}
+    stepped = factorization.refold(factorization.compose(factors | after))
     return 0.5 * (stepped - (weight - learning_rate * jacobian)).square().sum()
 
 
 def jacobian_correction(factorization: Factorization, jacobian: Tensor, learning_rate: float) -> Factors:
-    """The gradient of `jacobian_penalty` by each factor, to be added lambda times to the factor's gradient.
+    """The gradient of `jacobian_penalty` by each trained factor, to be added lambda times to the factor's gradient.
 
     It is computed in closed form (Note [Closed form]) where that is known, else by autograd.
     """
-    leaves = {name: factor.detach().requires_grad_() for name, factor in factorization.named_parameters()}
+    named = factorization.named_parameters()
+    leaves = {name: factor.detach().requires_grad_(factor.requires_grad) for name, factor in named}
+    trained = _trained(leaves)
+    if not trained:
+        return {}
     with torch.enable_grad():
         if not _has_closed_form(factorization):
             penalty = jacobian_penalty(factorization, leaves, jacobian, learning_rate)
-            return dict(zip(leaves, torch.autograd.grad(penalty, list(leaves.values())), strict=True))
+            return dict(zip(trained, torch.autograd.grad(penalty, list(trained.values())), strict=True))
         composition = factorization.composition(leaves)
     jacobian = _unfolded(factorization, jacobian)
-    inputs = [composition.rows, *leaves.values()]
-    of_rows, *gradients = torch.autograd.grad(composition.product, inputs, jacobian)
-    passed = _Pass(composition, jacobian, of_rows, dict(zip(leaves, gradients, strict=True)))
+    inputs = trained | _trained({"rows": composition.rows})
+    taken = torch.autograd.grad(composition.product, list(inputs.values()), jacobian)
+    passed = _Pass(composition, jacobian, dict(zip(inputs, taken, strict=True)))
     return _closed_form(leaves, passed, learning_rate, factorization.nonlinearity is not None)
 
 
@@ -120,21 +125,22 @@ class Watch:
         jacobian, gradients = self._jacobian, dict(self._gradients)
         if scale != 1:
             jacobian, gradients = jacobian / scale, {name: gradient / scale for name, gradient in gradients.items()}
-        factors = self.factorization.factors
-        complete = all(self._passes[name] == self._passes["weight"] for name in [*factors, "rows"])
-        if self._composition is None or not complete:  # compiled, or without a closed form
+        factors, composition = self.factorization.factors, self._composition
+        if composition is None or not self._is_complete(_trained(factors | {"rows": composition.rows})):
             return jacobian_correction(self.factorization, jacobian, learning_rate)
-        of_rows = gradients.pop("rows")
-        passed = _Pass(self._composition, _unfolded(self.factorization, jacobian), of_rows, gradients)
+        passed = _Pass(composition, _unfolded(self.factorization, jacobian), gradients)
         return _closed_form(factors, passed, learning_rate, self.factorization.nonlinearity is not None)
+
+    def _is_complete(self, needed: Iterable[str]) -> bool:
+        """Whether each backward pass gave these gradients; not if it was compiled, or there is no closed form."""
+        return all(self._passes[name] == self._passes["weight"] for name in needed)
 
     def _observe(self, factors: Factors, composition: Composition) -> None:
         if not composition.product.requires_grad:  # of other factors, by `torch.func.functional_call`
             return
         self._composition = composition
-        for name, tensor in (factors | {"rows": composition.rows}).items():
-            if tensor.requires_grad:
-                tensor.register_hook(partial(self._add_gradient, name))
+        for name, tensor in _trained(factors | {"rows": composition.rows}).items():
+            tensor.register_hook(partial(self._add_gradient, name))
 
     def _weigh(self, factorization: Factorization, _: object, weight: Tensor) -> None:
         if weight.requires_grad:
@@ -150,35 +156,39 @@ class Watch:
         self._gradients[name] = self._gradients[name] + gradient if name in self._gradients else gradient.clone()
 
 
+def _trained(factors: Factors) -> Factors:
+    return {name: factor for name, factor in factors.items() if factor.requires_grad}
+
+
 def _has_closed_form(factorization: Factorization) -> TypeGuard[Hadamard]:
     return isinstance(factorization, Hadamard) and factorization.nonlinearity in (None, torch.tanh)
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """The backward pass of a step: J in W's unfolding, and the gradients of the rows and of the factors, g."""
+    """The backward pass of a step: J in W's unfolding, and the gradients of the trained factors, g, and of "rows"."""
 
     composition: Composition
     jacobian: Tensor
-    of_rows: Tensor
     gradients: Factors
 
 
 @torch.no_grad()
 def _closed_form(p: Factors, passed: _Pass, eta: float, tanh: bool) -> Factors:
     """Note [Closed form], its names and its order."""
-    eta_j = eta * passed.jacobian
-    q = {name: factor - eta * passed.gradients[name] for name, factor in p.items()}
+    eta_j, trained = eta * passed.jacobian, _trained(p)
+    q = p | {name: factor - eta * passed.gradients[name] for name, factor in trained.items()}
     error, v_rows, v_y = _of_error(q, passed.composition.product, eta_j, tanh)
     v = _on_factors(q, v_rows, v_y)
+    v |= {name: torch.zeros_like(factor) for name, factor in p.items() if name not in trained}
     t = p.get("t")
     along = v["x"] if t is None else times(v["x"], t).view_as(v_rows) + rows_of(p["x"], v["t"])
-    taken = _on_factors(p, *_second_order(passed.composition, p["y"], (eta_j, error), along, v_y, tanh))
-    if t is not None:  # the rows X T are a product themselves
-        folded = eta * passed.of_rows.reshape(*p["x"].shape[:-1], -1)
+    taken = _on_factors(p, *_second_order(passed.composition, p["y"], (eta_j, error), along, v["y"], tanh))
+    if t is not None and "rows" in passed.gradients:  # the rows X T are a product themselves
+        folded = eta * passed.gradients["rows"].reshape(*p["x"].shape[:-1], -1)
         taken["x"] += times(folded, v["t"].mT)
         taken["t"] += times(v["x"].mT, folded)
-    return {name: v[name] - taken[name] for name in p}
+    return {name: v[name] - taken[name] for name in trained}
 
 
 def _of_error(q: Factors, weight: Tensor, eta_j: Tensor, tanh: bool) -> tuple[Tensor, Tensor, Tensor]:

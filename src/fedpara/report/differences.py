@@ -16,6 +16,7 @@ PARTITION = (
     "data.dataset.", "data.max_", "data.local_fraction", "data.validation", "partition.", "federation.num_clients",
 )  # fmt: skip
 PLACE = "data.dataset.data_dir"
+NOISE = 1e-9  # of a value's size: differences below it come from rounding
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Difference:
         round: the round of the comparison; None if no round was tested in all runs.
         mean: the mean difference, in percentage points if the metric is a share.
         low, high: the ends of the 95 % interval; NaN with fewer than two pairs (unpaired: runs of either) or with a
-            value that is not finite.
+            value that is not finite. They are the same number if the seeds have no spread from which to estimate it.
         num_runs: the numbers of runs of both that were compared.
         paired: whether runs were compared seed by seed (Student's t); otherwise the interval is Welch's.
     """
@@ -43,18 +44,20 @@ class Difference:
 
     @property
     def settled(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out 0, and is one."""
+        return self.low < self.high and (self.low > 0 or self.high < 0)
 
     @property
     def verdict(self) -> str:
-        """`higher`, `lower`, or `not settled` with the reason if it is not the interval."""
+        """`higher`, `lower`, `equal`, or `not settled` with the reason if it is not the interval."""
         if self.settled:
             return "higher" if self.mean > 0 else "lower"
         if self.round is None:
             return "not settled: no round in common"
         if min(self.num_runs) < 2:
             return "not settled: fewer than 2 pairs"
+        if self.low == self.high:
+            return "not settled: no spread between seeds" if self.mean else "equal"
         return "not settled" if self.low <= self.high else "not settled: a value is not finite"
 
 
@@ -105,6 +108,9 @@ def difference(variant: Setting, baseline: Setting) -> Difference:
             warnings.simplefilter("ignore", RuntimeWarning)  # equal values have an interval of width 0
             test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
             low, high = map(float, test.confidence_interval(CONFIDENCE))
+        noise = NOISE * max(map(abs, [*a, *b]))
+        mean = 0.0 if abs(mean) <= noise else mean
+        low, high = (mean, mean) if high - low <= noise else (low, high)
     return Difference(variant, baseline, last, mean, low, high, counts, paired)
 
 

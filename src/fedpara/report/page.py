@@ -210,7 +210,7 @@ def _run_table(runs: Sequence[Run]) -> Table:
         rows.append([
             run.name, *(column[number] for column in varying.values()), run.state, str(len(run.rows)),
             *(NONE if value is None else metric.written(value) for value in values),
-            sent, f"{run.seconds:.1f}", run.summary.get("error", ""),
+            sent, NONE if run.seconds is None else f"{run.seconds:.1f}", run.summary.get("error", ""),
         ])  # fmt: skip
     return _measured(heads, rows)
 

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fedpara.cost import cost_to_target
+from fedpara.record import counted
 from fedpara.report.settings import Estimate, Setting
 from fedpara.runs import Run, leaves
 
@@ -107,7 +108,8 @@ def _accuracies(found: list[Setting]) -> Iterator[Comparison]:
         values, note = complete, ""
         if tested and not complete:
             values = [100 * (run.last("test/acc") or 0.0) for run in tested]
-            note = f"so far, after {' and '.join(sorted({str(len(run.rows)) for run in tested}))} rounds"
+            *fewer, most = sorted({len(run.rows) for run in tested})
+            note = f"so far, after {' and '.join([*map(str, fewer), counted(most, 'round')])}"
         if values:
             notes = "; ".join(filter(None, [others, note]))
             yield Comparison(table["source"], row, setting.label, quantity, printed, Estimate.of(values), notes)
