@@ -16,6 +16,7 @@ from fedpara.app.resume import check_same, require_nothing_lost, restore_begun
 from fedpara.app.trust import require_resolved
 from fedpara.app.values import check_values
 from fedpara.files import reserve, write_atomically
+from fedpara.installation import command_of
 from fedpara.record import size
 from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY, summarise_failure
 
@@ -110,7 +111,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
         federation.fit()
     except KeyboardInterrupt:
         way_on = shlex.quote(f"resume={launch.shown(folder)}")
-        log.info("interrupted after %d rounds; to resume: python src/train.py %s", federation.round, way_on)
+        log.info("interrupted after %d rounds; to resume: %s %s", federation.round, command_of("train"), way_on)
         raise
     finally:
         federation.close()
