@@ -7,7 +7,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-import dashboard as program
+from fedpara.app import dashboard as program
 from fedpara.record import COLUMNS
 from helpers import ROOT
 

@@ -16,24 +16,29 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "metric": set(), "cost": {"metric"}, "record": {"cost", "metric"},
     "errors": set(), "sampling": set(), "files": set(), "heap": set(), "interruption": set(), "old_runs": set(),
+    "installation": set(), "__main__": {"app"},
     "runs": {"files", "metric", "record", "old_runs"},
-    "export": {"nn", "models", "files"}, "dashboard": {"metric", "record"},
-    "report": {"runs", "metric", "record", "cost"}, "sharing": {"state"}, "storage": {"state", "files"},
+    "export": {"nn", "models", "files", "installation"}, "dashboard": {"metric", "record"},
+    "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private"},
     "communication": {"state"},
     "algorithms": {"state"},
     "data": {"sampling"},
-    "execution": {"private", "state", "sampling", "errors", "heap", "metric", "nn", "models", "data", "algorithms"},
+    "execution": {
+        "private", "state", "sampling", "errors", "heap", "metric", "nn", "models", "data", "algorithms",
+        "installation",
+    },
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
         "storage", "metric",
     },
     "callbacks": {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",
+        "installation",
     },
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
-        "federation", "callbacks", "export", "private", "metric", "report",
+        "federation", "callbacks", "export", "private", "metric", "report", "installation", "dashboard",
     },
     "deployment": {
         "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",

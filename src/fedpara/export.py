@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedpara.files import write_atomically
+from fedpara.installation import install_line
 from fedpara.models import LSTMLayer
 from fedpara.nn import merge
 
@@ -48,7 +49,7 @@ def export_onnx(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[s
         ValueError: the package that writes ONNX is not installed.
     """
     if importlib.util.find_spec("onnxscript") is None:
-        raise ValueError("export=onnx: needs onnxscript; pip install -e '.[export]'")
+        raise ValueError(f"export=onnx: needs onnxscript; {install_line('export')}")
     for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():

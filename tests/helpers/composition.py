@@ -38,12 +38,12 @@ def parsed_once(load):
 
 
 def mode_where_it_is_set(get_mode):
-    def mode(self, config_name, overrides):
+    def mode(self, config_name, overrides, *parsed, **also_parsed):  # Hydra 1.4 hands them over parsed as well
         typed = [override.partition("=")[2] for override in overrides if override.startswith("hydra.mode=")]
         if typed:
             return RunMode.__members__.get(typed[-1])
         if config_name == "train" and not any(override.startswith(PRESETS) for override in overrides):
             return None
-        return get_mode(self, config_name, overrides)
+        return get_mode(self, config_name, overrides, *parsed, **also_parsed)
 
     return mode

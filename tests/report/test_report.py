@@ -11,8 +11,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-import report as program
-import status as status_program
+from fedpara.app import report as program
+from fedpara.app import status as status_program
 from fedpara.app.composition import compose
 from fedpara.files import reserve
 from fedpara.record import three_digits

@@ -12,9 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
-import report
-import status
-from fedpara.app import cli, evaluation
+from fedpara.app import cli, evaluation, report, status
 from fedpara.app.build import build
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError

@@ -294,7 +294,7 @@ def test_a_hopeless_split_says_so_meanwhile(caplog, monkeypatch):
 
 
 def test_tables_show_names_as_they_are(shell, tmp_path):
-    import status
+    from fedpara.app import status
 
     folder = tmp_path / "[/red]" / "a[bold]"
     assert shell(*TINY, f"hydra.run.dir='{folder}'")[0] == 0

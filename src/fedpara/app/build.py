@@ -143,12 +143,11 @@ def _matmul_precision(executor: DictConfig) -> Any:
     return next((value for value in found if value is not None), "highest")
 
 
-def _without_training(executor: DictConfig) -> DictConfig:
+def _without_training(executor: DictConfig) -> dict[str, Any]:
     """The keys of the executor and its inner ones, without those that belong to `LocalTraining`."""
-    own = executor.copy()
-    OmegaConf.set_struct(own, False)
-    node: Any = own
-    while isinstance(node, DictConfig):
+    own: Any = OmegaConf.to_container(executor, resolve=True)
+    node = own
+    while isinstance(node, dict):
         node.pop("matmul_precision", None)
         node = node.get("inner")
     return own

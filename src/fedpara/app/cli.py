@@ -1,4 +1,4 @@
-"""The program `src/train.py`: one run, or every job of a sweep; errors that the user can fix take one line."""
+"""The program `train`: one run, or every job of a sweep; errors that the user can fix take one line."""
 
 import os
 import sys
@@ -15,15 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.app import sweep, sweep_table
-from fedpara.app.composition import CONFIG_DIR, ROOT, choices_named, composition_error, make_absolute
+from fedpara.app.composition import CONFIG_DIR, choices_named, composition_error, make_absolute
 from fedpara.app.errors import ConfigurationError, line_of, stop
+from fedpara.app.make import find_modules_here
 from fedpara.app.overrides import FOLDERS, absolute, config_dirs, is_job, texts
 from fedpara.app.resume import missing_flags, require_simulated, with_saved_overrides
 from fedpara.app.run import Launch, run
+from fedpara.installation import TRAIN
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.private.hydra import Hydra, groups_without_copies
 
-PROGRAM = ROOT / "src" / "train.py"
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
 
 
@@ -33,7 +34,7 @@ def hydra_main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     make_absolute(cfg, Path(hydra_cfg.runtime.cwd))
     if hydra_cfg.mode == RunMode.MULTIRUN:
-        return sweep.job(cfg, hydra_cfg, PROGRAM)
+        return sweep.job(cfg, hydra_cfg, TRAIN)
     require_simulated(cfg)
     number = [f"hydra.job.num={hydra_cfg.job.num}"] if is_job(hydra_cfg) else []
     # the process may have gone into the run folder
@@ -43,6 +44,7 @@ def hydra_main(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Run; exit with status 2 and one line for wrong input, 1 for a run that failed, 130 for an interruption."""
+    find_modules_here()
     try:
         sys.argv[1:] = [absolute(argument, Path.cwd()) for argument in with_saved_overrides(sys.argv[1:])]
         _require_no_reference([*sys.argv[1:], str(Path.cwd()), os.environ["PROJECT_ROOT"]])

@@ -19,13 +19,13 @@ from yaml import YAMLError
 from fedpara.app.errors import ConfigurationError, composition_line, one_line
 from fedpara.app.naming import run_group, run_name, run_title
 from fedpara.app.overrides import FOLDERS, absolute_folder, assignment, escaped, is_job, literal, parse
+from fedpara.installation import CONFIGS, root
 from fedpara.old_runs import modernised
 from fedpara.runs import leaves
 
-ROOT = Path(__file__).resolve().parents[3]
-CONFIG_DIR = str(ROOT / "configs")
+CONFIG_DIR = str(CONFIGS)
 SWEEPING = "experiment", "sweep"  # groups whose choices can sweep, in the order of configs/train.yaml
-os.environ["PROJECT_ROOT"] = os.path.abspath(os.environ.get("PROJECT_ROOT") or ROOT)  # configs/paths reads it
+os.environ["PROJECT_ROOT"] = str(root())  # configs/paths reads it
 
 OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value), replace=True)
 for name in (run_name, run_title, run_group):

@@ -78,6 +78,13 @@ def line_of(error: Exception) -> str | None:
     return None
 
 
+def show_usage(text: str) -> None:
+    """Print a text and end the process if `--help` was typed."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(text.strip())
+        sys.exit(0)
+
+
 def stop(line: str, status: int = 2) -> NoReturn:
     """Print one line on standard error and end the process."""
     print(f"error: {line}", file=sys.stderr)

@@ -1,6 +1,7 @@
-"""The program `src/eval.py`: it tests the model of a run folder, finished or interrupted, and exports it.
+"""The program `eval`: it tests the model of a run folder, finished or interrupted, and exports it.
 
-`client=3` takes that client's personal model; `export=dense` or `export=onnx` writes the model for use elsewhere.
+`client=3` takes that client's personal model; `export=dense` or `export=onnx` writes the model for use elsewhere. Any
+other key is one of the run's configuration, such as `trainer.accelerator=cpu`.
 """
 
 import json
@@ -15,10 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.app.build import Experiment, build_experiment, build_federation, groups
 from fedpara.app.composition import read_resolved
-from fedpara.app.errors import ConfigurationError, one_line, require_nodes, stop
-from fedpara.app.make import Make
+from fedpara.app.errors import ConfigurationError, one_line, require_nodes, show_usage, stop
+from fedpara.app.make import Make, find_modules_here
 from fedpara.app.overrides import FOLDERS, escaped
 from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
+from fedpara.installation import command_of
 from fedpara.runs import CLIENTS, CONFIG, Run
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from fedpara.state import State
 
 NOT_BUILT = "callbacks", "logger", "faults"
+USAGE = "run=<run folder> [client=<number>] [export=dense|onnx] [trusted=[mypackage.*]] [<key>=<value> ...]"
 FORMATS = {"dense": "safetensors", "onnx": "onnx"}
 
 
@@ -143,6 +146,8 @@ def _client(text: str | None, federation: "Federation") -> int | None:
 
 def main() -> None:
     """Print the metrics, one a line, and the file of an export; exit status 2 and one line for wrong arguments."""
+    show_usage(f"{command_of('eval')} {USAGE}\n\n{__doc__}")
+    find_modules_here()
     try:
         _evaluate_and_export(dict(argument.partition("=")[::2] for argument in sys.argv[1:]))
     except (ConfigurationError, ValueError) as error:
@@ -151,7 +156,7 @@ def main() -> None:
 
 def _evaluate_and_export(arguments: dict[str, str]) -> None:
     if "run" not in arguments:
-        raise ConfigurationError("run: missing; give a run folder, python src/eval.py run=logs/train/runs/<run>")
+        raise ConfigurationError(f"run: missing; give a run folder, {command_of('eval')} run=logs/train/runs/<run>")
     folder, form = Path(arguments.pop("run")).expanduser(), arguments.pop("export", None)
     trusted = trusted_names([f"trusted={arguments.pop('trusted')}"] if "trusted" in arguments else [])
     if form not in (None, *FORMATS):

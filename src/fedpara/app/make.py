@@ -1,6 +1,8 @@
 """Make the parts of a configuration by their keys: `make("model.network")`; an error becomes one line with the key."""
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +16,12 @@ from fedpara.app.errors import ConfigurationError, one_line
 Result = TypeVar("Result")
 # errors the user can fix
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, HydraException, OmegaConfBaseException)
+
+
+def find_modules_here() -> None:
+    """Let a `_target_` name a module in the current folder; the folder comes last, so that no file hides a package."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
 
 
 class Make:

@@ -1,4 +1,4 @@
-"""The program `src/reproduce.py`: the experiments of configs/reproduce.yaml as one queue that can be resumed.
+"""The program `reproduce`: the experiments of configs/reproduce.yaml as one queue that can be resumed.
 
 A job is one run folder, `logs/reproduce/<name>/<values that vary>`. The same command skips finished jobs and resumes
 the others, to the same bits on the same CPU with the same number of threads.
@@ -29,18 +29,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpara.app.composition import CONFIG_DIR, ROOT, composition_error, require_composable, sweep_params
+from fedpara.app.composition import CONFIG_DIR, composition_error, require_composable, sweep_params
 from fedpara.app.errors import ConfigurationError, one_line, stop
 from fedpara.app.overrides import absolute, parse
 from fedpara.app.sweep import job_name, process_of
 from fedpara.errors import signal_name
+from fedpara.installation import TRAIN, command_of, root
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.private.hydra import jobs_of_sweep
 from fedpara.record import counted
 from fedpara.runs import Run, find_runs, typed_values
 
 log = logging.getLogger("reproduce")
-PROGRAM = ROOT / "src" / "train.py"
 POLL_S = 0.2  # seconds between two looks at the running jobs
 
 
@@ -254,7 +254,7 @@ def _start(job: Job, number: int, threads: int | None, nice: int) -> subprocess.
     rounds = len(job.run.rows)
     log.info("%s: %s", job.label, f"goes on after {counted(rounds, 'round')}" if rounds else "starts")
     own = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command, environment = process_of(PROGRAM, job.overrides, job.folder, number)
+    command, environment = process_of(TRAIN, job.overrides, job.folder, number)
     process = subprocess.Popen(
         command,
         env=os.environ | environment | own,
@@ -310,16 +310,16 @@ def _whole(text: str) -> int:
 
 def _arguments(typed: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
-        prog="python src/reproduce.py", description="Run the jobs of configs/reproduce.yaml that are not finished."
+        prog=command_of("reproduce"), description="Run the jobs of configs/reproduce.yaml that are not finished."
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all jobs, as in src/train.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all jobs, as for train")
     parser.add_argument("--list", action="store_true", help="show the jobs and the hours left; run nothing")
     parser.add_argument("--only", metavar="PATTERN", default="", help="only jobs with this in their name: fig5*seed=0")
     parser.add_argument("--scaled", action="store_true", help="only the set-ups that two cores can train")
     parser.add_argument("--lanes", type=_whole, default=1, help="jobs at a time (1)")
     parser.add_argument("--threads", type=_whole, help="threads of each job (torch's own number)")
     parser.add_argument("--nice", type=_whole, default=0, help="0 to 19: how far jobs give way to other programs (0)")
-    default = Path(os.environ["PROJECT_ROOT"], "logs", "reproduce")
+    default = root() / "logs" / "reproduce"
     parser.add_argument("--folder", type=Path, default=default, help="where the run folders are (logs/reproduce)")
     parser.add_argument("--queue", type=Path, default=Path(CONFIG_DIR, "reproduce.yaml"), help="another queue")
     given = parser.parse_intermixed_args(typed)

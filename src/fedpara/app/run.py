@@ -16,6 +16,7 @@ from fedpara.app.resume import check_same, require_nothing_lost, restore_begun
 from fedpara.app.trust import require_resolved
 from fedpara.app.values import check_values
 from fedpara.files import reserve, write_atomically
+from fedpara.installation import command_of
 from fedpara.record import counted, size
 from fedpara.runs import CHECKPOINT, CONFIG, METRICS, OVERRIDES, SUMMARY, summarise_failure
 
@@ -47,7 +48,7 @@ class Launch:
     def to_resume(self, folder: Path) -> str:
         """The command that resumes the run in a folder, with what a run folder may not say by itself."""
         trusted = [override for override in self.typed if override.lstrip("+").startswith("trusted=")]
-        return shlex.join(["python", "src/train.py", *self.flags, f"resume={self.shown(folder)}", *trusted])
+        return f"{command_of('train')} {shlex.join([*self.flags, f'resume={self.shown(folder)}', *trusted])}"
 
 
 def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> float | None:

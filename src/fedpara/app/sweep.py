@@ -104,14 +104,14 @@ def inherited(hydra_cfg: HydraConf) -> list[str]:
     return typed + [o for o in texts(hydra_cfg.overrides.hydra) if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
 
 
-def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
+def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Sequence[str]) -> float:
     """Run a job of a sweep in its own process, unless it is finished; returns its last value, for a sweeper.
 
     For a job that did not finish, or ended with NaN, it returns the worst value, so that a sweeper looks elsewhere.
 
     Args:
         hydra_cfg: Hydra's own part of the configuration.
-        program: the program to start, `src/train.py`.
+        program: what Python runs to train, as in `installation.TRAIN`.
     """
     folder = Path(cfg.paths.output_dir)
     if is_finished(cfg):
@@ -128,11 +128,13 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Path) -> float:
     return reached
 
 
-def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path) -> None:
+def run_job(
+    program: Sequence[str], overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path
+) -> None:
     """Run one job to its end, from its checkpoint if it has one. Logs how it ended, and does not raise if it fails.
 
     Args:
-        program: the program to start, `src/train.py`.
+        program: what Python runs to train, as in `installation.TRAIN`.
         overrides: the job's own and the inherited ones.
         folder: its run folder.
         number: the job's number in the sweep; jobs take the devices in turn.
@@ -157,11 +159,13 @@ def run_job(program: Path, overrides: Sequence[str], folder: Path, number: int, 
         log.info("%s: finished", folder.name)
 
 
-def process_of(program: Path, overrides: Sequence[str], folder: Path, number: int) -> tuple[list[str], dict[str, str]]:
+def process_of(
+    program: Sequence[str], overrides: Sequence[str], folder: Path, number: int
+) -> tuple[list[str], dict[str, str]]:
     """The command of a job, from its checkpoint if it has one, and the variables that give it a device.
 
     Args:
-        program: the program to start, `src/train.py`.
+        program: what Python runs to train, as in `installation.TRAIN`.
         overrides: the job's own and the inherited ones.
         folder: its run folder.
         number: the job's number; jobs take the devices in turn.
@@ -169,7 +173,7 @@ def process_of(program: Path, overrides: Sequence[str], folder: Path, number: in
     arguments = [o for o in overrides if not o.startswith("resume=")]
     arguments += [assignment("hydra.run.dir", str(folder)), "hydra.mode=RUN", f"hydra.job.num={number}"]
     device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
-    return [sys.executable, str(program), *arguments, *resuming(folder)], device
+    return [sys.executable, *program, *arguments, *resuming(folder)], device
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

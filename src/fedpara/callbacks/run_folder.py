@@ -12,8 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedpara import __version__
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.files import write_atomically
+from fedpara.installation import CHECKOUT
 from fedpara.metric import Metric
 from fedpara.record import RoundRecord, columns
 from fedpara.runs import METRICS, SUMMARY, read_rows
@@ -38,7 +40,11 @@ class RunFolder(FederationCallback):
         self.rows: list[dict[str, Any]] = []
         self._warned: set[str] = set()
         self._origin = {
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "versions": {
+                "python": platform.python_version(),
+                "fedpara": __version__,
+                **{name: version(name) for name in PACKAGES},
+            },
             "git_commit": git_commit(),
         }
 
@@ -121,7 +127,9 @@ def _exact(row: dict[str, Any]) -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """The commit of this source, with `-dirty` if files differ; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if CHECKOUT is None:  # installed, perhaps below another project's repository
+        return None
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

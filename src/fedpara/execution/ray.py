@@ -27,6 +27,7 @@ from fedpara.execution.dispatch import Outcome, ParallelExecutor, WorkerDied, po
 from fedpara.execution.serial import SerialExecutor
 from fedpara.execution.training import LocalTraining
 from fedpara.execution.transfer import Room, dump, load
+from fedpara.installation import install_line
 from fedpara.state import State
 
 log = logging.getLogger(__name__)
@@ -308,7 +309,7 @@ def _join(address: str | None) -> bool:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("executor=ray: needs Ray; pip install -e '.[ray]'") from error
+        raise ValueError(f"executor=ray: needs Ray; {install_line('ray')}") from error
     if ray.is_initialized():
         return False
     address = address or os.environ.get("RAY_ADDRESS")

@@ -17,12 +17,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fedpara.cost import cost_to_target
+from fedpara.installation import CONFIGS
 from fedpara.record import counted
 from fedpara.report.settings import Estimate, Setting
 from fedpara.runs import Run, leaves
 
 GIBIBYTE = 2**30
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 NO_MATTER = (  # keys and groups that do not change the result up to the round that the paper prints
     "callbacks", "logger", "paths", "resume", "seed", "paper", "factors", "trusted", "model.head", "data.num_workers",
     "data.eval_batch_size", "data.dataset.data_dir", "executor", "trainer.accelerator", "trainer.devices",

@@ -1,0 +1,36 @@
+"""Where this copy of the package is: in a checkout (also with `pip install -e .`), or installed from a wheel."""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = None if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1]  # setup.py puts configs/ into the wheel
+CONFIGS = (CHECKOUT or PACKAGE) / "configs"
+# what Python runs to train; -P: no file of the current folder hides a package
+TRAIN = (str(CHECKOUT / "src" / "train.py"),) if CHECKOUT else ("-P", "-m", "fedpara", "train")
+COMMAND = "fedpara", "__main__.py"  # the files by which `fedpara` and `python -m fedpara` start
+
+
+def root() -> Path:
+    """The folder whose `logs/` and `data/` are used: PROJECT_ROOT, else the checkout, else the current folder."""
+    return Path(os.path.abspath(os.environ.get("PROJECT_ROOT") or CHECKOUT or Path.cwd()))
+
+
+def command_of(program: str) -> str:
+    """How a user starts a program: `fedpara train`, or `python src/train.py` if a script of src/ is running now."""
+    if CHECKOUT is None or Path(sys.argv[0]).name in COMMAND:
+        return f"fedpara {program}"
+    return f"python src/{program}.py"
+
+
+def install_line(extra: str) -> str:
+    """How a user installs the packages of an extra."""
+    if CHECKOUT:
+        return f"pip install -e '.[{extra}]'"
+    try:
+        needed = [line.partition(";")[0].strip() for line in requires("fedpara") or [] if f'"{extra}"' in line]
+    except PackageNotFoundError:  # the package was copied by hand
+        needed = [f"fedpara[{extra}]"]
+    return "pip install " + " ".join(f"'{requirement}'" for requirement in needed)
