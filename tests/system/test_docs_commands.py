@@ -1,4 +1,4 @@
-"""The blocks of README and docs/ after `<!-- tested: run -->`, run line by line in an empty folder, with a tiny model."""
+"""The blocks of README and docs/ after `<!-- tested: run -->`, run in an empty folder with a tiny model."""
 
 import runpy
 import subprocess

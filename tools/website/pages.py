@@ -21,6 +21,7 @@ MOVED = {  # pages that are kept elsewhere in the repository, by their place in 
     "results/closing_the_gap/README.md": "results/closing-the-gap.md",
 }  # fmt: skip
 COMING = {"docs/install.md", "docs/library.md"}  # links to them are text until they are there
+STYLE = Path(__file__).with_name("site.css")
 PICTURES = {".png", ".svg"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".json": "json", ".toml": "toml"}
 NOT_CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
@@ -86,6 +87,7 @@ class Site:
                 self._write(place, text)
         for package, title in API.items():
             self._write(f"reference/api/{package}.md", api_page(package, title))
+        shutil.copy(STYLE, self.folder / STYLE.name)
         for file in sorted(self.shown):
             self._show(file)
 
