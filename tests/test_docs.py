@@ -135,7 +135,7 @@ def flat(node, before=""):
 
 @pytest.mark.parametrize("choice", configuration.choices(), ids=lambda choice: f"{choice.group}/{choice.name}")
 def test_the_reference_has_every_key_with_its_value(choice):
-    """The values as PyYAML reads the whole file; a mapping in braces is one value."""
+    """The values as PyYAML reads the whole file; a list is compared by its items."""
     found = {key.name: key.value for key in choice.keys if key.value}
     for name, value in flat(yaml.safe_load(choice.text) or {}):
         at = next(
@@ -159,7 +159,8 @@ def test_the_reference_has_the_comment_of_a_key_and_of_a_file():
     )
     assert "The server's side; an experiment sets the numbers." in pages["reference/parts.md"]
     assert "### `setting=femnist_20`" in pages["reference/presets.md"]
-    assert all(f"### `{c.group}={c.name}`" in "".join(pages.values()) for c in configuration.choices() if c.group)
+    assert "### `experiment=paper/fig3`" in pages["reference/presets.md"]
+    assert all(f"### `{choice.typed}`\n" in "".join(pages.values()) for choice in configuration.choices())
 
 
 @pytest.mark.parametrize("page", PAGES)

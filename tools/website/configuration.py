@@ -44,6 +44,13 @@ class Choice:
         return PRESET in self.text
 
     @property
+    def typed(self) -> str:
+        """How one chooses it; the name of its file at the top level."""
+        group, _, folder = self.group.partition("/") if self.group.startswith("experiment") else (self.group, "", "")
+        name = f"{folder}/{self.name}" if folder else self.name
+        return f"{group}={name}" if group else f"{self.name}.yaml"
+
+    @property
     def about(self) -> str:
         """The comment at its head."""
         lines = []
@@ -58,7 +65,7 @@ class Choice:
     def defaults(self) -> list[str]:
         """What its `defaults` list chooses, as one would type it."""
         found = (yaml.safe_load(self.text) or {}).get("defaults", [])
-        return [_default(entry) for entry in found if entry != "_self_"]
+        return [_default(entry, self.group) for entry in found if entry != "_self_"]
 
     @property
     def keys(self) -> list[Key]:
@@ -67,22 +74,23 @@ class Choice:
         return list(_keys(node, self.text.splitlines())) if isinstance(node, yaml.MappingNode) else []
 
 
-def _default(entry: str | dict[str, str | None]) -> str:
+def _default(entry: str | dict[str, str | None], own: str) -> str:
     if isinstance(entry, str):
-        return entry
+        return f"{own}={entry}"
     ((group, choice),) = entry.items()
     group = re.sub(r"^(optional|override) ", "", group).lstrip("/")
     return f"{group}={'null' if choice is None else choice}"
 
 
 def _keys(node: yaml.MappingNode, lines: list[str], before: str = "") -> Iterator[Key]:
-    """The leaves of a mapping that is written as a block; one in braces is a value."""
+    """The leaves of a mapping. The comment in the line of a mapping within it has a row of its own."""
     for key, value in node.value:
         name = f"{before}{key.value}"
         if name == "defaults":
             continue
-        if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
-            comment = _comment(lines[key.end_mark.line], key.end_mark.column)
+        if isinstance(value, yaml.MappingNode) and value.value:
+            end = value.end_mark if value.flow_style else key.end_mark
+            comment = _comment(lines[end.line], end.column)
             if comment:
                 yield Key(name, "", comment)
             yield from _keys(value, lines, f"{name}.")
@@ -122,17 +130,18 @@ def _cell(text: str, code: bool = False) -> str:
 
 
 def _section(choice: Choice, level: str) -> Iterator[str]:
-    typed = f"{choice.group}={choice.name}" if choice.group else f"{choice.name}.yaml"
-    yield f"{level} `{typed}`"
+    yield f"{level} `{choice.typed}`"
     if choice.about:
         yield _prose(choice.about)
     if choice.defaults:
-        yield "It chooses " + ", ".join(f"`{default}`" for default in choice.defaults) + "."
-    rows = [
-        f"| `{key.name}` | {_cell(key.value, code=True)} | {_cell(_prose(key.comment))} |" for key in _prefixed(choice)
-    ]
-    if rows:
+        yield "It builds on " + ", ".join(f"`{default}`" for default in choice.defaults) + "."
+    keys = list(_prefixed(choice))
+    if any(key.comment for key in keys):
+        rows = [f"| `{key.name}` | {_cell(key.value, code=True)} | {_cell(_prose(key.comment))} |" for key in keys]
         yield "\n".join(["| key | value | meaning |", "|---|---|---|", *rows])
+    elif keys:
+        rows = [f"| `{key.name}` | {_cell(key.value, code=True)} |" for key in keys]
+        yield "\n".join(["| key | value |", "|---|---|", *rows])
 
 
 def _prefixed(choice: Choice) -> Iterator[Key]:
@@ -146,8 +155,9 @@ def _prefixed(choice: Choice) -> Iterator[Key]:
 
 
 def _prose(text: str) -> str:
-    """A comment as Markdown: what looks like markup is text."""
-    return re.sub(r"([*_<])", r"\\\1", text)
+    """A comment as Markdown: what looks like markup is text, except code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if number % 2 else re.sub(r"([*_<])", r"\\\1", part) for number, part in enumerate(parts))
 
 
 def _groups(kind: bool) -> dict[str, list[Choice]]:
