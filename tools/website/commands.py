@@ -9,9 +9,11 @@ from pathlib import Path
 from website.pages import ROOT, pages
 
 RUN = "<!-- tested: run -->"
+INLINE = re.compile(r"`(python\s[^`]*)`")
 BLOCK = re.compile(r"(?P<mark><!-- tested: run -->\n+)?^```bash\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACES = {  # what a reader puts in, by what the page has in its place
     "<algorithm>": "scaffold", "<0, 1, 2>": "0", "$f": "fedpara", "$s": "0", "<job>": "1", "<yours>": "batch",
+    "<runs>": "runs", "<your configs>": "my-configs",
 }  # fmt: skip
 
 
@@ -39,9 +41,11 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    """All blocks of all pages."""
+    """All blocks of all pages, and each command within a sentence as a block of its own."""
     made = []
     for page in sorted(pages()):
-        for match in BLOCK.finditer(Path(ROOT / page).read_text()):
-            made.append(Block(page, match["text"], match["mark"] is not None))
+        text = Path(ROOT / page).read_text()
+        made += [Block(page, match["text"], match["mark"] is not None) for match in BLOCK.finditer(text)]
+        sentences = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        made += [Block(page, " ".join(match[1].split()), False) for match in INLINE.finditer(sentences)]
     return made
