@@ -43,10 +43,11 @@ INITIALIZATIONS = {
     "he": "plain He: variance 2 / number of the factor's inputs",
     "he_fan_in": "the authors' notebook: 2/O for X, 2/I for Y",
 }
+NETS = {"tiny": "3,259 parameters", "cnn": "815,016 parameters", "pfl": "pfl's own network"}
 VARIANTS = {
     "floor": "hand-written loop", "floor_channels_last": "the same in channels_last",
     "limit": "**the machine's limit**",
-    "serial": "**`executor=serial`**", "whole_epochs": "`serial`, `whole_epochs=true`", "processes": "`processes`",
+    "serial": "**`executor=serial`**", "single_batches": "`serial`, `whole_epochs=false`", "processes": "`processes`",
     "vectorized": "`vectorized`", "auto": "**`auto`**", "flower": "Flower 1.41, two actors", "pfl": "pfl-research 0.6",
     "fedlab": "FedLab 1.3",
 }  # fmt: skip
@@ -239,26 +240,81 @@ def benchmark(name: str) -> dict[str, Any]:
     return read
 
 
-def measured(read: Mapping[str, Any], name: str) -> str:
-    """Where a benchmark's table is from."""
-    machine = f"{read['processor']}, {read['cores']} cores"
-    return f"From `results/benchmark/{name}.json`, commit {read['git_commit'][:7]}, {machine}."
-
-
 def rounds() -> str:
     """Seconds of a round, of executors and other simulators."""
-    files = {net: benchmark(net) for net in ("tiny", "cnn")}
+    files = {net: benchmark(net) for net in NETS}
     rows = []
     for name, shown in VARIANTS.items():
-        row, starts = [shown], []
-        for net, read in files.items():
-            result = read["nets"][net].get(name)
-            row += _timed(result)
-            starts += [f"{result['to_first_round_s']:.0f}"] if result else []
-        rows.append([*row, f"{', '.join(starts)} s"])
-    heads = ["", "3,259 parameters", "ratio to the loop", "815,016 parameters", "ratio to the loop"]
-    sources = " ".join(measured(read, net) for net, read in files.items())
-    return f"{table([*heads, 'until the first round ends'], rows)}\n\n{sources}"
+        found = [read["nets"][net].get(name) for net, read in files.items()]
+        starts = [f"{result['to_first_round_s']:.0f}" if result else "-" for result in found]
+        rows.append([shown, *(cell for result in found for cell in _timed(result)), f"{', '.join(starts)} s"])
+    heads = [""]
+    for named in NETS.values():
+        heads += [named, "ratio to the loop"]
+    made = table([*heads, "until the first round ends"], rows)
+    return f"{made}\n\n{_sources(files)}\n\n{_compared(files)}"
+
+
+def _sources(files: Mapping[str, Any]) -> str:
+    """The files of a table, by the commit and the machine that made them."""
+    by_origin: dict[str, list[str]] = {}
+    for name, read in files.items():
+        made = f"commit {read['git_commit'][:7]}, {read['processor']}, {read['cores']} cores"
+        by_origin.setdefault(made, []).append(f"`{name}.json`")
+    places = "; ".join(f"{', '.join(names)} ({origin})" for origin, names in by_origin.items())
+    return f"From `results/benchmark`: {places}. Each file has its command."
+
+
+def _compared(files: Mapping[str, Any]) -> str:
+    """Ratios of `auto` to others, and how far the models are from the loop's, in sentences."""
+
+    def over(name: str) -> str:
+        results = [read["nets"][net] for net, read in files.items()]
+        return ", ".join(
+            f"{one['auto']['summary']['ratio'][1] / one[name]['summary']['ratio'][1]:.2f}" for one in results
+        )
+
+    def later(of: Mapping[str, Any]) -> str:
+        return f"{of['auto']['to_first_round_s'] - of['serial']['to_first_round_s']:.0f}"
+
+    tiny = files["tiny"]["nets"]["tiny"]
+    apart = max(result["difference"] for name, result in tiny.items() if name != "pfl")
+    starts = ", ".join(later(read["nets"][net]) for net, read in files.items())
+    return (
+        f"In the order of the networks, `auto`'s rounds take {over('limit')} times as long as the limit, {over('pfl')} "
+        f"times as long as pfl's, and {over('serial')} times as long as `serial`'s (ratios of the medians). "
+        f"Its first round ends {starts} s later than `serial`'s. In float64 all variants give the loop's model on the "
+        f"first network: they differ by at most {apart:.0e} of the largest change of a parameter, and pfl by "
+        f"{tiny['pfl']['difference']:.0e}, as its updates are float32."
+    )
+
+
+def alternatives() -> str:
+    """README's comparison: what each is, and the figures that all were measured for."""
+    files = {net: benchmark(net) for net in NETS}
+    names = ["auto", "flower", "pfl", "fedlab"]
+
+    def row(head: str, of: Callable[[Mapping[str, Any]], str], net: str) -> list[str]:
+        results = [files[net]["nets"][net].get(name) for name in names]
+        return [head, *(of(result) if result else "-" for result in results), "-"]
+
+    def ratio(result: Mapping[str, Any]) -> str:
+        return f"{result['summary']['ratio'][1]:.2f}"
+
+    vgg16 = benchmark("steps")["results"]["vgg16"]
+    own, notebook = (f"{vgg16[variant]['ratio']:.2f}" for variant in ("fedpara 0.1", "einsum 0.1"))
+    what = [
+        "FedPara and pFedPara, from simulation to real clients",
+        "a framework for real clients, with a simulation on Ray",
+    ]
+    rows = [
+        ["what it is", *what, "a simulator", "a simulator", "a notebook: one layer, no training"],
+        *(row(f"a round with {named}, relative to a hand-written loop", ratio, net) for net, named in NETS.items()),
+        row("seconds until the first round ends, smallest network", lambda r: f"{r['to_first_round_s']:.0f}", "tiny"),
+        ["a step of FedPara's VGG16 at γ = 0.1, relative to dense", own, "-", "-", "-", notebook],
+    ]
+    heads = ["", "this project (`executor=auto`)", "Flower 1.41", "pfl-research 0.6", "FedLab 1.3", "the authors' code"]
+    return table(heads, rows)
 
 
 def _timed(result: Mapping[str, Any] | None) -> list[str]:
@@ -279,7 +335,7 @@ def cluster() -> str:
         starts = ", ".join(f"{one['to_first_round_s']:.0f}" for one in (tiny, cnn))
         rows.append([shown, f"{tiny['summary']['seconds'][1]:.3f}", f"{cnn['summary']['seconds'][1]:.2f}", starts])
     heads = ["", "tiny: s a round", "cnn: s a round", "until the first round ends, s"]
-    return f"{table(heads, rows)}\n\n{measured(read, 'ray')}"
+    return f"{table(heads, rows)}\n\n{_sources({'ray': read})}"
 
 
 def steps() -> str:
@@ -308,6 +364,18 @@ def steps() -> str:
     return f"{table(heads, rows)}\n\n{source}"
 
 
+def precisions() -> str:
+    """VGG16's steps on a processor with bfloat16, by the precision of products."""
+    rows = []
+    for name, shown in {"steps_highest": "`highest`", "steps_bf16": "`medium`"}.items():
+        of = benchmark(name)["results"]["vgg16"]
+        corrected = [_ratio(of[f"jacobian {gamma}"]) for gamma in (0.1, 0.4)]
+        plain = [_ratio(of[f"fedpara {gamma}"]) for gamma in (0.1, 0.4)]
+        rows.append([shown, f"{1e3 * of['dense']['seconds']:,.0f} ms", *plain, *corrected])
+    heads = ["`matmul_precision`", "dense", "γ = 0.1", "γ = 0.4", "γ = 0.1, corrected", "γ = 0.4, corrected"]
+    return f"{table(heads, rows)}\n\nFrom `results/benchmark/steps_highest.json` and `steps_bf16.json`."
+
+
 STEP_VARIANTS = ["fedpara 0.1", "einsum 0.1", "fedpara 0.4", "einsum 0.4"]
 
 
@@ -330,9 +398,10 @@ def server() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    "headline": headline, "cifar10": cifar10, "ranks": ranks, "algorithms": algorithms,
+    "headline": headline, "alternatives": alternatives, "cifar10": cifar10, "ranks": ranks, "algorithms": algorithms,
     "personalisation": personalisation, "shakespeare": shakespeare, "initialisation": initialisation,
-    "cifar100": cifar100, "rounds": rounds, "cluster": cluster, "steps": steps, "server": server,
+    "cifar100": cifar100, "rounds": rounds, "cluster": cluster, "steps": steps, "precisions": precisions,
+    "server": server,
 }  # fmt: skip
 
 
