@@ -4,12 +4,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTED := .venv/.installed-dev
 FLOWER := .venv-flower
+DOCS := .venv-docs
 TORCH := 2.13.0
 PINS := pyproject.toml constraints.txt constraints-cpu.txt tools/install.sh
 export PYTHON
 .NOTPARALLEL:  # both environments of a checkout share .venv
 
-.PHONY: help install lock quickstart test stress lint format benchmark gpu-proof reproduce deploy-demo clean
+.PHONY: help install lock quickstart test stress lint format docs docs-tables benchmark gpu-proof reproduce deploy-demo clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/@/' | column -t -s '@'
 
@@ -53,10 +54,23 @@ format: install  ## let ruff format and fix the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# what `fedpara[docs]` lists, without fedpara and torch: docstrings are read from the source
+$(DOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/wanted.txt
+	$(DOCS)/bin/pip install -q -r $(DOCS)/wanted.txt
+	@touch $@
+
+docs: $(DOCS)/.installed  ## the documentation as a site in build/site, warnings as errors
+	$(DOCS)/bin/python tools/docs.py build
+
+docs-tables: $(INSTALLED)  ## write the tables of README and docs/ anew, from results/
+	$(BIN)/python tools/docs.py tables
+
 benchmark: install  ## seconds per round, compared with a bare loop and other simulators; PART=scale, ARGS="net=tiny rounds=5"
 	$(BIN)/python benchmarks/$(or $(PART),rounds).py $(ARGS)
 
-gpu-proof: install  ## the CUDA path in 8 minutes: tests, steps, pfl-research's benchmark, the paper's run; docs/gpu-proof.md
+gpu-proof: install  ## the CUDA path in 8 minutes: tests, steps, pfl-research's benchmark, the paper's run; docs/guides/gpu-proof.md
 	-$(BIN)/python benchmarks/environments.py pfl
 	$(BIN)/python benchmarks/gpu_proof.py $(ARGS)
 
@@ -67,4 +81,4 @@ deploy-demo: $(FLOWER)/.installed  ## five real processes with TLS on this machi
 	$(FLOWER)/bin/python deploy/demo.py $(ARGS)
 
 clean:           ## delete the virtual environments and the caches
-	rm -rf .venv $(FLOWER) benchmarks/.environments .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf .venv $(FLOWER) $(DOCS) build benchmarks/.environments .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

@@ -157,7 +157,7 @@ def pfl(tiny: bool, end: float) -> Results:
             except RuntimeError as error:
                 row["error"] = str(error)
         if not is_at_hand("pfl"):
-            rows[-1]["note"] = "not installed; see docs/gpu-proof.md"
+            rows[-1]["note"] = "not installed; see docs/guides/gpu-proof.md"
         for _, variant in pairs:
             variant.round()  # captures
         while not all(row["rounds"] for row, _ in pairs) or (time.monotonic() < end and not tiny):

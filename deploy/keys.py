@@ -1,4 +1,4 @@
-"""New certificate and keys for the demonstration. The README makes the same with openssl and ssh-keygen."""
+"""New certificate and keys for the demonstration; docs/guides/real-clients.md has openssl and ssh-keygen."""
 
 import datetime
 import ipaddress

@@ -1,4 +1,4 @@
-"""The files of docs/cluster.md: shell that parses, commands that compose."""
+"""The files of docs/guides/cluster.md: shell that parses, commands that compose."""
 
 import os
 import shlex

@@ -30,7 +30,7 @@ TINY = [
 ]  # fmt: skip
 ODD = "o'b r,s=t [x] $u {v} ü"
 
-# a value of each key that README's table and the design's list name, beside those that TINY has
+# a value of each key that docs/reference/keys.md and the design's list name, beside those that TINY has
 DOCUMENTED = {
     "experiment": "quickstart", "setting": "mnist_shards data=mnist_small", "method": "fedper", "model": "mlp",
     "factorization": "low_rank", "factorization.gamma": "0.3", "federation.num_clients": "3",
@@ -81,8 +81,8 @@ def test_every_documented_key_as_one_would_type_it(shell, key):
     assert status == 0, error
 
 
-def test_every_key_of_the_readme_is_tried():
-    table = (ROOT / "README.md").read_text().split("| key | meaning | default |")[1].split("\n\n")[0]
+def test_every_key_of_the_usual_keys_is_tried():
+    table = (ROOT / "docs/reference/keys.md").read_text().split("| key | meaning | default |")[1].split("\n\n")[0]
     named = set()
     for row in table.splitlines()[2:]:
         owner = ""

@@ -30,12 +30,13 @@ class FederationWandbLogger(WandbLogger):
     Without an account (no API key, no `WANDB_MODE`) it runs offline and logs one line about that.
 
     Args:
-        project, group, name, tags, notes, entity: arguments of `wandb.init`.
+        project: argument of `wandb.init`.
         save_dir: the folder that contains `wandb/`, one for all runs of a project.
         resumed: whether to continue the run `id`; otherwise W&B starts it anew.
         target: a value of the headline (accuracy: 0 to 1). When it is first reached, the GB so far go into the summary
             as `gb_to_target`. It is compared with the global model, or with the clients' own models if a part of the
             model is personal. None: no target.
+        **init: further arguments of `wandb.init`: group, name, tags, notes, entity, id.
 
     Raises:
         ValueError: `target` is not a number, or W&B does not accept a name; no run is started then.

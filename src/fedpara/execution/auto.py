@@ -1,4 +1,4 @@
-"""The executor that our benchmark found fastest for a network on a machine (README, "Speed")."""
+"""The executor that our benchmark found fastest for a network on a machine (docs/results/speed.md)."""
 
 import logging
 import os

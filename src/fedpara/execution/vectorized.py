@@ -153,7 +153,8 @@ class VectorizedExecutor(Around):
         training: settings of one client's training.
         chunk_size: clients at once; None: as many as fit into `memory_gb`, at most 64.
         memory_gb: memory for the chunk's parameters, gradients and activations, in 10^9 bytes; None: half of the free
-            memory of a GPU; on a CPU 0.032, about a last-level cache, beyond which it was slower (README, "Speed").
+            memory of a GPU; on a CPU 0.032, about a last-level cache, beyond which it was slower
+            (docs/results/speed.md).
         capture: whether a GPU replays the steps as CUDA graphs.
 
     Raises:

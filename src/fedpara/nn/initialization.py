@@ -1,7 +1,8 @@
 """Initialisations of the factors, by name. Each fills a factorisation in place, given the dense weight it replaces.
 
 The paper asks for He initialisation (He et al. 2015) of the factors. It does not say what that means for three factors,
-two of which have no spatial extent, and published code reads it in three ways. README, "Initialisation", compares them.
+two of which have no spatial extent, and published code reads it in three ways. docs/results/initialisation.md
+compares them.
 """
 
 from collections.abc import Callable, Sequence

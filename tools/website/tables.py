@@ -1,0 +1,432 @@
+"""The tables of README.md and docs/, each made from run folders or benchmark files between two marks of its page.
+
+`<!-- table: NAME -->` and `<!-- table end -->` stand around a table; `python tools/docs.py tables` writes it anew.
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, BENCHMARKS = ROOT / "results", ROOT / "results" / "benchmark"
+sys.path[:0] = [str(ROOT / folder) for folder in ("src", "benchmarks") if str(ROOT / folder) not in sys.path]
+
+import yaml
+
+from fedpara.metric import Metric
+from fedpara.report.differences import difference
+from fedpara.report.settings import Estimate, Setting, settings
+from fedpara.runs import Run, find_runs
+
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
+SHOWN = {"dense": "dense", "fedpara": "FedPara", "low_rank": "low rank"}
+ALGORITHMS = {
+    "fedavg": "FedAvg", "fedprox": "FedProx, μ = 0.1", "scaffold": "SCAFFOLD", "feddyn": "FedDyn, α = 0.1",
+    "fedadam": "FedAdam",
+}  # fmt: skip
+METHODS = {"local": "Local", "fedavg": "FedAvg", "fedper": "FedPer", "pfedpara": "pFedPara"}
+SCENARIOS = {
+    "femnist": "1: FEMNIST, all data", "femnist_20": "2: FEMNIST, a fifth", "mnist_shards": "3: MNIST, two classes",
+}  # fmt: skip
+ORDERS = [
+    "pFedPara > Local > FedAvg, FedPer", "pFedPara > FedAvg > Local, FedPer", "pFedPara ≥ Local, FedPer ≫ FedAvg",
+]  # fmt: skip
+INITIALIZATIONS = {
+    "variance": "all factors have one scale; Var(W) is the dense layer's",
+    "he_fan_out": "PyTorch's fan out, as in Flower's baseline: 2/R for X and Y",
+    "variance_core": "the core has its He scale, X and Y share the rest; Var(W) is the dense layer's",
+    "he": "plain He: variance 2 / number of the factor's inputs",
+    "he_fan_in": "the authors' notebook: 2/O for X, 2/I for Y",
+}
+NETS = {"tiny": "3,259 parameters", "cnn": "815,016 parameters", "pfl": "pfl's own network"}
+VARIANTS = {
+    "floor": "hand-written loop", "floor_channels_last": "the same in channels_last",
+    "limit": "**the machine's limit**",
+    "serial": "**`executor=serial`**", "single_batches": "`serial`, `whole_epochs=false`", "processes": "`processes`",
+    "vectorized": "`vectorized`", "auto": "**`auto`**", "flower": "Flower 1.41, two actors", "pfl": "pfl-research 0.6",
+    "fedlab": "FedLab 1.3",
+}  # fmt: skip
+CLUSTER = {
+    "serial": "`serial`", "processes": "`processes`", "ray": "**`ray`**, one node, two actors",
+    "ray_two_nodes": "**`ray`**, two one-core nodes", "flower": "Flower's simulation (on Ray), two actors",
+}  # fmt: skip
+LAYERS = {
+    "conv 64@32": "64 channels, 32 × 32", "conv 128@16": "128, 16 × 16", "conv 256@8": "256, 8 × 8",
+    "conv 512@4": "512, 4 × 4", "conv 512@2": "512, 2 × 2",
+}  # fmt: skip
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in GitHub's Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def estimate(value: Estimate | None, digits: int = 1) -> str:
+    """A mean, and the half width of its 95 % interval where there are several seeds."""
+    if value is None:
+        return ""
+    width = f" ± {value.half_width:.{digits}f}" if value.half_width > 0 else ""
+    return f"{value.mean:.{digits}f}{width}"
+
+
+def found(folder: str, metric: str = "test/acc") -> dict[str, Setting]:
+    """The settings of a folder of `results/`, by name, without the number of the seed."""
+    return {setting.label: setting for setting in settings(find_runs(RESULTS / folder), Metric(metric))}
+
+
+def megabytes(setting: Setting) -> str:
+    """MB that all clients of a run sent and received; the same for each seed."""
+    return f"{setting.runs[0].rows[-1]['comm/total_bytes'] / 1e6:,.0f}"
+
+
+def mean_cost(setting: Setting, target: float) -> tuple[float, float]:
+    """The mean rounds and MB until the target over the seeds."""
+    costs = setting.cost(target, 10)
+    return statistics.fmean(c.rounds for c in costs), statistics.fmean(c.num_bytes / 1e6 for c in costs)
+
+
+def points(variant: Setting, baseline: Setting) -> str:
+    """A difference in points with its 95 % interval, paired by seed."""
+    one = difference(variant, baseline)
+    return f"{one.mean:+.1f} ± {(one.high - one.low) / 2:.1f}".replace("-", "−")
+
+
+def origin(folder: str) -> str:
+    """Where a table is from: the runs' folder, commits and versions of torch."""
+    summaries = [run.summary for run in find_runs(RESULTS / folder)]
+    commits = sorted({summary["git_commit"][:7] for summary in summaries if summary.get("git_commit")})
+    versions = sorted({summary["versions"]["torch"] for summary in summaries if summary.get("versions")})
+    runs = f"{len(summaries)} run{'s' * (len(summaries) > 1)}"
+    return f"From `results/{folder}`: {runs}, commit {', '.join(commits)}, torch {', '.join(versions)}."
+
+
+def headline() -> str:
+    """README's result."""
+    of = found("cifar10_two_cores")
+    (_, dense), (_, ours) = mean_cost(of["dense"], 0.46), mean_cost(of["fedpara"], 0.46)
+    ahead, behind = points(of["fedpara"], of["low_rank"]), points(of["dense"], of["fedpara"])
+    return (
+        f"**FedPara is {ahead.lstrip('+')} points above a low-rank network of its size** "
+        f"({estimate(of['fedpara'].last)} % against {estimate(of['low_rank'].last)} %; mean and 95 % interval over "
+        f"three seeds, paired), and reaches 46 % accuracy with {dense / ours:.1f} times fewer bytes than the dense "
+        f"network. The dense network is ahead after the same number of rounds, by {behind.lstrip('+')} points."
+    )
+
+
+def cifar10() -> str:
+    """Dense, FedPara and low rank on CIFAR-10."""
+    of = found("cifar10_two_cores")
+    heads = ["", "parameters", "accuracy after 40 rounds, %", "sent, MB", "sent to 46 %, MB"]
+    names = {"dense": "dense", "fedpara": "FedPara, γ = 0.1", "low_rank": "low rank, same size"}
+    rows = [
+        [
+            shown, f"{of[name].num_shared:,}", estimate(of[name].last), megabytes(of[name]),
+            f"{mean_cost(of[name], 0.46)[1]:,.0f}",
+        ]
+        for name, shown in names.items()
+    ]  # fmt: skip
+    pairs = [("fedpara", "low_rank"), ("fedpara", "dense"), ("low_rank", "dense")]
+    differences = [
+        [f"{SHOWN[a]} − {SHOWN[b]}", points(of[a], of[b]), difference(of[a], of[b]).verdict] for a, b in pairs
+    ]
+    heads_of_differences = ["difference after 40 rounds, paired by seed", "points", "verdict"]
+    return f"{table(heads, rows)}\n\n{table(heads_of_differences, differences)}\n\n{origin('cifar10_two_cores')}"
+
+
+def ranks() -> str:
+    """Accuracy over gamma, on small digits."""
+    of = found("rank_sweep")
+    rows = [
+        [
+            setting.values["gamma"], f"{setting.num_shared:,}", f"{100 * (setting.ratio or 0):.1f}",
+            estimate(setting.last), megabytes(setting), f"{mean_cost(setting, 0.86)[1]:.1f}",
+        ]
+        for setting in sorted(of.values(), key=lambda one: float(one.values["gamma"]))
+    ]  # fmt: skip
+    heads = ["γ", "parameters", "of dense, %", "accuracy after 10 rounds, %", "sent, MB", "sent to 86 %, MB"]
+    return f"{table(heads, rows)}\n\n{origin('rank_sweep')}"
+
+
+def paper_of_table_3() -> dict[str, float]:
+    """The accuracies that the paper prints after 200 rounds of CIFAR-10 IID with gamma 0.1, by algorithm."""
+    printed = yaml.safe_load((ROOT / "src/fedpara/report/paper.yaml").read_text())["accuracies"]
+    usual = next(e for e in printed if (e["source"], e["setup"]) == ("Table 2", "CIFAR-10 IID"))["values"]
+    others = next(e for e in printed if e["source"] == "Table 3")["values"]
+    found = {name.rpartition(" + ")[2].lower(): value for name, value in others.items()}
+    return {"fedavg": usual["FedPara 0.1"]} | found
+
+
+def algorithms() -> str:
+    """FedPara under five algorithms."""
+    of, printed = found("table3_two_cores"), paper_of_table_3()
+    rows = []
+    for name, shown in ALGORITHMS.items():
+        rounds, sent = mean_cost(of[name], 0.25)
+        ahead = "" if name == "fedavg" else points(of[name], of["fedavg"])
+        rows.append([shown, f"{printed[name]:.2f}", estimate(of[name].last), ahead, f"{rounds:.1f}", f"{sent:.0f}"])
+    heads = ["", "paper: % after 200", "% after 20", "minus FedAvg, paired", "rounds to 25 %", "sent to 25 %, MB"]
+    return f"{table(heads, rows)}\n\n{origin('table3_two_cores')}"
+
+
+def personalisation() -> str:
+    """Fig. 5's four methods in its three scenarios: just trained | after averaging."""
+    trained, averaged = "personal/trained_acc_mean", "personal/acc_mean"
+    of = {
+        (scenario, metric): found(f"fig5_two_cores/{scenario}", metric)
+        for scenario in SCENARIOS for metric in (trained, averaged)
+    }  # fmt: skip
+    rows = []
+    for method, shown in METHODS.items():
+        sizes = [megabytes(of[scenario, trained][method]) for scenario in SCENARIOS]
+        sent = ", ".join(sizes if len(set(sizes)) > 1 else sizes[:1])
+        cells = [
+            f"{estimate(of[scenario, trained][method].last)} | {of[scenario, averaged][method].last.mean:.1f}"  # type: ignore[union-attr]
+            for scenario in SCENARIOS
+        ]
+        rows.append([shown, sent, *cells])
+    rows.append(["*paper's order*", "", *ORDERS])
+    return f"{table(['', 'sent, MB', *SCENARIOS.values()], rows)}\n\n{origin('fig5_two_cores')}"
+
+
+def shakespeare() -> str:
+    """The LSTM, one seed."""
+    of = found("shakespeare_two_cores")
+    heads = ["", "parameters", "of dense, %", "accuracy after 24 rounds, %", "sent, MB"]
+    rows = [
+        [
+            SHOWN[name], f"{of[name].num_shared:,}", f"{100 * (of[name].ratio or 0):.1f}", estimate(of[name].last),
+            megabytes(of[name]),
+        ]
+        for name in ("dense", "low_rank", "fedpara")
+    ]  # fmt: skip
+    return f"{table(heads, rows)}\n\n{origin('shakespeare_two_cores')}"
+
+
+def initialisation() -> str:
+    """The five readings of He initialisation, with each seed."""
+    of = found("initialisation")
+    rows = []
+    for name, meaning in INITIALIZATIONS.items():
+        values = [f"{100 * (run.last('test/acc') or 0):.1f}" for run in sorted(of[name].runs, key=lambda r: r.name)]
+        rows.append([f"`{name}`" + (" (default)" if name == "variance" else ""), meaning, *values])
+    heads = ["`factorization.initialization`", "initial factors", "seed 0", "seed 1"]
+    return f"{table(heads, rows)}\n\n{origin('initialisation')}"
+
+
+def cifar100() -> str:
+    """Two rounds of the main job on a processor."""
+    run = Run(RESULTS / "cifar100_two_rounds")
+    rows = [
+        [
+            f"{row['round']:.0f}", f"{row['train/loss']:.3f}", f"{row['test/loss']:.3f}",
+            f"{100 * row['test/acc']:.2f}",
+            f"{row['comm/up_bytes'] + row['comm/down_bytes']:,.0f}", f"{row['time/round_s']:.0f}",
+        ]
+        for row in run.rows
+    ]  # fmt: skip
+    heads = ["round", "training loss", "test loss", "test accuracy, %", "bytes sent", "seconds"]
+    return f"{table(heads, rows)}\n\n{origin('cifar100_two_rounds')}"
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """A file of results/benchmark."""
+    read: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text())
+    return read
+
+
+def rounds() -> str:
+    """Seconds of a round, of executors and other simulators."""
+    files = {net: benchmark(net) for net in NETS}
+    rows = []
+    for name, shown in VARIANTS.items():
+        found = [read["nets"][net].get(name) for net, read in files.items()]
+        starts = [f"{result['to_first_round_s']:.0f}" if result else "-" for result in found]
+        rows.append([shown, *(cell for result in found for cell in _timed(result)), f"{', '.join(starts)} s"])
+    heads = [""]
+    for named in NETS.values():
+        heads += [named, "ratio to the loop"]
+    made = table([*heads, "until the first round ends"], rows)
+    return f"{made}\n\n{_sources(files)}\n\n{_compared(files)}"
+
+
+def _sources(files: Mapping[str, Any]) -> str:
+    """The files of a table, by the commit and the machine that made them."""
+    by_origin: dict[str, list[str]] = {}
+    for name, read in files.items():
+        made = f"commit {read['git_commit'][:7]}, {read['processor']}, {read['cores']} cores"
+        by_origin.setdefault(made, []).append(f"`{name}.json`")
+    places = "; ".join(f"{', '.join(names)} ({origin})" for origin, names in by_origin.items())
+    return f"From `results/benchmark`: {places}. Each file has its command."
+
+
+def _compared(files: Mapping[str, Any]) -> str:
+    """Ratios of `auto` to others, and how far the models are from the loop's, in sentences."""
+
+    def over(name: str) -> str:
+        results = [read["nets"][net] for net, read in files.items()]
+        return ", ".join(
+            f"{one['auto']['summary']['ratio'][1] / one[name]['summary']['ratio'][1]:.2f}" for one in results
+        )
+
+    def later(of: Mapping[str, Any]) -> str:
+        return f"{of['auto']['to_first_round_s'] - of['serial']['to_first_round_s']:.0f}"
+
+    tiny = files["tiny"]["nets"]["tiny"]
+    apart = max(result["difference"] for name, result in tiny.items() if name != "pfl")
+    starts = ", ".join(later(read["nets"][net]) for net, read in files.items())
+    return (
+        f"In the order of the networks, `auto`'s rounds take {over('limit')} times as long as the limit, {over('pfl')} "
+        f"times as long as pfl's, and {over('serial')} times as long as `serial`'s (ratios of the medians). "
+        f"Its first round ends {starts} s later than `serial`'s. In float64 all variants give the loop's model on the "
+        f"first network: they differ by at most {apart:.0e} of the largest change of a parameter, and pfl by "
+        f"{tiny['pfl']['difference']:.0e}, as its updates are float32."
+    )
+
+
+def alternatives() -> str:
+    """README's comparison: what each is, and the figures that all were measured for."""
+    files = {net: benchmark(net) for net in NETS}
+    names = ["auto", "flower", "pfl", "fedlab"]
+
+    def row(head: str, of: Callable[[Mapping[str, Any]], str], net: str) -> list[str]:
+        results = [files[net]["nets"][net].get(name) for name in names]
+        return [head, *(of(result) if result else "-" for result in results), "-"]
+
+    def ratio(result: Mapping[str, Any]) -> str:
+        return f"{result['summary']['ratio'][1]:.2f}"
+
+    vgg16 = benchmark("steps")["results"]["vgg16"]
+    own, notebook = (f"{vgg16[variant]['ratio']:.2f}" for variant in ("fedpara 0.1", "einsum 0.1"))
+    what = [
+        "FedPara and pFedPara, from simulation to real clients",
+        "a framework for real clients, with a simulation on Ray",
+    ]
+    rows = [
+        ["what it is", *what, "a simulator", "a simulator", "a notebook: one layer, no training"],
+        *(row(f"a round with {named}, relative to a hand-written loop", ratio, net) for net, named in NETS.items()),
+        row("seconds until the first round ends, smallest network", lambda r: f"{r['to_first_round_s']:.0f}", "tiny"),
+        ["a step of FedPara's VGG16 at γ = 0.1, relative to dense", own, "-", "-", "-", notebook],
+    ]
+    heads = ["", "this project (`executor=auto`)", "Flower 1.41", "pfl-research 0.6", "FedLab 1.3", "the authors' code"]
+    return table(heads, rows)
+
+
+def _timed(result: Mapping[str, Any] | None) -> list[str]:
+    """Median seconds, and the median ratio with its quartiles; empty where it was not measured."""
+    if result is None:
+        return ["", ""]
+    (_, seconds, _), (low, ratio, high) = result["summary"]["seconds"], result["summary"]["ratio"]
+    spread = "" if low == high == 1 else f" ({low:.2f} to {high:.2f})"
+    return [f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.2f} s", f"{ratio:.2f}{spread}" if spread else "1"]
+
+
+def cluster() -> str:
+    """Seconds of a round on a Ray cluster of two cores."""
+    read = benchmark("ray")
+    rows = []
+    for name, shown in CLUSTER.items():
+        tiny, cnn = (read["nets"][net][name] for net in ("tiny", "cnn"))
+        starts = ", ".join(f"{one['to_first_round_s']:.0f}" for one in (tiny, cnn))
+        rows.append([shown, f"{tiny['summary']['seconds'][1]:.3f}", f"{cnn['summary']['seconds'][1]:.2f}", starts])
+    heads = ["", "tiny: s a round", "cnn: s a round", "until the first round ends, s"]
+    return f"{table(heads, rows)}\n\n{_sources({'ray': read})}"
+
+
+def steps() -> str:
+    """FedPara's steps beside dense ones, for whole networks and single layers."""
+    results, jacobian = benchmark("steps")["results"], benchmark("jacobian")["results"]["vgg16"]
+    rows = []
+    for name, shown in {"vgg16": "VGG16", "resnet18": "ResNet18", "char_lstm": "LSTM"}.items():
+        of = results[name]
+        rows.append([f"{shown}: time", *_step_times(of)])
+        if name == "vgg16":
+            cells = [_ratio(jacobian[f"jacobian {gamma}"]) for gamma in (0.1, 0.4)]
+            rows.append(["with the Jacobian correction", "", cells[0], "", cells[1], ""])
+        dense = of["dense"]
+        rest = [
+            f"{of[variant]['operators']:,}, {of[variant]['peak_mb'] / dense['peak_mb']:.2f}"
+            for variant in STEP_VARIANTS
+        ]
+        rows.append(["operators, peak memory", f"{dense['operators']:,}, {dense['peak_mb']:.0f} MB", *rest])
+    rows += [[shown, *_step_times(results[name], spread=False)] for name, shown in LAYERS.items()]
+    heads = ["", "dense", "γ = 0.1", "notebook's einsum", "γ = 0.4", "einsum"]
+    at, corrected = benchmark("steps")["git_commit"], benchmark("jacobian")["git_commit"]
+    source = (
+        f"From `results/benchmark/steps.json` (VGG16 at commit {at['vgg16']}, the others at {at['others']}) and "
+        f"`jacobian.json` (commit {corrected})."
+    )
+    return f"{table(heads, rows)}\n\n{source}"
+
+
+def precisions() -> str:
+    """VGG16's steps on a processor with bfloat16, by the precision of products."""
+    rows = []
+    for name, shown in {"steps_highest": "`highest`", "steps_bf16": "`medium`"}.items():
+        of = benchmark(name)["results"]["vgg16"]
+        corrected = [_ratio(of[f"jacobian {gamma}"]) for gamma in (0.1, 0.4)]
+        plain = [_ratio(of[f"fedpara {gamma}"]) for gamma in (0.1, 0.4)]
+        rows.append([shown, f"{1e3 * of['dense']['seconds']:,.0f} ms", *plain, *corrected])
+    heads = ["`matmul_precision`", "dense", "γ = 0.1", "γ = 0.4", "γ = 0.1, corrected", "γ = 0.4, corrected"]
+    return f"{table(heads, rows)}\n\nFrom `results/benchmark/steps_highest.json` and `steps_bf16.json`."
+
+
+STEP_VARIANTS = ["fedpara 0.1", "einsum 0.1", "fedpara 0.4", "einsum 0.4"]
+
+
+def _step_times(of: Mapping[str, Any], spread: bool = True) -> list[str]:
+    dense = f"{1e3 * of['dense']['seconds']:,.0f} ms"
+    ratios = [_ratio(of[v]) if spread and v.startswith("fedpara") else f"{of[v]['ratio']:.2f}" for v in STEP_VARIANTS]
+    return [dense, *ratios]
+
+
+def _ratio(row: Mapping[str, float]) -> str:
+    return f"{row['ratio']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})"
+
+
+def server() -> str:
+    """The cost of a million clients, as `benchmarks/server.py` prints it."""
+    from server import tables
+
+    read = benchmark("server")
+    return "\n".join(tables(read["units"], read["options"])) + "\n\nFrom `results/benchmark/server.json`."
+
+
+MAKERS: dict[str, Callable[[], str]] = {
+    "headline": headline, "alternatives": alternatives, "cifar10": cifar10, "ranks": ranks, "algorithms": algorithms,
+    "personalisation": personalisation, "shakespeare": shakespeare, "initialisation": initialisation,
+    "cifar100": cifar100, "rounds": rounds, "cluster": cluster, "steps": steps, "precisions": precisions,
+    "server": server,
+}  # fmt: skip
+
+
+def written(text: str) -> str:
+    """A page with all of its tables made anew.
+
+    Raises:
+        KeyError: the page names a table that nothing makes.
+    """
+    return MARKED.sub(lambda mark: f"{mark[1]}\n{MAKERS[mark['name']]()}\n\n{mark[3]}", text)
+
+
+def outdated() -> Iterator[tuple[Path, str]]:
+    """The pages whose tables are not those of the files, with what they should be."""
+    for name in PAGES:
+        path = ROOT / name
+        text = path.read_text()
+        if (now := written(text)) != text:
+            yield path, now
+
+
+def write() -> list[str]:
+    """Write the tables of all pages; returns the pages that changed."""
+    changed = []
+    for path, text in outdated():
+        path.write_text(text)
+        changed.append(str(path.relative_to(ROOT)))
+    return changed
