@@ -43,7 +43,7 @@ OURS: dict[str, list[str]] = {  # further arguments of src/train.py
     "serial": [],
     "single_batches": ["executor.whole_epochs=false"],
     "whole_epochs": ["executor.whole_epochs=true"],
-    "whole_epochs_medium": ["executor.whole_epochs=true", "executor.matmul_precision=medium"],
+    "serial_medium": ["executor.matmul_precision=medium"],
     "processes": ["executor=processes"],
     "processes_vectorized": ["executor=processes", "executor@executor.inner=vectorized", "executor.chunk=4"],
     "vectorized": ["executor=vectorized"],

@@ -32,7 +32,7 @@ ROWS: list[tuple[str, list[Box]]] = [
     ("the ground", [
         ("state", "", "ground"), ("sampling", "", "ground"), ("metric", "", "ground"), ("errors", "", "ground"),
         ("files", "", "ground"), ("heap", "", "ground"), ("interruption", "", "ground"), ("old_runs", "", "ground"),
-        ("private", "", "ground"),
+        ("private", "", "ground"), ("installation", "", "ground"),
     ]),
 ]  # fmt: skip
 COLOURS = {

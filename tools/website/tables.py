@@ -367,13 +367,13 @@ def steps() -> str:
 def precisions() -> str:
     """VGG16's steps on a processor with bfloat16, by the precision of products."""
     rows = []
-    for name, shown in {"steps_highest": "`highest`", "steps_bf16": "`medium`"}.items():
+    for name, shown in {"steps_highest": "`highest`", "steps_medium": "`medium`"}.items():
         of = benchmark(name)["results"]["vgg16"]
         corrected = [_ratio(of[f"jacobian {gamma}"]) for gamma in (0.1, 0.4)]
         plain = [_ratio(of[f"fedpara {gamma}"]) for gamma in (0.1, 0.4)]
         rows.append([shown, f"{1e3 * of['dense']['seconds']:,.0f} ms", *plain, *corrected])
     heads = ["`matmul_precision`", "dense", "γ = 0.1", "γ = 0.4", "γ = 0.1, corrected", "γ = 0.4, corrected"]
-    return f"{table(heads, rows)}\n\nFrom `results/benchmark/steps_highest.json` and `steps_bf16.json`."
+    return f"{table(heads, rows)}\n\nFrom `results/benchmark/steps_highest.json` and `steps_medium.json`."
 
 
 STEP_VARIANTS = ["fedpara 0.1", "einsum 0.1", "fedpara 0.4", "einsum 0.4"]

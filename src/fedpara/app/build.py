@@ -140,7 +140,7 @@ def _trainer_class(trainer: DictConfig) -> Any:
 def _matmul_precision(executor: DictConfig) -> Any:
     """The value of the executor, or of the one in each worker, whichever has the key."""
     found = [OmegaConf.select(executor, key) for key in ("matmul_precision", "inner.matmul_precision")]
-    return next((value for value in found if value is not None), "highest")
+    return next((value for value in found if value is not None), None)
 
 
 def _without_training(executor: DictConfig) -> dict[str, Any]:

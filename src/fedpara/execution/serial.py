@@ -20,6 +20,7 @@ from fedpara.errors import described
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import FrobeniusDecay, GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.execution.onednn import guard
+from fedpara.execution.products import fastest_float32
 from fedpara.execution.replay import Capture, CudaGraphs, NotCaptured
 from fedpara.execution.training import ONLY_BY_BATCH, LocalTraining
 from fedpara.execution.whole_epochs import Epochs, WholeEpochs
@@ -98,8 +99,9 @@ class SerialExecutor:
         _require_hardware(precision, self.device)
         if isinstance(self.module, ClassificationModule) and self.device.type == "cuda" and not self._scaled:
             self.module.fuse()
-        torch.backends.cudnn.allow_tf32 = training.matmul_precision != "highest"  # convolutions are products too
-        torch.set_float32_matmul_precision(training.matmul_precision)
+        products = training.matmul_precision or (fastest_float32() if self.device.type == "cpu" else "highest")
+        torch.backends.cudnn.allow_tf32 = products != "highest"  # convolutions are products too
+        torch.set_float32_matmul_precision(products)
         self.module.network.to(memory_format=training.memory_format)  # type: ignore[call-overload]
         if self._own:
             self._pristine = self._pristine or copy.deepcopy(self.module)

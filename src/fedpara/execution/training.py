@@ -74,8 +74,8 @@ class LocalTraining:
         jacobian_correction: lambda of FedPara's regulariser (appendix B); 0: none.
         frobenius_decay: l of the penalty l/2 |W|^2 on each composed weight; None: none.
         matmul_precision: precision of float32 products in the whole process: `highest`, `high` (TF32 on a GPU, also in
-            convolutions) or `medium` (bfloat16 if the processor has units for it; else oneDNN's float32 kernels, which
-            are often faster).
+            convolutions) or `medium` (oneDNN's kernels, in bfloat16 if the processor has matrix units for it). None:
+            the fastest one that is float32, see Note [Float32 products].
         memory_format: format of the network's 4-D weights; convolutions are faster in `channels_last`.
         options: further arguments of the Trainer.
         trainer_class: class of the Trainer.
@@ -92,7 +92,7 @@ class LocalTraining:
     accelerator: object = "auto"
     jacobian_correction: Annotated[float, Field(ge=0)] = 0.0
     frobenius_decay: Annotated[float, Field(ge=0)] | None = None
-    matmul_precision: MatmulPrecision = "highest"
+    matmul_precision: MatmulPrecision | None = None
     memory_format: torch.memory_format = torch.channels_last
     options: Annotated[Mapping[str, object], AfterValidator(_allowed)] = field(default_factory=dict)
     trainer_class: type[Trainer] = Trainer

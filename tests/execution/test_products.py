@@ -1,0 +1,41 @@
+"""Float32 products are float32 by default, by the fastest kernels that are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedpara.execution import SerialExecutor
+from fedpara.execution.products import _error, fastest_float32
+from helpers.federations import make_federation
+
+
+@pytest.fixture
+def anew():
+    """The processor is asked again, in this test and after it."""
+    fastest_float32.cache_clear()
+    yield
+    fastest_float32.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [((), 300, 512, 200), ((2,), 512, 137, 1233)])
+def test_products_of_an_executor_are_float32(shape):
+    made = make_federation().executor
+    assert torch.get_float32_matmul_precision() == fastest_float32()
+    assert _error(shape) < 1e-6
+    SerialExecutor(replace(made.training, matmul_precision="highest"))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_processor_that_rounds_keeps_the_highest_precision(anew, monkeypatch):
+    product = torch.Tensor.__matmul__
+
+    def rounded(a, b):
+        low = a.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
+        return product(a.bfloat16(), b.bfloat16()).float() if low else product(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    torch.set_float32_matmul_precision("high")
+    assert fastest_float32() == "highest"
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
