@@ -7,13 +7,14 @@ import sys
 import pytest
 import yaml
 
+import fedpara
 from fedpara.app.composition import compose
 from fedpara.app.overrides import parse
 from helpers import ROOT
 from test_repository import LAYERS
 from website import commands, configuration, house, tables
 from website.docstrings import in_griffes_words
-from website.pages import API, COMING, LINK, NOT_CODE, Site, exported, links, pages, resolved
+from website.pages import API, COMING, LINK, NOT_CODE, Site, exported, links, pages, public_names, resolved, summary
 
 PAGES = sorted(pages())
 SITE = ROOT / "tools" / "website" / "zensical.toml"
@@ -71,7 +72,7 @@ def test_dead_links_and_links_within_code_are_told_apart():
 
 def test_every_page_is_in_the_navigation_once():
     named = re.findall(r'= "([\w/.-]+\.md)"', SITE.read_text())
-    made = {*configuration.pages(), *(f"reference/api/{package}.md" for package in API)}
+    made = {*configuration.pages(), *(f"reference/api/{page}.md" for page in ["index", *API])}
     coming = {page.removeprefix("docs/") for page in COMING}
     assert len(named) == len(set(named))
     assert set(named) - coming == (set(pages().values()) | made) - coming
@@ -92,6 +93,15 @@ def test_the_site_is_staged_whole_and_a_dead_link_stops_it(tmp_path, monkeypatch
     assert "3.6\u202f%" in home
     with pytest.raises(ValueError, match=r"docs/start/data\.md: links to docs/start/nothing\.md, which is not there"):
         Site(tmp_path / "other")._with_links("[x](nothing.md)", "docs/start/data.md", "start/data.md")
+
+
+def test_the_page_of_public_names_has_all_of_them():
+    """Read from the source; the docstrings are those of the objects."""
+    found = public_names()
+    assert found.keys() == set(fedpara.__all__)
+    for name, (_, module) in found.items():
+        thing = getattr(fedpara, name)
+        assert (thing.__module__, thing.__doc__.strip().partition("\n")[0]) == (module, summary(module, name))
 
 
 def built_by():
