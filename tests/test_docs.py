@@ -233,6 +233,8 @@ def test_commands_of_the_pages_compose(page, words):
 
 
 def test_docstrings_are_put_in_griffes_words():
-    ours = "A.\n\nArgs:\n    mean, std: of each\n        channel.\n    x: text.\n\nExample:\n    >>> 1\n    1\n"
-    one = "    mean: of each\n        channel.\n    std: of each\n        channel.\n    x: text.\n"
-    assert in_griffes_words(ours) == f"A.\n\nArgs:\n{one}\nExamples:\n    >>> 1\n    1\n"
+    ours = "<h, w> a*b*c `<x>`.\n\nArgs:\n    mean, std: of each\n        channel.\n    x: text.\n"
+    theirs = "&lt;h, w> a\\*b\\*c `<x>`.\n\nArgs:\n    mean: of each\n        channel.\n"
+    theirs += "    std: of each\n        channel.\n    x: text.\n"
+    example = "\nExample:\n    >>> 1 < 2\n    True\n"
+    assert in_griffes_words(ours + example) == theirs + example.replace("Example", "Examples")

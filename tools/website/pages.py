@@ -12,6 +12,7 @@ from os.path import relpath
 from pathlib import Path, PurePosixPath
 
 from website import configuration
+from website.docstrings import as_text
 
 ROOT = Path(__file__).resolve().parents[2]
 MOVED = {  # pages that are kept elsewhere in the repository, by their place in the site
@@ -95,12 +96,12 @@ class Site:
     def _names(self) -> str:
         """The names of `fedpara` itself, with the first line of each docstring."""
         rows = [
-            f"| [`{name}`]({home}.md#{module}.{name}) | {summary(module, name).replace('|', '&#124;')} |"
+            f"| [`{name}`]({home}.md#{module}.{name}) | {as_text(summary(module, name)).replace('|', '&#124;')} |"
             for name, (home, module) in sorted(public_names().items(), key=lambda item: item[0].lower())
         ]
         more = " [As a library](../../library.md) shows them at work." if "docs/library.md" in self.pages else ""
         about = (
-            "Each of them is imported from `fedpara` when it is first asked for, so that `import fedpara` alone is quick, "
+            "Each is imported from `fedpara` when it is first asked for, so that `import fedpara` alone is quick, "
             f"and has an example in its docstring.{more}"
         )
         return "\n".join(["# Public names: `fedpara`", "", about, "", "| name | what it is |", "|---|---|", *rows, ""])
