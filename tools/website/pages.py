@@ -82,7 +82,8 @@ class Site:
             text = (ROOT / source).read_text()
             if source == "configs/README.md":
                 text = configuration.pages()[place]
-            self._write(place, self._with_links(text, source, place))
+            more = configuration.EVERY_KEY if source == "configs/README.md" else ""
+            self._write(place, self._with_links(text, source, place) + more)
         for place, text in configuration.pages().items():
             if place not in self.pages.values():
                 self._write(place, text)
