@@ -7,13 +7,14 @@ import sys
 import pytest
 import yaml
 
+import fedpara
 from fedpara.app.composition import compose
 from fedpara.app.overrides import parse
 from helpers import ROOT
 from test_repository import LAYERS
 from website import commands, configuration, house, tables
 from website.docstrings import in_griffes_words
-from website.pages import API, COMING, LINK, NOT_CODE, Site, exported, links, pages, resolved
+from website.pages import API, COMING, LINK, NOT_CODE, Site, exported, links, pages, public_names, resolved, summary
 
 PAGES = sorted(pages())
 SITE = ROOT / "tools" / "website" / "zensical.toml"
@@ -47,10 +48,9 @@ def test_a_table_that_nothing_makes_is_an_error():
 def test_the_drawing_is_drawn_and_has_every_room_above_what_it_imports():
     assert (ROOT / "docs/explain/house.svg").read_text() == house.drawing(), "make docs-tables draws it anew"
     rows = house.rooms()
-    layers = {room: below for room, below in LAYERS.items() if room != "__main__"}
-    assert rows.keys() == layers.keys()
-    for room, below in layers.items():
-        assert all(rows[room] < rows[other] for other in below), room
+    assert rows.keys() == LAYERS.keys() - house.NOT_DRAWN
+    for room in rows:
+        assert all(rows[room] < rows[other] for other in LAYERS[room]), room
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -72,7 +72,7 @@ def test_dead_links_and_links_within_code_are_told_apart():
 
 def test_every_page_is_in_the_navigation_once():
     named = re.findall(r'= "([\w/.-]+\.md)"', SITE.read_text())
-    made = {*configuration.pages(), *(f"reference/api/{package}.md" for package in API)}
+    made = {*configuration.pages(), *(f"reference/api/{page}.md" for page in ["index", *API])}
     coming = {page.removeprefix("docs/") for page in COMING}
     assert len(named) == len(set(named))
     assert set(named) - coming == (set(pages().values()) | made) - coming
@@ -93,6 +93,15 @@ def test_the_site_is_staged_whole_and_a_dead_link_stops_it(tmp_path, monkeypatch
     assert "3.6\u202f%" in home
     with pytest.raises(ValueError, match=r"docs/start/data\.md: links to docs/start/nothing\.md, which is not there"):
         Site(tmp_path / "other")._with_links("[x](nothing.md)", "docs/start/data.md", "start/data.md")
+
+
+def test_the_page_of_public_names_has_all_of_them():
+    """Read from the source; the docstrings are those of the objects."""
+    found = public_names()
+    assert found.keys() == set(fedpara.__all__)
+    for name, (_, module) in found.items():
+        thing = getattr(fedpara, name)
+        assert (thing.__module__, thing.__doc__.strip().partition("\n")[0]) == (module, summary(module, name))
 
 
 def built_by():
@@ -224,6 +233,8 @@ def test_commands_of_the_pages_compose(page, words):
 
 
 def test_docstrings_are_put_in_griffes_words():
-    ours = "A.\n\nArgs:\n    mean, std: of each\n        channel.\n    x: text.\n\nExample:\n    >>> 1\n    1\n"
-    one = "    mean: of each\n        channel.\n    std: of each\n        channel.\n    x: text.\n"
-    assert in_griffes_words(ours) == f"A.\n\nArgs:\n{one}\nExamples:\n    >>> 1\n    1\n"
+    ours = "<h, w> a*b*c `<x>`.\n\nArgs:\n    mean, std: of each\n        channel.\n    x: text.\n"
+    theirs = "&lt;h, w> a\\*b\\*c `<x>`.\n\nArgs:\n    mean: of each\n        channel.\n"
+    theirs += "    std: of each\n        channel.\n    x: text.\n"
+    example = "\nExample:\n    >>> 1 < 2\n    True\n"
+    assert in_griffes_words(ours + example) == theirs + example.replace("Example", "Examples")

@@ -50,7 +50,7 @@ def tables() -> None:
     from website import house
     from website.tables import write
 
-    house.write(ROOT)
+    house.write()
     for name in write():
         print(name)
 

@@ -12,6 +12,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
+EVERY_KEY = (
+    "\n## Every key\n\n[Parts](parts.md) and [presets](presets.md) have every choice with its keys and values.\n"
+)
 PRESET = "# @package _global_"
 
 

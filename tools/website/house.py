@@ -29,12 +29,9 @@ ROWS: list[tuple[str, list[Box]]] = [
         ("sharing", "what travels", "wire"), ("data", "partitions", "client"), ("models", "dense", "client"),
         ("nn", "FedPara", "client"), ("storage", "states", "record"), ("cost", "seconds, J", "record"),
     ]),
-    ("the ground", [
-        ("state", "", "ground"), ("sampling", "", "ground"), ("metric", "", "ground"), ("errors", "", "ground"),
-        ("files", "", "ground"), ("heap", "", "ground"), ("interruption", "", "ground"), ("old_runs", "", "ground"),
-        ("private", "", "ground"), ("installation", "", "ground"),
-    ]),
 ]  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+NOT_DRAWN = {"__init__", "__main__"}
 COLOURS = {
     "program": ("#eceff4", "#4c566a"), "server": ("#dbe9fb", "#1f5fa8"), "client": ("#ddf3e1", "#1f7a3a"),
     "wire": ("#fdebd3", "#a85d10"), "record": ("#ece4f8", "#6a3fa0"), "ground": ("#f3f3f0", "#6b6b60"),
@@ -46,14 +43,22 @@ LEGEND = {
 WIDTH, LABEL, HEIGHT, GAP, TOP = 1040, 132, 54, 14, 44
 
 
+def rows() -> list[tuple[str, list[Box]]]:
+    """The rows from the top; the last one has what is in the package besides, on which all others build."""
+    drawn = {name for _, boxes in ROWS for name, _, _ in boxes}
+    package = ROOT / "src" / "fedpara"
+    there = {path.stem for path in [*package.glob("*.py"), *(found.parent for found in package.glob("*/__init__.py"))]}
+    return [*ROWS, ("the ground", [(name, "", "ground") for name in sorted(there - drawn - NOT_DRAWN)])]
+
+
 def rooms() -> dict[str, int]:
     """The row of each room, from the top."""
-    return {name: number for number, (_, boxes) in enumerate(ROWS) for name, _, _ in boxes}
+    return {name: number for number, (_, boxes) in enumerate(rows()) for name, _, _ in boxes}
 
 
 def drawing() -> str:
     """The SVG, which has a light ground of its own and so looks alike on light and dark pages."""
-    bottom = TOP + len(ROWS) * (HEIGHT + GAP)
+    bottom = TOP + len(rows()) * (HEIGHT + GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom}" role="img" '
         'font-family="Helvetica, Arial, sans-serif">',
@@ -61,7 +66,7 @@ def drawing() -> str:
         f'<rect width="{WIDTH}" height="{bottom}" rx="10" fill="#ffffff"/>',
         *_legend(),
     ]
-    for number, (label, boxes) in enumerate(ROWS):
+    for number, (label, boxes) in enumerate(rows()):
         top = TOP + number * (HEIGHT + GAP)
         parts.append(f'<text x="14" y="{top + HEIGHT / 2 + 5}" font-size="14" fill="#555555">{escape(label)}</text>')
         parts += _row(boxes, top)
@@ -105,6 +110,6 @@ def _legend() -> list[str]:
     return drawn
 
 
-def write(root: Path) -> None:
+def write() -> None:
     """Write the drawing."""
-    (root / "docs" / "explain" / "house.svg").write_text(drawing())
+    (ROOT / "docs" / "explain" / "house.svg").write_text(drawing())

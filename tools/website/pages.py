@@ -12,6 +12,7 @@ from os.path import relpath
 from pathlib import Path, PurePosixPath
 
 from website import configuration
+from website.docstrings import as_text
 
 ROOT = Path(__file__).resolve().parents[2]
 MOVED = {  # pages that are kept elsewhere in the repository, by their place in the site
@@ -81,15 +82,30 @@ class Site:
             text = (ROOT / source).read_text()
             if source == "configs/README.md":
                 text = configuration.pages()[place]
-            self._write(place, self._with_links(text, source, place))
+            more = configuration.EVERY_KEY if source == "configs/README.md" else ""
+            self._write(place, self._with_links(text, source, place) + more)
         for place, text in configuration.pages().items():
             if place not in self.pages.values():
                 self._write(place, text)
+        self._write("reference/api/index.md", self._names())
         for package, title in API.items():
             self._write(f"reference/api/{package}.md", api_page(package, title))
         shutil.copy(STYLE, self.folder / STYLE.name)
         for file in sorted(self.shown):
             self._show(file)
+
+    def _names(self) -> str:
+        """The names of `fedpara` itself, with the first line of each docstring."""
+        rows = [
+            f"| [`{name}`]({home}.md#{module}.{name}) | {as_text(summary(module, name)).replace('|', '&#124;')} |"
+            for name, (home, module) in sorted(public_names().items(), key=lambda item: item[0].lower())
+        ]
+        more = " [As a library](../../library.md) shows them at work." if "docs/library.md" in self.pages else ""
+        about = (
+            "Each is imported from `fedpara` when it is first asked for, so that `import fedpara` alone is quick, "
+            f"and has an example in its docstring.{more}"
+        )
+        return "\n".join(["# Public names: `fedpara`", "", about, "", "| name | what it is |", "|---|---|", *rows, ""])
 
     def _write(self, place: str, text: str) -> None:
         path = self.folder / place
@@ -169,3 +185,25 @@ def api_page(package: str, title: str) -> str:
         options = f"      heading: {name}\n      toc_label: {name}\n      show_root_heading: true"
         blocks.append(f"::: {module}.{name}\n    options:\n{options}")
     return "\n\n".join(blocks) + "\n"
+
+
+def public_names() -> dict[str, tuple[str, str]]:
+    """The names of `fedpara`, each with its package or module and the module in which it is defined."""
+    tree = ast.parse((ROOT / "src" / "fedpara" / "__init__.py").read_text())
+    (homes,) = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
+    ]
+    found: dict[str, tuple[str, str]] = {}
+    for home, names in ast.literal_eval(homes).items():
+        is_package = (ROOT / "src" / "fedpara" / home).is_dir()
+        found |= {name: (home, exported(home)[name] if is_package else f"fedpara.{home}") for name in names}
+    return found
+
+
+def summary(module: str, name: str) -> str:
+    """The first line of the docstring of a class or function."""
+    tree = ast.parse((ROOT / "src" / Path(*module.split("."))).with_suffix(".py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    raise LookupError(f"{module} has no {name}")
