@@ -73,7 +73,18 @@ def test_environment_yaml_lists_what_pyproject_lists():
     environment = yaml.safe_load((ROOT / "environment.yaml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert sorted(pip) == sorted(project["dependencies"])
-    assert f"python{project['requires-python']}" in environment["dependencies"]
+    tested = ci_pythons()
+    assert f"python{project['requires-python']},<3.{tested[-1] + 1}" in environment["dependencies"]
+    versions = [line.rpartition(" ")[2] for line in project["classifiers"] if ":: Python ::" in line]
+    assert versions == [f"3.{minor}" for minor in tested]
+
+
+def ci_pythons():
+    """The minor versions of Python 3 that CI tests, in order."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    return [
+        int(version.partition(".")[2]) for version in workflow["jobs"]["test"]["strategy"]["matrix"]["python-version"]
+    ]
 
 
 def pins(name):

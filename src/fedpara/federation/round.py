@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import cos, pi
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, validate_call
 
 from fedpara.algorithms.base import FedAvg, Upload
-from fedpara.communication import Link
+from fedpara.communication import Cast, Link
 from fedpara.errors import CrashesAgain
 from fedpara.execution.base import ClientFailure, Executor
 from fedpara.federation.callback import FederationCallback, Outcome
@@ -33,9 +33,9 @@ class Federation:
 
     Args:
         executor: tests the global model, and trains the clients unless `clients` does.
-        algorithm: makes the broadcast, and the next global model from the uploads.
-        link: encodes, counts and decodes the messages.
-        split: says which tensors travel.
+        algorithm: makes the broadcast, and the next global model from the uploads; None: FedAvg.
+        link: encodes, counts and decodes the messages; None: as float32, both ways.
+        split: says which tensors travel; None: all of them.
         callbacks: called in this order.
         num_clients: clients in total.
         clients_per_round: clients of a cohort, sampled uniformly without replacement.
@@ -69,7 +69,7 @@ class Federation:
     Example:
         >>> import torch
         >>> from functools import partial
-        >>> from fedpara import IID, MLP, Cast, ClassificationModule, FederatedDataModule, FedPara, LocalTraining
+        >>> from fedpara import IID, MLP, ClassificationModule, FederatedDataModule, FedPara, LocalTraining
         >>> from fedpara import SerialExecutor, factorize
         >>> from fedpara.data import mnist_small
         >>> network = factorize(MLP([784, 32, 10]), FedPara(gamma=0.1))
@@ -77,10 +77,7 @@ class Federation:
         >>> data = FederatedDataModule(mnist_small, IID(), num_clients=10, num_classes=10, in_channels=1, batch_size=64)
         >>> data.setup()
         >>> executor = SerialExecutor(LocalTraining(module, data, max_epochs=1, accelerator="cpu"))
-        >>> link, split = Link(Cast(), Cast()), Split(executor.initial_state())
-        >>> federation = Federation(
-        ...     executor, FedAvg(), link, split, [], num_clients=10, clients_per_round=2, num_rounds=1
-        ... )
+        >>> federation = Federation(executor, num_clients=10, clients_per_round=2, num_rounds=1)
         >>> record = federation.run_round()
         >>> record.round, record.up_bytes == 2 * 4 * federation.num_shared, sorted(record.metrics)
         (1, True, ['test/acc', 'test/loss'])
@@ -90,10 +87,11 @@ class Federation:
     def __init__(
         self,
         executor: Any,
-        algorithm: FedAvg,
-        link: Link,
-        split: Split,
-        callbacks: list[FederationCallback],
+        algorithm: FedAvg | None = None,
+        link: Link | None = None,
+        split: Split | None = None,
+        callbacks: Sequence[FederationCallback] = (),
+        *,
         num_clients: Positive,
         clients_per_round: Positive,
         num_rounds: Positive,
@@ -112,17 +110,22 @@ class Federation:
         if min_clients > clients_per_round:
             raise ValueError(f"min_clients={min_clients}: must be 1 to clients_per_round ({clients_per_round})")
         self.executor: Executor = executor
-        self.link, self.split, self.callbacks = link, split, callbacks
+        self.callbacks = list(callbacks)
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
         self.eval_every, self.lr_decay, self.lr_schedule, self.seed = eval_every, lr_decay, lr_schedule, seed
         self.min_clients, self.retries, self.max_crashes = min_clients, retries, max_crashes
-        self.tests_personal = bool(split.personal) if evaluate_personal is None else evaluate_personal
         initial = executor.initial_state()
-        shared = split.shared_part(initial)
-        self.algorithm = algorithm.bound([name for name in executor.trainable if name in shared], num_clients)
+        self.link, self.split = link or Link(Cast(), Cast()), split or Split(initial)
+        self.tests_personal = bool(self.split.personal) if evaluate_personal is None else evaluate_personal
+        shared = self.split.shared_part(initial)
+        self.algorithm = (algorithm or FedAvg()).bound(
+            [name for name in executor.trainable if name in shared], num_clients
+        )
         self.server = self.algorithm.start(shared)
-        layouts = Layouts.of(self.algorithm, split, initial, self.server)
-        self.client_side = ClientSide(self.algorithm, link, split, initial, layouts, seed, self.learning_rate_factor)
+        layouts = Layouts.of(self.algorithm, self.split, initial, self.server)
+        self.client_side = ClientSide(
+            self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor
+        )
         self.clients: Clients = (clients or simulated(executor))(self.client_side)
         self.round = 0
         self.total_bytes = 0
