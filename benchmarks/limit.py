@@ -1,4 +1,6 @@
-"""The limit of the machine: the floor's loop in a process per core, each with one thread and the faster memory format.
+"""The limit of the machine: the floor's loop in a process per core, with one thread and the fastest float32 kernels.
+
+The memory format is the faster one, and matrices are multiplied as the executors do it (`fedpara.products`).
 
 Weights are exchanged through shared memory and nothing else is. benchmarks/rounds.py starts it as
 `python benchmarks/limit.py <workload>`.
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, multiprocessing, nn
 
 from fedpara.heap import keep_freed_memory
+from fedpara.products import fastest_float32
 from floor import train_client
 from pace import Pace
 from workload import WORKLOADS, Workload
@@ -69,6 +72,7 @@ def main(name: str) -> None:
     """Train one round at each word of the driver."""
     torch.set_num_threads(1)
     keep_freed_memory()
+    torch.set_float32_matmul_precision(fastest_float32())
     workload, round_index = WORKLOADS[name], 0
     workload.data  # noqa: B018  # before the fork
     model = {name: tensor.clone().share_memory_() for name, tensor in workload.build().state_dict().items()}

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "metric": set(), "cost": {"metric"}, "record": {"cost", "metric"},
     "errors": set(), "sampling": set(), "files": set(), "heap": set(), "interruption": set(), "old_runs": set(),
-    "installation": set(), "__main__": {"app"},
+    "products": set(), "installation": set(), "__main__": {"app"},
     "runs": {"files", "metric", "record", "old_runs"},
     "export": {"nn", "models", "files", "installation"}, "dashboard": {"metric", "record"},
     "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
@@ -25,7 +25,7 @@ LAYERS = {
     "algorithms": {"state"},
     "data": {"sampling"},
     "execution": {
-        "private", "state", "sampling", "errors", "heap", "metric", "nn", "models", "data", "algorithms",
+        "private", "state", "sampling", "errors", "heap", "products", "metric", "nn", "models", "data", "algorithms",
         "installation",
     },
     "federation": {

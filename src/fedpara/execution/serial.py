@@ -20,7 +20,6 @@ from fedpara.errors import described
 from fedpara.execution.base import ClientFailure, ClientTask, LocalResult, failure
 from fedpara.execution.local import FrobeniusDecay, GradientCorrection, JacobianCorrection, LocalRecord
 from fedpara.execution.onednn import guard
-from fedpara.execution.products import fastest_float32
 from fedpara.execution.replay import Capture, CudaGraphs, NotCaptured
 from fedpara.execution.training import ONLY_BY_BATCH, LocalTraining
 from fedpara.execution.whole_epochs import Epochs, WholeEpochs
@@ -30,6 +29,7 @@ from fedpara.models.contract import FederatedModule, own_methods
 from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.private import lightning
 from fedpara.private.torch import unscales_gradients
+from fedpara.products import fastest_float32
 from fedpara.sampling import substream
 from fedpara.state import State, load_state, read_state
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedpara.execution import SerialExecutor
-from fedpara.execution.products import _error, fastest_float32
+from fedpara.products import _error, fastest_float32
 from helpers.federations import make_federation
 
 
