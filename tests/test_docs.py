@@ -179,7 +179,7 @@ def test_a_percent_sign_has_a_space_before_it(page):
     assert not re.findall(r".{20}\d%", LINK.sub("", prose))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted(set(PAGES) - COMING))
 def test_every_block_of_code_says_what_it_is(page):
     """So that no commands hide from the tests below."""
     fences = re.findall(r"^```(.*)$", (ROOT / page).read_text(), re.MULTILINE)
@@ -216,11 +216,12 @@ def jobs(words):
 
 
 BY_HAND = "resume=", "--config-dir="  # a run or a folder of the reader's own
+STARTS = ["python", "src/train.py"], ["fedpara", "train"]
 TRAINING = [
     (block.page, words[2:])
     for block in BLOCKS
     for words in block.lines()
-    if words[:2] == ["python", "src/train.py"] and not any(word.startswith(BY_HAND) for word in words)
+    if words[:2] in STARTS and not any(word.startswith(BY_HAND) for word in words)
 ]
 
 
