@@ -6,7 +6,7 @@ from dataclasses import field, fields
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.dataclasses import dataclass
 from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -85,7 +85,7 @@ class LocalTraining:
             does not have the interface.
     """
 
-    module: Annotated[FederatedModule, BeforeValidator(require_module)]
+    module: Annotated[FederatedModule, PlainValidator(require_module)]
     datamodule: FederatedDataModule
     max_epochs: Annotated[int, BeforeValidator(_require_epochs)]
     precision: object = None
