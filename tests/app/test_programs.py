@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import shlex
 import sys
+import tomllib
 from email import message_from_string
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +15,7 @@ import fedpara
 from fedpara import installation
 from fedpara.app import programs
 from fedpara.app.make import find_modules_here
+from fedpara.app.overrides import parse
 from helpers import ROOT
 
 
@@ -134,3 +137,17 @@ def test_modules_of_the_current_folder_come_last(monkeypatch, tmp_path):
     find_modules_here()
     assert sys.path == [*before, str(tmp_path)]
     assert importlib.util.find_spec("a_module_of_my_own").origin == str(tmp_path / "a_module_of_my_own.py")
+
+
+def test_the_commands_of_the_page_are_commands():
+    page = (ROOT / "docs" / "install.md").read_text()
+    lines = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("fedpara ")]
+    assert {program for _, program, *_ in lines} == programs.PROGRAMS.keys()
+    for _, program, *arguments in lines:
+        for typed in arguments:
+            if program == "train" and not typed.startswith("-"):
+                assert parse(typed.replace("<run>", "run")).key_or_group
+    (workspaces,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][
+        "dashboard"
+    ]
+    assert f"pip install '{workspaces}'" in page
