@@ -18,7 +18,8 @@ LAYERS = {
     "errors": set(), "sampling": set(), "files": set(), "heap": set(), "interruption": set(), "old_runs": set(),
     "products": set(), "installation": set(), "__main__": {"app"},
     "runs": {"files", "metric", "record", "old_runs"},
-    "export": {"nn", "models", "files", "installation"}, "dashboard": {"metric", "record"},
+    "export": {"nn", "models", "data", "state", "metric", "record", "files", "runs", "installation"},
+    "dashboard": {"metric", "record"},
     "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private"},
     "communication": {"state"},
@@ -34,7 +35,7 @@ LAYERS = {
     },
     "callbacks": {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",
-        "installation",
+        "installation", "export",
     },
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",

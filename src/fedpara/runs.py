@@ -83,8 +83,13 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration by dotted key, with current names; empty if config.yaml is missing."""
+        return dict(leaves(self.nested_config))
+
+    @cached_property
+    def nested_config(self) -> dict[str, Any]:
+        """The resolved configuration as it is written, with current names; empty if config.yaml is missing."""
         path = self.folder / CONFIG
-        return dict(leaves(modernised(_read_yaml(path, dict)))) if path.is_file() else {}
+        return modernised(_read_yaml(path, dict)) if path.is_file() else {}
 
     @cached_property
     def overrides(self) -> dict[str, str]:

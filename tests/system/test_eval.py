@@ -123,7 +123,7 @@ def test_a_recurrent_network_is_exported_for_torchs_own_layers(tmp_path):
 
 def test_wrong_arguments_are_one_line(shell, run):
     wrong = {
-        "export=torch": "export=torch: must be dense or onnx",
+        "export=torch": "export=torch: must be dense, onnx, hub or loha",
         "client=4": "client=4: must be 0 to 3",
         "client=x": "client=x: must be 0 to 3",
     }

@@ -14,6 +14,7 @@ ROWS: list[tuple[str, list[Box]]] = [
         ("callbacks", "progress, checkpoint, run folder, loggers", "record"),
         ("report", "seeds, differences, figures, the page", "record"),
     ]),
+    ("what leaves a run", [("export", "merged weights, ONNX, LoHa, a folder for the Hub", "record")]),
     ("the round", [
         ("federation", "the round, and the client's half of it", "server"),
         ("runs", "the run folder", "record"),
@@ -21,7 +22,6 @@ ROWS: list[tuple[str, list[Box]]] = [
     ]),
     ("training clients", [
         ("execution", "serial, processes, vectorized, ray", "client"),
-        ("export", "merged weights, ONNX", "record"),
         ("record", "a round's figures", "record"),
     ]),
     ("what it is made of", [

@@ -1,10 +1,11 @@
 """The program `eval`: it tests the model of a run folder, finished or interrupted, and exports it.
 
-`client=3` takes that client's personal model; `export=dense` or `export=onnx` writes the model for use elsewhere. Any
-other key is one of the run's configuration, such as `trainer.accelerator=cpu`.
+`client=3` takes that client's personal model. `export=` writes the model for use elsewhere: `dense` merged weights,
+`onnx` a graph, `hub` a folder with weights, configuration and a model card, `loha` an adapter for PEFT and LyCORIS. A
+folder is uploaded to the Hugging Face Hub only with `hub.repo=user/name`, which is private unless `hub.private=false`;
+`hub.license=mit` is for the card. Any other key is one of the run's configuration, such as `trainer.accelerator=cpu`.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,13 @@ if TYPE_CHECKING:
     from fedpara.state import State
 
 NOT_BUILT = "callbacks", "logger", "faults"
-USAGE = "run=<run folder> [client=<number>] [export=dense|onnx] [trusted=[mypackage.*]] [<key>=<value> ...]"
-FORMATS = {"dense": "safetensors", "onnx": "onnx"}
+USAGE = (
+    "run=<run folder> [client=<number>] [export=dense|onnx|hub|loha] [hub.repo=<user/name>] [hub.private=true] "
+    "[hub.license=<licence>] [trusted=[mypackage.*]] [<key>=<value> ...]"
+)
+FORMATS = {"dense": ".safetensors", "onnx": ".onnx", "hub": "", "loha": ""}  # how the names of their files end
+FOLDERS_OF_MODELS = "hub", "loha"
+HUB_KEYS = "hub.repo", "hub.private", "hub.license"
 
 
 def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tuple[Experiment, "Federation"]:
@@ -92,23 +98,36 @@ def evaluate(federation: "Federation", client: int | None = None) -> dict[str, f
     return metrics
 
 
-def export(form: str, experiment: Experiment, state: "State", metrics: dict[str, float], path: Path) -> None:
-    """Write a model as merged weights ("dense") or as a graph ("onnx"), with metadata for its user as JSON."""
-    from fedpara.data import Normalize
-    from fedpara.export import export_dense, export_onnx
+def export(
+    form: str,
+    experiment: Experiment,
+    state: "State",
+    metrics: dict[str, float],
+    path: Path,
+    client: int | None = None,
+    licence: str | None = None,
+) -> None:
+    """Write the model of a run, with facts for its user.
+
+    Args:
+        form: "dense", merged weights; "onnx", a graph; "hub" or "loha", a folder with a model card.
+        path: the file, or the folder, which is in the run folder.
+        client: whose model it is; None: the global one.
+        licence: for the card, such as `mit`; None: unknown.
+    """
+    from fedpara.export import Card, data_facts, export_dense, export_folder, export_onnx, metadata_of
     from fedpara.state import load_state
 
     network, data = experiment.executor.module.network, experiment.datamodule
     load_state(network, state)
-    inputs, _ = next(iter(data.test_dataloader()))
-    known: dict[str, Any] = {"data": data.name, "num_classes": data.num_classes, "input_shape": list(inputs.shape[1:])}
-    if isinstance(data.prepare, Normalize):
-        known |= {"mean": data.prepare.mean, "std": data.prepare.std}
-    metadata = {name: json.dumps(value) for name, value in {**known, "metrics": metrics}.items()}
-    if form == "onnx":
-        export_onnx(network, inputs[:2], path, metadata)
+    facts = data_facts(data)
+    if form in FOLDERS_OF_MODELS:
+        export_folder(network, path, Card(Run(path.parent), facts, metrics, form, client, licence))
+    elif form == "onnx":
+        inputs, _ = next(iter(data.test_dataloader()))
+        export_onnx(network, inputs[:2], path, metadata_of(facts, metrics))
     else:
-        export_dense(network, path, metadata)
+        export_dense(network, path, metadata_of(facts, metrics))
 
 
 def _typed(overrides: list[str]) -> DictConfig:
@@ -155,19 +174,44 @@ def main() -> None:
 
 
 def _evaluate_and_export(arguments: dict[str, str]) -> None:
+    from fedpara.export import push, require_loha
+
     if "run" not in arguments:
         raise ConfigurationError(f"run: missing; give a run folder, {command_of('eval')} run=logs/train/runs/<run>")
     folder, form = Path(arguments.pop("run")).expanduser(), arguments.pop("export", None)
     trusted = trusted_names([f"trusted={arguments.pop('trusted')}"] if "trusted" in arguments else [])
     if form not in (None, *FORMATS):
-        raise ConfigurationError(f"export={form}: must be {' or '.join(FORMATS)}")
+        raise ConfigurationError(f"export={form}: must be {', '.join([*FORMATS][:-1])} or {[*FORMATS][-1]}")
+    hub = _hub_keys(arguments, form)
     chosen = arguments.pop("client", None)
     experiment, federation = load(folder, [f"{key}={value}" for key, value in arguments.items()], trusted)
     client = _client(chosen, federation)
+    if form == "loha":
+        require_loha(experiment.executor.module.network)
     metrics = evaluate(federation, client)
     for name, value in metrics.items():
         print(f"{name}: {value}")
     if form:
-        path = folder / f"model{'' if client is None else f'-client{client}'}.{FORMATS[form]}"
-        export(form, experiment, federation.model(client), metrics, path)
+        name = form if form in FOLDERS_OF_MODELS else "model"
+        path = folder / f"{name}{'' if client is None else f'-client{client}'}{FORMATS[form]}"
+        export(form, experiment, federation.model(client), metrics, path, client, hub.get("hub.license"))
         print(f"wrote {path}")
+        if repo := hub.get("hub.repo"):
+            print(f"pushed to {push(path, repo, hub.get('hub.private', 'true') == 'true')}")
+
+
+def _hub_keys(arguments: dict[str, str], form: str | None) -> dict[str, str]:
+    """Take the keys of the Hub out of the arguments, and check them before anything is read."""
+    from fedpara.export import require_repo
+
+    given = {key: arguments.pop(key) for key in [*arguments] if key.startswith("hub.")}
+    for key, value in given.items():
+        if key not in HUB_KEYS:
+            raise ConfigurationError(f"{key}: no such key; allowed in hub: {', '.join(HUB_KEYS)}")
+        if form not in FOLDERS_OF_MODELS:
+            raise ConfigurationError(f"{key}={value}: needs export={' or export='.join(FOLDERS_OF_MODELS)}")
+    if (private := given.get("hub.private", "true")) not in ("true", "false"):
+        raise ConfigurationError(f"hub.private={private}: must be true or false")
+    if "hub.repo" in given:
+        require_repo(given["hub.repo"])
+    return given

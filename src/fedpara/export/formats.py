@@ -18,6 +18,7 @@ from fedpara.files import write_atomically
 from fedpara.installation import install_line
 from fedpara.models import LSTMLayer
 from fedpara.nn import merge
+from fedpara.state import State
 
 
 def export_dense(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
@@ -32,10 +33,18 @@ def export_dense(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
     for name, layer in list(merge(network).named_modules()):
         if isinstance(layer, LSTMLayer):
             network.set_submodule(name, layer.plain())
-    dense = network.state_dict()
-    # plain torch needs every name, even if two layers share a tensor; tensors in the file must not share memory
-    state = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in dense.items()}
-    write_atomically(path, save(state, metadata))
+    write_weights(network, path, metadata)
+
+
+def write_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write a network's parameters and buffers as safetensors, each under all of its names."""
+    write_tensors(network.state_dict(), path, metadata)
+
+
+def write_tensors(state: State, path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors; in the file they share no memory, even if two are the same tensor."""
+    own = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    write_atomically(path, save(own, metadata))
 
 
 def export_onnx(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[str, str]) -> None:
