@@ -48,6 +48,11 @@ DOCUMENTED = {
     "paths.log_dir": "new/logs", "trainer": "cpu", "data": "mnist_small", "callbacks": "default", "paths": "default",
     "federation": "default", "resume": "null", "data.lone_example": "merge", "federation.max_crashes": "null",
     "callbacks.clients.every": "2 callbacks=clients", "callbacks.clients.max_rows": "10 callbacks=clients",
+    "logger.wandb.project": "mine logger=wandb", "logger.wandb.group": "mine logger=wandb",
+    "logger.wandb.job_type": "pilot logger=wandb", "logger.wandb.name": "mine logger=wandb",
+    "logger.wandb.tags": "[a,b] logger=wandb", "logger.wandb.notes": "'a pilot' logger=wandb",
+    "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
+    "logger.wandb.client_rows": "10 logger=wandb",
     "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
 }  # fmt: skip
 # tried one by one where it matters what a key does alone; the others one by one are slow, and all in one run besides
