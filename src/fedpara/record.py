@@ -30,6 +30,9 @@ def columns(headline: Metric = ACCURACY) -> tuple[str, ...]:
 
 
 COLUMNS = columns()
+CLIENT_COLUMNS = (
+    "round", "client", "outcome", "examples", "steps", "train_loss", "seconds", "up_bytes", "down_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,37 @@ class RoundRecord:
             for speed in SPEEDS_MBPS
         }
         return seconds | {"cost/total_mj": megajoules(self.total_bytes)}
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """Figures of one client of a round.
+
+    Attributes:
+        round: number of the round, from 1.
+        client: index of the client.
+        outcome: `succeeded`, or how its last attempt failed.
+        up_bytes: bytes that it sent to the server, in all its attempts.
+        down_bytes: bytes of the broadcast, which it was sent once.
+        num_examples, num_steps, train_loss, seconds: those of its `Report`; None if it failed.
+    """
+
+    round: int
+    client: int
+    outcome: str
+    up_bytes: int
+    down_bytes: int
+    num_examples: int | None = None
+    num_steps: int | None = None
+    train_loss: float | None = None
+    seconds: float | None = None
+
+    def as_row(self) -> tuple[int | float | str | None, ...]:
+        """The record in the order of `CLIENT_COLUMNS`."""
+        return (
+            self.round, self.client, self.outcome, self.num_examples, self.num_steps, self.train_loss, self.seconds,
+            self.up_bytes, self.down_bytes,
+        )  # fmt: skip
 
 
 def spread(name: str, values: tuple[float, ...], worst: int = 10) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedpara.old_runs import modernised
 
 METRICS, SUMMARY, CONFIG, OVERRIDES = "metrics.csv", "summary.json", "config.yaml", "overrides.yaml"
 CHECKPOINT, CLIENTS = "checkpoint.safetensors", "clients"
+CLIENT_TABLE = "clients.csv"
 PARTICIPANTS, PARTITION = "participants.jsonl", "partition.png"
 MARKS = {SUMMARY, METRICS, OVERRIDES, ".hydra"}
 # results do not depend on these keys
@@ -203,6 +205,34 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [{**row, "round": int(row["round"])} for row in rows]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UnusableFile(f"{path}: not a table of rounds, or damaged ({error})") from error
+
+
+def read_clients(path: Path) -> Iterator[dict[str, int | float | str | None]]:
+    """The rows of a clients.csv one by one, so that a table of any length can be read; none if there is no file.
+
+    Raises:
+        UnusableFile: the file is not such a table.
+    """
+    if not path.is_file():
+        return
+    try:
+        with path.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                yield {name: _of_client(name, value) for name, value in row.items()}
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UnusableFile(f"{path}: not a table of clients, or damaged ({error})") from error
+
+
+def _of_client(name: str, value: str) -> int | float | str | None:
+    if name == "outcome":
+        return value
+    return (float(value) if name in ("train_loss", "seconds") else int(value)) if value else None
+
+
+def sample_of_clients(path: Path, most: int) -> list[dict[str, int | float | str | None]]:
+    """At most so many rows of a clients.csv: all rounds of every client, or of every k-th if that is too many."""
+    every = max(1, -(-sum(1 for _ in read_clients(path)) // most))
+    return list(islice((row for row in read_clients(path) if int(row["client"] or 0) % every == 0), most))
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

@@ -1,13 +1,21 @@
 """Weights & Biases offline: read back with W&B's own reader, as a person would."""
 
+import json
 import logging
+import os
+import re
+from contextlib import suppress
 
 import pytest
 import wandb
 
-from fedpara.callbacks import Checkpoint, LoggerForwarding, RunFolder, restore
+from fedpara.callbacks import Checkpoint, ClientTable, LoggerForwarding, RunFolder, restore
 from fedpara.callbacks.wandb import FederationWandbLogger
+from fedpara.execution import FaultInjection, ProcessesExecutor
+from fedpara.federation import FederationCallback, simulated
+from fedpara.record import CLIENT_COLUMNS
 from helpers.federations import make_federation
+from helpers.noting import Noting
 from helpers.runs import of_wandb
 
 
@@ -63,6 +71,141 @@ def test_what_is_personal_is_judged_by_the_clients_own_models(offline, monkeypat
     monkeypatch.setattr(logger.experiment, "log", rows.append)
     make_federation(personal=["*2"], num_rounds=1, callbacks=[LoggerForwarding([logger], offline)]).fit()
     assert rows[0]["acc_over_gb"] == rows[0]["personal/acc_mean"] != rows[0]["test/acc"]
+
+
+class Told(list):
+    def __init__(self, logger, monkeypatch):
+        super().__init__()
+        monkeypatch.setattr(logger.experiment, "alert", lambda *said, level, wait_duration: self.append((*said, level)))
+
+
+def alerted(offline, monkeypatch, alerts=True, **options):
+    """The alerts of a run; its error, if it has one, is no concern here."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = FederationWandbLogger(project="test", save_dir=str(offline), alerts=alerts)
+    told = Told(logger, monkeypatch)
+    federation = make_federation(callbacks=[LoggerForwarding([logger], offline)], **options)
+    with suppress(FloatingPointError, KeyboardInterrupt):
+        federation.fit()
+    return told
+
+
+def test_a_run_that_diverges_is_told_with_its_error(offline, monkeypatch):
+    ((title, text, level),) = alerted(offline, monkeypatch, lr=1e30)
+    assert (title, level) == ("Run diverged", "ERROR")
+    assert text.startswith(f"{offline.name} after 0 rounds: FloatingPointError: client ")
+    assert text.endswith(
+        "returned NaN or infinite parameters in round 1: the training diverged; try a smaller model.optimizer.lr"
+    )
+
+
+def test_clients_that_diverge_are_told_where_the_round_still_counts(offline, monkeypatch):
+    faulty = lambda executor: simulated(FaultInjection(executor, nan=0.3))  # noqa: E731
+    told = alerted(offline, monkeypatch, clients=faulty, clients_per_round=5)
+    assert told
+    assert {(title, level) for title, _, level in told} == {("Clients diverged", "WARN")}
+    assert re.fullmatch(r"round \d: \d of 5 clients returned NaN or infinite parameters; try .*", told[0][1])
+
+
+def test_alerts_can_be_off_and_a_run_that_goes_well_has_none(offline, monkeypatch):
+    assert alerted(offline, monkeypatch, alerts=False, lr=1e30) == []
+    assert alerted(offline, monkeypatch) == []
+
+
+def test_an_interruption_is_not_told(offline, monkeypatch):
+    class Stop(FederationCallback):
+        def on_round_end(self, federation, record):
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = FederationWandbLogger(project="test", save_dir=str(offline))
+    told = Told(logger, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make_federation(callbacks=[LoggerForwarding([logger], offline), Stop()]).fit()
+    assert told == []
+
+
+def test_a_run_that_fails_before_its_first_round_is_told(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = FederationWandbLogger(project="test", save_dir=str(offline))
+    told = Told(logger, monkeypatch)
+    with pytest.raises(ValueError, match="no data"), LoggerForwarding([logger], offline):
+        raise ValueError("no data")
+    assert told == [("Run failed", f"{offline.name} before its first round: ValueError: no data", "ERROR")]
+
+
+def test_an_alert_notes_and_the_job_type_are_in_the_file(offline):
+    """They reach the server when the run is synced."""
+    logger = FederationWandbLogger(
+        project="test", save_dir=str(offline), id="told", notes="a pilot", tags=["a", "b"], job_type="train", group="g"
+    )
+    with suppress(FloatingPointError):
+        make_federation(lr=1e30, callbacks=[LoggerForwarding([logger], offline)]).fit()
+    records, _ = of_wandb(offline, "told")
+    (own,) = [record["run"] for record in records if record["type"] == "run"]
+    assert (own["notes"], own["tags"], own["job_type"], own["run_group"]) == ("a pilot", ["a", "b"], "train", "g")
+    (alert,) = [record["alert"] for record in records if record["type"] == "alert"]
+    assert (alert["title"], alert["level"]) == ("Run diverged", "ERROR")
+
+
+def test_the_table_of_clients_is_logged_whole_also_after_a_resume(offline):
+    make_federation(num_rounds=2, callbacks=[RunFolder(offline, {}), ClientTable(offline), Checkpoint(offline)]).fit()
+    logger = FederationWandbLogger(project="test", save_dir=str(offline), id="clients")
+    federation = make_federation(num_rounds=3)
+    restore(federation, offline)
+    federation.callbacks = [ClientTable(offline), LoggerForwarding([logger], offline)]
+    federation.fit()
+    (path,) = (offline / "wandb").glob("offline-run-*-clients/files/media/table/clients/table_*.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == list(CLIENT_COLUMNS)
+    assert [row[0] for row in table["data"]] == [1, 1, 2, 2, 3, 3]
+    assert {row[2] for row in table["data"]} == {"succeeded"}
+
+
+def test_no_table_where_none_is_wanted(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger, rows = FederationWandbLogger(project="test", save_dir=str(offline), client_rows=0), []
+    monkeypatch.setattr(logger.experiment, "log", rows.append)
+    make_federation(callbacks=[ClientTable(offline), LoggerForwarding([logger], offline)]).fit()
+    assert not any("clients/table" in row for row in rows)
+    with pytest.raises(ValueError, match="client_rows=-1: must be a whole number, at least 0"):
+        FederationWandbLogger(project="test", save_dir=str(offline), client_rows=-1)
+
+
+@pytest.mark.parametrize(
+    ("visible", "watched"), [("1", [1]), ("0,3", [0, 3]), (None, None), ("", None), ("GPU-8932f937", None)]
+)
+def test_system_metrics_are_those_of_the_jobs_own_gpus_and_process(offline, monkeypatch, visible, watched):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    logger = FederationWandbLogger(project="test", save_dir=str(offline))
+    settings = logger.experiment.settings
+    logger.finalize("success")
+    assert settings.x_stats_gpu_device_ids == watched
+    assert (settings.x_stats_pid, settings.x_stats_track_process_tree) == (os.getpid(), False)
+
+
+def test_workers_start_no_run_of_their_own(offline, monkeypatch):
+    """Lightning imports W&B's module there, but there is one run for all processes."""
+    notes = offline / "notes"
+    notes.mkdir()
+    monkeypatch.setenv("NOTES", str(notes))
+    logger = FederationWandbLogger(project="test", save_dir=str(offline), id="one")
+    federation = make_federation(
+        executor=lambda training: ProcessesExecutor(training, workers=2),
+        network=lambda: Noting([16, 8, 3]),
+        callbacks=[LoggerForwarding([logger], offline)],
+        num_rounds=1,
+    )
+    federation.fit()
+    federation.close()
+    found = {int(path.name): path.read_text() for path in notes.iterdir()}
+    found.pop(os.getpid())  # it tests the model
+    assert found
+    assert set(found.values()) == {"False"}
+    assert len(list((offline / "wandb").glob("offline-run-*"))) == 1
 
 
 @pytest.mark.parametrize(("known", "logged"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [3])])

@@ -47,6 +47,12 @@ DOCUMENTED = {
     "callbacks.checkpoint.every": "2", "callbacks.checkpoint.memory_gb": "0.5", "hydra.job.chdir": "true",
     "paths.log_dir": "new/logs", "trainer": "cpu", "data": "mnist_small", "callbacks": "default", "paths": "default",
     "federation": "default", "resume": "null", "data.lone_example": "merge", "federation.max_crashes": "null",
+    "callbacks.clients.every": "2 callbacks=clients", "callbacks.clients.max_rows": "10 callbacks=clients",
+    "logger.wandb.project": "mine logger=wandb", "logger.wandb.group": "mine logger=wandb",
+    "logger.wandb.job_type": "pilot logger=wandb", "logger.wandb.name": "mine logger=wandb",
+    "logger.wandb.tags": "[a,b] logger=wandb", "logger.wandb.notes": "'a pilot' logger=wandb",
+    "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
+    "logger.wandb.client_rows": "10 logger=wandb",
     "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
 }  # fmt: skip
 # tried one by one where it matters what a key does alone; the others one by one are slow, and all in one run besides
@@ -59,7 +65,7 @@ TOGETHER = {
     "federation.eval_every", "trainer.max_epochs", "trainer.accelerator", "data.batch_size", "data.max_train",
     "data.max_test", "data.local_fraction", "executor.whole_epochs", "executor.capture", "link.up_codec.bits",
     "faults.dropout", "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every",
-    "partition.alpha",
+    "partition.alpha", "callbacks.clients.every", "callbacks.clients.max_rows",
     "callbacks.checkpoint.memory_gb", "data.lone_example", "federation.max_crashes", "data.validation",
 }  # fmt: skip
 

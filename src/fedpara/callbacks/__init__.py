@@ -1,6 +1,7 @@
 """Callbacks of a run: progress, checkpoints, the files of the run folder, loggers."""
 
 from fedpara.callbacks.checkpoint import Checkpoint, restore
+from fedpara.callbacks.client_table import ClientTable
 from fedpara.callbacks.logging import LoggerForwarding
 from fedpara.callbacks.partition_picture import PartitionPicture
 from fedpara.callbacks.progress import ProgressDisplay
@@ -8,6 +9,6 @@ from fedpara.callbacks.run_folder import RunFolder
 from fedpara.callbacks.wandb import FederationWandbLogger
 
 __all__ = [
-    "Checkpoint", "FederationWandbLogger", "LoggerForwarding", "PartitionPicture", "ProgressDisplay", "RunFolder",
-    "restore",
+    "Checkpoint", "ClientTable", "FederationWandbLogger", "LoggerForwarding", "PartitionPicture", "ProgressDisplay",
+    "RunFolder", "restore",
 ]  # fmt: skip

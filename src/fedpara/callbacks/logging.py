@@ -1,5 +1,7 @@
 """Forwards each round to Lightning loggers (W&B, TensorBoard, MLflow, ...)."""
 
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +10,8 @@ from pytorch_lightning.loggers import Logger
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.metric import Metric
-from fedpara.record import RoundRecord
-from fedpara.runs import Run
+from fedpara.record import RoundRecord, counted
+from fedpara.runs import CLIENT_TABLE, Run
 
 
 class LoggerForwarding(FederationCallback):
@@ -48,10 +50,15 @@ class LoggerForwarding(FederationCallback):
             logger.log_metrics(record.as_row(), step=record.round)
             if record.personal_scores and isinstance(logger, FederationWandbLogger):
                 logger.log_histogram(f"personal/{record.headline.name}", record.personal_scores, record.round)
+        if text := _divergence(record):
+            self._alert("Clients diverged", f"round {record.round}: {text}", is_failure=False)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
-        """Close the loggers."""
-        self._close(outcome)
+        """Log the table of clients, if the run has one, and close the loggers."""
+        for logger in self.loggers:
+            if isinstance(logger, FederationWandbLogger):
+                logger.log_clients(self.folder / CLIENT_TABLE)
+        self._close(outcome, sys.exc_info()[1], f"after {counted(federation.round, 'round')}")
 
     def __enter__(self) -> "LoggerForwarding":
         return self
@@ -62,10 +69,32 @@ class LoggerForwarding(FederationCallback):
         A run that could not be resumed keeps the state in its folder.
         """
         before = Run(self.folder).summary.get("state")
-        self._close(before or ("interrupted" if kind is KeyboardInterrupt else "failed"))
+        outcome: Outcome = before or ("interrupted" if kind is KeyboardInterrupt else "failed")
+        self._close(
+            outcome, next((one for one in error if isinstance(one, BaseException)), None), "before its first round"
+        )
 
-    def _close(self, outcome: Outcome) -> None:
-        """Close the loggers with Lightning's word for the outcome."""
+    def _alert(self, title: str, text: str, is_failure: bool) -> None:
+        for logger in self.loggers:
+            if isinstance(logger, FederationWandbLogger):
+                logger.alert(title, text, is_failure)
+
+    def _close(self, outcome: Outcome, error: BaseException | None, when: str) -> None:
+        """Close the loggers with Lightning's word for the outcome; a failure is told with its error."""
+        if outcome == "failed":
+            title = "Run diverged" if isinstance(error, FloatingPointError) else "Run failed"
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+            self._alert(title, f"{self.folder.name} {when}: {cause}", is_failure=True)
         for logger in self.loggers:
             logger.finalize({"finished": "success", "failed": "failed", "interrupted": "aborted"}[outcome])
         self.loggers = []
+
+
+def _divergence(record: RoundRecord) -> str:
+    """What diverged in a round that still counted; empty if nothing did."""
+    if diverged := record.clients.get("diverged"):
+        of = counted(record.num_clients, "client")
+        return f"{diverged} of {of} returned NaN or infinite parameters; try a smaller model.optimizer.lr"
+    if record.clients.get("succeeded") and not math.isfinite(record.train_loss):
+        return f"the training loss is {record.train_loss}; try a smaller model.optimizer.lr"
+    return ""

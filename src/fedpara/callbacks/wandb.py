@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from fedpara.cost import TEST_ACCURACY
 from fedpara.metric import Metric
 from fedpara.record import ACCURACY, COLUMNS
+from fedpara.runs import sample_of_clients
 
 log = logging.getLogger(__name__)
 SETTINGS = {
@@ -21,7 +23,14 @@ SETTINGS = {
     "id": "run_id",
     "tags": "run_tags",
 }  # key: W&B's setting with the same rule; entity and project are both parts of a URL
-LONGEST = {"project": 128, "entity": 128, "id": 128, "group": 128, "name": 128}  # limits of W&B's server
+LONGEST = {
+    "project": 128,
+    "entity": 128,
+    "id": 128,
+    "group": 128,
+    "job_type": 128,
+    "name": 128,
+}  # limits of W&B's server
 
 
 class FederationWandbLogger(WandbLogger):
@@ -36,18 +45,30 @@ class FederationWandbLogger(WandbLogger):
         target: a value of the headline (accuracy: 0 to 1). When it is first reached, the GB so far go into the summary
             as `gb_to_target`. It is compared with the global model, or with the clients' own models if a part of the
             model is personal. None: no target.
-        **init: further arguments of `wandb.init`: group, name, tags, notes, entity, id.
+        alerts: whether W&B tells (by mail or Slack, as set there) of a run that fails and of clients that diverge.
+        client_rows: largest number of rows of the table of clients, from `callbacks=clients`; 0: no table.
+        **init: further arguments of `wandb.init`: group, job_type, name, tags, notes, entity, id. Under `wandb agent`
+            the sweep chooses project, entity and id.
 
     Raises:
         ValueError: `target` is not a number, or W&B does not accept a name; no run is started then.
     """
 
     def __init__(
-        self, project: str, save_dir: str, resumed: Any = None, target: float | None = None, **init: Any
+        self,
+        project: str,
+        save_dir: str,
+        resumed: Any = None,
+        target: float | None = None,
+        alerts: bool = True,
+        client_rows: int = 10_000,
+        **init: Any,
     ) -> None:
         if target is not None and not math.isfinite(target):
             raise ValueError(f"target={target}: must be a number")
-        self.target = target
+        if client_rows < 0:
+            raise ValueError(f"client_rows={client_rows}: must be a whole number, at least 0")
+        self.target, self.alerts, self.client_rows = target, alerts, client_rows
         _require_names({"project": project, **init})
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
@@ -95,6 +116,19 @@ class FederationWandbLogger(WandbLogger):
         """Log a vector of round `number` as a histogram."""
         self.experiment.log({name: wandb.Histogram(list(values)), "round": number})
 
+    def log_clients(self, path: Path) -> None:
+        """Log the rows of a clients.csv as the table `clients/table`: all of them, or all rounds of some clients."""
+        rows = sample_of_clients(path, self.client_rows) if self.client_rows else []
+        if rows:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            self.experiment.log({"clients/table": table, "round": self.rounds})
+
+    def alert(self, title: str, text: str, is_failure: bool) -> None:
+        """Send an alert, unless they are off; one with the same title at most once an hour."""
+        if self.alerts:
+            level = "ERROR" if is_failure else "WARN"
+            self.experiment.alert(title, text, level=level, wait_duration=timedelta(hours=1))
+
     def finalize(self, status: str) -> None:
         """Close the run as finished, failed or interrupted (255, W&B's exit code for that)."""
         self.experiment.finish(exit_code={"success": 0, "aborted": 255}.get(status, 1))
@@ -114,9 +148,19 @@ def _require_names(init: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value!r}: W&B does not accept it ({reason})") from error
 
 
+def _own_gpus() -> list[int] | None:
+    """The GPUs of CUDA_VISIBLE_DEVICES, so that the system metrics of a sweep's job are not those of all; None: all.
+
+    Process metrics are those of this process alone: W&B does not follow the workers of `executor=processes`, which
+    start no run of their own.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [int(name) for name in named] if all(name.strip().isdigit() for name in named) else None
+
+
 def _start(**init: Any) -> Any:
     """Call `wandb.init`, offline if there is no account or no network."""
-    quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
+    quiet = wandb.Settings(silent=True, console="off", init_timeout=30, x_stats_gpu_device_ids=_own_gpus())
     mode: Any = os.environ.get("WANDB_MODE")
     if mode is None and not wandb.login(prompt=False, verify=False):
         mode = "offline"

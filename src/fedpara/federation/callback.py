@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from fedpara.federation.client import Report
-from fedpara.record import RoundRecord
+from fedpara.record import ClientRecord, RoundRecord
 
 if TYPE_CHECKING:
     from fedpara.federation.round import Federation
@@ -22,6 +22,9 @@ class FederationCallback:
 
     def on_client_end(self, federation: "Federation", report: Report) -> None:
         """After each client's training that succeeded."""
+
+    def on_client_record(self, federation: "Federation", record: ClientRecord) -> None:
+        """Once for each client of the round, when it has succeeded, or after its last attempt has failed."""
 
     def on_round_end(self, federation: "Federation", record: RoundRecord) -> None:
         """After each round; `federation.round` and `federation.server` are those of the finished round."""

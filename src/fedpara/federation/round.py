@@ -19,7 +19,7 @@ from fedpara.federation.clients import Clients, MakeClients, simulated
 from fedpara.federation.tally import Tally
 from fedpara.interruption import interruption
 from fedpara.metric import Metric
-from fedpara.record import RoundRecord
+from fedpara.record import ClientRecord, RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
 from fedpara.state import Parts, State, arranged, is_finite, num_elements
@@ -268,6 +268,10 @@ class Federation:
             failed = {failure.client for failure in tally.failures}
             chosen = [client for client in chosen if client in failed]
         tally.train_seconds = time.perf_counter() - start
+        down_bytes = broadcast.packet.num_bytes
+        for failure in tally.failures:
+            sent = tally.unused_bytes[failure.client]
+            self._tell(ClientRecord(self.round + 1, failure.client, failure.kind, sent, down_bytes))
         self._judge(tally)
 
     def _receive(self, reply: Reply, broadcast: Broadcast, tally: Tally) -> Upload | ClientFailure:
@@ -285,11 +289,23 @@ class Federation:
                 f"client {report.client} returned NaN or infinite parameters in round {self.round + 1}: "
                 "the training diverged; try a smaller model.optimizer.lr"
             )
+            tally.unused_bytes[report.client] += reply.packet.num_bytes
             return ClientFailure(report.client, "diverged", FloatingPointError(reason))
         for callback in self.callbacks:
             callback.on_client_end(self, report)
+        sent = reply.packet.num_bytes + tally.unused_bytes.pop(report.client, 0)
+        self._tell(
+            ClientRecord(
+                self.round + 1, report.client, "succeeded", sent, broadcast.packet.num_bytes, report.num_examples,
+                report.num_steps, report.train_loss, report.seconds,
+            )
+        )  # fmt: skip
         tally.add(report)
         return Upload(parts, report.num_examples)
+
+    def _tell(self, record: ClientRecord) -> None:
+        for callback in self.callbacks:
+            callback.on_client_record(self, record)
 
     def _finite(self, server: Parts) -> Parts:
         """The server's new state, checked: its own step can overflow even where every upload was finite."""

@@ -19,6 +19,7 @@ class Tally:
         self.succeeded: list[int] = []
         self.failures: list[ClientFailure] = []
         self.up_bytes = 0
+        self.unused_bytes: Counter[int] = Counter()  # of uploads that were not finite, by client
         self.loss_sum = 0.0
         self.num_examples = 0
         self.busy_seconds = self.wait_seconds = self.train_seconds = 0.0
