@@ -45,14 +45,14 @@ def test_the_commands_run(block, shell, tmp_path, monkeypatch):
         elif script == "src/train.py":
             arguments += [word for word in SMALL if word.partition("=")[0] not in " ".join(arguments)]
         status, error, out = shell(*arguments, program=program(script))
-        assert status in (0, None), f"{' '.join(words)}: {error}"
+        assert status in (0, None), f"{' '.join(words)}: {error}\n{out[-3000:]}"
         assert out
         run.append(script)
     assert run
     if "src/train.py" in run:
         found = find_runs(tmp_path / "logs")
         assert len(found) > 1
-        assert {one.state for one in found} == {"finished"}
+        assert {one.state for one in found} == {"finished"}, {one.name: (one.state, one.summary) for one in found}
         assert sorted({len(one.rows) for one in found}) == [2, 3]  # one was resumed
     if "src/report.py" in run:
         assert list((tmp_path / "logs/train/multiruns").glob("*/report/report.html"))
