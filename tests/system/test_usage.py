@@ -48,6 +48,8 @@ DOCUMENTED = {
     "paths.log_dir": "new/logs", "trainer": "cpu", "data": "mnist_small", "callbacks": "default", "paths": "default",
     "federation": "default", "resume": "null", "data.lone_example": "merge", "federation.max_crashes": "null",
     "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
+    "logger.wandb.log_model": "true logger=wandb",
+    "logger.wandb.registry": "wandb-registry-model/digits logger=wandb logger.wandb.log_model=true",
 }  # fmt: skip
 # tried one by one where it matters what a key does alone; the others one by one are slow, and all in one run besides
 ALONE = {

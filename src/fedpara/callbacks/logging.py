@@ -1,5 +1,6 @@
 """Forwards each round to Lightning loggers (W&B, TensorBoard, MLflow, ...)."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.metric import Metric
 from fedpara.record import RoundRecord
 from fedpara.runs import Run
+from fedpara.state import load_state
+
+FOLDER = "hub"  # of the model that is logged, in the run folder; eval.py export=hub writes the same
 
 
 class LoggerForwarding(FederationCallback):
@@ -50,8 +54,28 @@ class LoggerForwarding(FederationCallback):
                 logger.log_histogram(f"personal/{record.headline.name}", record.personal_scores, record.round)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
-        """Close the loggers."""
-        self._close(outcome)
+        """Log the final model where that is asked for, and close the loggers."""
+        try:
+            if outcome == "finished":
+                self._log_models(federation)
+        finally:
+            self._close(outcome)
+
+    def _log_models(self, federation: Federation) -> None:
+        """Write the folder `hub` in the run folder, and log it to W&B."""
+        asked = [one for one in self.loggers if isinstance(one, FederationWandbLogger) and one.logs_model]
+        if not asked:
+            return
+        from fedpara.export import Card, data_facts, export_folder  # only then: it imports more than a run needs
+
+        run = Run(self.folder)
+        metrics = run.summary.get("metrics", {}).get("last", {})
+        card = Card(run, data_facts(federation.executor.datamodule), metrics)
+        network = copy.deepcopy(federation.executor.module.network)  # a merged network cannot be trained any further
+        load_state(network, federation.model())
+        export_folder(network, self.folder / FOLDER, card)
+        for logger in asked:
+            logger.log_model_folder(self.folder / FOLDER, {**card.config(), "metrics": metrics})
 
     def __enter__(self) -> "LoggerForwarding":
         return self

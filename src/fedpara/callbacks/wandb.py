@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,18 +37,30 @@ class FederationWandbLogger(WandbLogger):
         target: a value of the headline (accuracy: 0 to 1). When it is first reached, the GB so far go into the summary
             as `gb_to_target`. It is compared with the global model, or with the clients' own models if a part of the
             model is personal. None: no target.
+        log_model: whether the final model of a finished run is logged as an artifact of type `model`, with its
+            configuration and its card: `model-<id>`.
+        registry: where that artifact is linked, `wandb-registry-<registry>/<collection>`; None: nowhere.
         **init: further arguments of `wandb.init`: group, name, tags, notes, entity, id.
 
     Raises:
-        ValueError: `target` is not a number, or W&B does not accept a name; no run is started then.
+        ValueError: `target` is not a number, `registry` is not such a path or comes without `log_model`, or W&B does
+            not accept a name; no run is started then.
     """
 
     def __init__(
-        self, project: str, save_dir: str, resumed: Any = None, target: float | None = None, **init: Any
+        self,
+        project: str,
+        save_dir: str,
+        resumed: Any = None,
+        target: float | None = None,
+        log_model: bool = False,
+        registry: str | None = None,
+        **init: Any,
     ) -> None:
         if target is not None and not math.isfinite(target):
             raise ValueError(f"target={target}: must be a number")
-        self.target = target
+        _require_registry(registry, log_model)
+        self.target, self.logs_model, self.registry = target, log_model, registry
         _require_names({"project": project, **init})
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
@@ -95,9 +108,35 @@ class FederationWandbLogger(WandbLogger):
         """Log a vector of round `number` as a histogram."""
         self.experiment.log({name: wandb.Histogram(list(values)), "round": number})
 
+    def log_model_folder(self, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Log a folder as the artifact `model-<id>`, and link it to the registry if there is one.
+
+        Offline W&B cannot link; a line says how to do that after the run is synchronised.
+        """
+        run = self.experiment
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", f"model-{run.id}")[:128], "model", metadata=dict(metadata))
+        artifact.add_dir(str(folder))
+        logged = run.log_artifact(artifact)
+        if not self.registry or run.disabled:
+            return
+        if run.offline:
+            name = f"{run.project}/{artifact.name.partition(':')[0]}:latest"
+            log.info("W&B is offline; to link after wandb sync: wandb.Api().artifact(%r).link(%r)", name, self.registry)
+        else:
+            run.link_artifact(logged, self.registry)
+
     def finalize(self, status: str) -> None:
         """Close the run as finished, failed or interrupted (255, W&B's exit code for that)."""
         self.experiment.finish(exit_code={"success": 0, "aborted": 255}.get(status, 1))
+
+
+def _require_registry(registry: str | None, log_model: bool) -> None:
+    if registry is None:
+        return
+    if not re.fullmatch(r"([\w.-]+/)?wandb-registry-[^/]+/[\w.-]+", registry):
+        raise ValueError(f"registry={registry}: must be wandb-registry-<registry>/<collection>")
+    if not log_model:
+        raise ValueError(f"registry={registry}: needs log_model=true, only an artifact can be linked")
 
 
 def _require_names(init: Mapping[str, Any]) -> None:
