@@ -5,15 +5,21 @@ import logging
 import os
 import re
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
+import torch
 import wandb
+from safetensors.torch import load_file
 
 from fedpara.callbacks import Checkpoint, ClientTable, LoggerForwarding, RunFolder, restore
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.execution import FaultInjection, ProcessesExecutor
 from fedpara.federation import FederationCallback, simulated
+from fedpara.models import MLP
 from fedpara.record import CLIENT_COLUMNS
+from fedpara.runs import Run
+from fedpara.state import load_state
 from helpers.federations import make_federation
 from helpers.noting import Noting
 from helpers.runs import of_wandb
@@ -221,3 +227,91 @@ def test_a_run_that_goes_on_logs_each_round_that_wandb_lacks_once(offline, monke
     federation.callbacks = [RunFolder(offline, {}), LoggerForwarding([logger], offline)]
     federation.fit()
     assert [row["round"] for row in rows] == logged
+
+
+def finished(folder, **options):
+    """A run that logs its final model, and the name of its only artifact in W&B's file."""
+    logger = FederationWandbLogger(project="test", save_dir=str(folder), id="a=b", **options)
+    callbacks = [RunFolder(folder, {"dense": 10, "shared": 5}), LoggerForwarding([logger], folder)]
+    federation = make_federation(num_rounds=2, callbacks=callbacks)
+    federation.fit()
+    return federation
+
+
+def artifacts(folder):
+    records, _ = of_wandb(folder, "a=b")
+    return [record["artifact"] for record in records if record["type"] == "artifact"]
+
+
+@pytest.fixture
+def staged(offline, monkeypatch):
+    """W&B's own copies of artifacts are in the test's folder."""
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, str(offline / name))
+    return offline
+
+
+def test_no_model_is_logged_unless_told(staged):
+    finished(staged)
+    assert artifacts(staged) == []
+    assert not (staged / "hub").exists()
+
+
+def test_the_final_model_is_an_artifact_offline_too(staged, caplog):
+    with caplog.at_level(logging.INFO):
+        federation = finished(staged, log_model=True, registry="wandb-registry-model/digits")
+    (artifact,) = artifacts(staged)
+    assert (artifact["name"], artifact["type"]) == ("model-a-b", "model")
+    metadata = json.loads(artifact["metadata"])
+    assert metadata["metrics"]["test/acc"] == Run(staged).last("test/acc")
+    assert metadata["data"]["data"] == "tiny"
+    assert {entry["path"] for entry in artifact["manifest"]["contents"]} == {
+        "README.md", "config.json", "model.safetensors",
+    }  # fmt: skip
+    assert "wandb.Api().artifact('test/model-a-b:latest').link('wandb-registry-model/digits')" in caplog.text
+    assert "| state of the run | finished |" in (staged / "hub" / "README.md").read_text()
+    network = MLP([16, 8, 3])
+    network.load_state_dict(load_file(staged / "hub" / "model.safetensors"))
+    images = torch.randn(3, 1, 4, 4)
+    trained = federation.executor.module.network
+    load_state(trained, federation.model())
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), trained(images), rtol=0, atol=1e-6)
+    federation.num_rounds = 3
+    federation.fit()  # the network is still factorised
+    assert federation.round == 3
+
+
+def test_online_the_artifact_is_linked_to_the_registry(staged, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger, calls = FederationWandbLogger(project="test", save_dir=str(staged), log_model=True), []
+    logger.registry = "wandb-registry-model/digits"
+    logger._experiment = SimpleNamespace(
+        id="x", disabled=False, offline=False, log_artifact=lambda artifact: artifact,
+        link_artifact=lambda artifact, target: calls.append((artifact.name, artifact.type, target)),
+    )  # fmt: skip
+    (staged / "hub").mkdir()
+    (staged / "hub" / "README.md").write_text("card")
+    logger.log_model_folder(staged / "hub", {})
+    assert calls == [("model-x", "model", "wandb-registry-model/digits")]
+
+
+def test_a_run_that_fails_logs_no_model(staged):
+    logger = FederationWandbLogger(project="test", save_dir=str(staged), id="a=b", log_model=True)
+    federation = make_federation(lr=1e30, callbacks=[RunFolder(staged, {}), LoggerForwarding([logger], staged)])
+    with pytest.raises(FloatingPointError):
+        federation.fit()
+    assert artifacts(staged) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"registry": "digits", "log_model": True}, "registry=digits: must be wandb-registry-<registry>/<collection>"),
+        ({"registry": "wandb-registry-model/digits"}, "registry=wandb-registry-model/digits: needs log_model=true"),
+    ],
+)
+def test_a_wrong_registry_starts_no_run(offline, options, line):
+    with pytest.raises(ValueError, match=line):
+        FederationWandbLogger(project="test", save_dir=str(offline), **options)
+    assert not (offline / "wandb").exists()

@@ -51,8 +51,8 @@ def test_the_commands_run(block, shell, tmp_path, monkeypatch):
     assert run
     if "src/train.py" in run:
         found = find_runs(tmp_path / "logs")
-        assert len(found) > 1
+        assert found
         assert {one.state for one in found} == {"finished"}, {one.name: (one.state, one.summary) for one in found}
-        assert sorted({len(one.rows) for one in found}) == [2, 3]  # one was resumed
+        assert {len(one.rows) for one in found} == ({2, 3} if "resume=" in block.text else {2})
     if "src/report.py" in run:
         assert list((tmp_path / "logs/train/multiruns").glob("*/report/report.html"))

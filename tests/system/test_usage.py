@@ -54,6 +54,8 @@ DOCUMENTED = {
     "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
     "logger.wandb.client_rows": "10 logger=wandb",
     "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
+    "logger.wandb.log_model": "true logger=wandb",
+    "logger.wandb.registry": "wandb-registry-model/digits logger=wandb logger.wandb.log_model=true",
 }  # fmt: skip
 # tried one by one where it matters what a key does alone; the others one by one are slow, and all in one run besides
 ALONE = {

@@ -1,5 +1,6 @@
 """Forwards each round to Lightning loggers (W&B, TensorBoard, MLflow, ...)."""
 
+import copy
 import math
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from fedpara.federation import Federation, FederationCallback, Outcome
 from fedpara.metric import Metric
 from fedpara.record import RoundRecord, counted
 from fedpara.runs import CLIENT_TABLE, Run
+from fedpara.state import load_state
+
+FOLDER = "hub"  # of the model that is logged, in the run folder; eval.py export=hub writes the same
 
 
 class LoggerForwarding(FederationCallback):
@@ -54,11 +58,32 @@ class LoggerForwarding(FederationCallback):
             self._alert("Clients diverged", f"round {record.round}: {text}", is_failure=False)
 
     def on_fit_end(self, federation: Federation, outcome: Outcome) -> None:
-        """Log the table of clients, if the run has one, and close the loggers."""
-        for logger in self.loggers:
-            if isinstance(logger, FederationWandbLogger):
-                logger.log_clients(self.folder / CLIENT_TABLE)
-        self._close(outcome, sys.exc_info()[1], f"after {counted(federation.round, 'round')}")
+        """Log the table of clients, if the run has one, and the final model where asked for; close the loggers."""
+        error = sys.exc_info()[1]
+        try:
+            for logger in self.loggers:
+                if isinstance(logger, FederationWandbLogger):
+                    logger.log_clients(self.folder / CLIENT_TABLE)
+            if outcome == "finished":
+                self._log_models(federation)
+        finally:
+            self._close(outcome, error, f"after {counted(federation.round, 'round')}")
+
+    def _log_models(self, federation: Federation) -> None:
+        """Write the folder `hub` in the run folder, and log it to W&B."""
+        asked = [one for one in self.loggers if isinstance(one, FederationWandbLogger) and one.logs_model]
+        if not asked:
+            return
+        from fedpara.export import Card, data_facts, export_folder  # only then: it imports more than a run needs
+
+        run = Run(self.folder)
+        metrics = run.summary.get("metrics", {}).get("last", {})
+        card = Card(run, data_facts(federation.executor.datamodule), metrics)
+        network = copy.deepcopy(federation.executor.module.network)  # a merged network cannot be trained any further
+        load_state(network, federation.model())
+        export_folder(network, self.folder / FOLDER, card)
+        for logger in asked:
+            logger.log_model_folder(self.folder / FOLDER, {**card.config(), "metrics": metrics})
 
     def __enter__(self) -> "LoggerForwarding":
         return self

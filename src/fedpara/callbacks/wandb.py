@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -47,11 +48,15 @@ class FederationWandbLogger(WandbLogger):
             model is personal. None: no target.
         alerts: whether W&B tells (by mail or Slack, as set there) of a run that fails and of clients that diverge.
         client_rows: largest number of rows of the table of clients, from `callbacks=clients`; 0: no table.
+        log_model: whether the final model of a finished run is logged as an artifact of type `model`, with its
+            configuration and its card: `model-<id>`.
+        registry: where that artifact is linked, `wandb-registry-<registry>/<collection>`; None: nowhere.
         **init: further arguments of `wandb.init`: group, job_type, name, tags, notes, entity, id. Under `wandb agent`
             the sweep chooses project, entity and id.
 
     Raises:
-        ValueError: `target` is not a number, or W&B does not accept a name; no run is started then.
+        ValueError: `target` is not a number, `registry` is not such a path or comes without `log_model`, or W&B does
+            not accept a name; no run is started then.
     """
 
     def __init__(
@@ -62,13 +67,17 @@ class FederationWandbLogger(WandbLogger):
         target: float | None = None,
         alerts: bool = True,
         client_rows: int = 10_000,
+        log_model: bool = False,
+        registry: str | None = None,
         **init: Any,
     ) -> None:
         if target is not None and not math.isfinite(target):
             raise ValueError(f"target={target}: must be a number")
         if client_rows < 0:
             raise ValueError(f"client_rows={client_rows}: must be a whole number, at least 0")
+        _require_registry(registry, log_model)
         self.target, self.alerts, self.client_rows = target, alerts, client_rows
+        self.logs_model, self.registry = log_model, registry
         _require_names({"project": project, **init})
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
@@ -129,9 +138,35 @@ class FederationWandbLogger(WandbLogger):
             level = "ERROR" if is_failure else "WARN"
             self.experiment.alert(title, text, level=level, wait_duration=timedelta(hours=1))
 
+    def log_model_folder(self, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Log a folder as the artifact `model-<id>`, and link it to the registry if there is one.
+
+        Offline W&B cannot link; a line says how to do that after the run is synchronised.
+        """
+        run = self.experiment
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", f"model-{run.id}")[:128], "model", metadata=dict(metadata))
+        artifact.add_dir(str(folder))
+        logged = run.log_artifact(artifact)
+        if not self.registry or run.disabled:
+            return
+        if run.offline:
+            name = f"{run.project}/{artifact.name.partition(':')[0]}:latest"
+            log.info("W&B is offline; to link after wandb sync: wandb.Api().artifact(%r).link(%r)", name, self.registry)
+        else:
+            run.link_artifact(logged, self.registry)
+
     def finalize(self, status: str) -> None:
         """Close the run as finished, failed or interrupted (255, W&B's exit code for that)."""
         self.experiment.finish(exit_code={"success": 0, "aborted": 255}.get(status, 1))
+
+
+def _require_registry(registry: str | None, log_model: bool) -> None:
+    if registry is None:
+        return
+    if not re.fullmatch(r"([\w.-]+/)?wandb-registry-[^/]+/[\w.-]+", registry):
+        raise ValueError(f"registry={registry}: must be wandb-registry-<registry>/<collection>")
+    if not log_model:
+        raise ValueError(f"registry={registry}: needs log_model=true, only an artifact can be linked")
 
 
 def _require_names(init: Mapping[str, Any]) -> None:

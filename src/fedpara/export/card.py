@@ -163,6 +163,8 @@ class Card:
 
     def _code(self) -> str:
         package, _, name = self._class.rpartition(".")
+        if not package:
+            return f"# the run does not say which class its network has\n{CODE[self.form]}"
         imports = [f"from {package} import {name}", "from safetensors.torch import load_file"]
         imports += ["from peft import PeftModel"] if self.form == "loha" else []
         return "\n".join(
@@ -235,7 +237,7 @@ class Card:
         versions = self.run.summary.get("versions", {})
         named = [(name, versions.get(name, UNKNOWN)) for name in ("fedpara", "torch")]
         commit = self.run.summary.get("git_commit") or UNKNOWN
-        return [("state of the run", self.run.state), ("commit", commit), *named]
+        return [("state of the run", self.run.summary.get("state", UNKNOWN)), ("commit", commit), *named]
 
 
 def data_facts(data: FederatedDataModule) -> dict[str, Any]:
