@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from fedpara.app.composition import compose
@@ -28,6 +29,7 @@ def test_its_parameters_compose():
         assert compose(typed).federation.num_rounds > 0
 
 
+@pytest.mark.slow  # a minute: the agent asks every five seconds, and each run starts a process
 def test_an_agent_trains_each_run_of_a_sweep(tmp_path):
     """The sweep's id names the run in W&B; its values reach the run folder's configuration."""
     sweep = yaml.safe_load(FILE.read_text())
