@@ -157,3 +157,14 @@ def test_what_old_runs_say_is_said_in_todays_words():
     typed = ["factorization=dense", "factorization.gamma=0.3", "seed=1"]
     assert retyped(typed, old) == ["factorization=dense", "seed=1", "model.optimizer.lr=0.1"]
     assert retyped(typed, old | {"factors": {}}) == typed
+
+
+def test_a_run_keeps_a_value_that_was_the_default_then_and_is_null_now():
+    inner = {"matmul_precision": "highest", "whole_epochs": False}
+    was = {"factors": {}, "executor": {"inner": inner}}
+    assert retyped(["seed=1"], was) == [
+        "seed=1", "executor.inner.whole_epochs=False", "executor.inner.matmul_precision=highest",
+    ]  # fmt: skip
+    typed = ["executor.inner.whole_epochs=true", "executor.inner.matmul_precision=high"]
+    assert retyped(typed, was) == typed
+    assert retyped([], {"factors": {}, "executor": dict.fromkeys(inner)}) == []

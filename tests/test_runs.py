@@ -20,7 +20,7 @@ SOURCES = sorted(
     if ".environments" not in path.parts  # of other simulators, made by `make benchmark`
 )
 GROUPS = {column.partition("/")[0] for column in COLUMNS} - {"round"}
-OTHERS = {"personal/acc", "personal/trained_acc"}  # a histogram, and the beginning of a name
+OTHERS = {"personal/acc", "personal/trained_acc", "clients/table"}  # a histogram, the beginning of a name, a table
 OTHERS |= {f"{part}/{kind}" for part in ("train", "test") for kind in ("inputs", "labels")}  # of a client's data file
 
 

@@ -18,6 +18,8 @@ WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation h
     "EqualSizeLowRank": {"nonlinearity", "jacobian_correction"},
     "PFedPara": {"nonlinearity"},
 }
+# keys that are null by default since this version: a run resumes with its own value
+NOW_NULL = [f"executor.{inner}{key}" for inner in ("", "inner.") for key in ("whole_epochs", "matmul_precision")]
 # keys whose default depended on other groups then: a run resumes with its own value
 OWN_DEFAULT = {"algorithm": ("FedAdam", "model.optimizer.lr"), "factorization": ("PFedPara", "factorization.gamma")}
 
@@ -60,12 +62,14 @@ def retyped(typed: Sequence[str], config: Mapping[str, Any]) -> list[str]:
         typed: the run's overrides.yaml.
         config: its config.yaml as it was saved.
     """
-    if "factors" in config:
-        return list(typed)
-    gone = {f"factorization.{key}" for key in _keys(config) - _keys(modernised(config))}
-    kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in gone]
-    keys = {word.partition("=")[0] for word in kept}
-    return kept + [f"{key}={value}" for key, value in _own_defaults(config) if key not in keys]
+    defaults: list[tuple[str, object]] = [(key, reduce(_child, key.split("."), config)) for key in NOW_NULL]
+    kept = list(typed)
+    if "factors" not in config:
+        gone = {f"factorization.{key}" for key in _keys(config) - _keys(modernised(config))}
+        kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in gone]
+        defaults += _own_defaults(config)
+    keys = {word.lstrip("+").partition("=")[0] for word in kept}
+    return kept + [f"{key}={value}" for key, value in defaults if value is not None and key not in keys]
 
 
 def _keys(config: Mapping[str, Any]) -> set[str]:
@@ -73,7 +77,7 @@ def _keys(config: Mapping[str, Any]) -> set[str]:
     return set(factorization) if isinstance(factorization, Mapping) else set()
 
 
-def _own_defaults(config: Mapping[str, Any]) -> list[tuple[str, float]]:
+def _own_defaults(config: Mapping[str, Any]) -> list[tuple[str, object]]:
     keys = [key for group, (kind, key) in OWN_DEFAULT.items() if class_name(config.get(group)) == kind]
     values = [reduce(_child, key.split("."), config) for key in keys]
     return [(key, value) for key, value in zip(keys, values, strict=True) if isinstance(value, int | float)]

@@ -193,15 +193,14 @@ def test_system_metrics_are_those_of_the_jobs_own_gpus_and_process(offline, monk
     assert (settings.x_stats_pid, settings.x_stats_track_process_tree) == (os.getpid(), False)
 
 
-def test_workers_start_no_run_of_their_own(offline, monkeypatch):
+def test_workers_start_no_run_of_their_own(offline):
     """Lightning imports W&B's module there, but there is one run for all processes."""
     notes = offline / "notes"
     notes.mkdir()
-    monkeypatch.setenv("NOTES", str(notes))
     logger = FederationWandbLogger(project="test", save_dir=str(offline), id="one")
     federation = make_federation(
         executor=lambda training: ProcessesExecutor(training, workers=2),
-        network=lambda: Noting([16, 8, 3]),
+        network=lambda: Noting([16, 8, 3], notes),
         callbacks=[LoggerForwarding([logger], offline)],
         num_rounds=1,
     )

@@ -188,7 +188,7 @@ class Break(FederationCallback):
     """Makes the training of some clients raise at their second batch, and an optional error of its own."""
 
     def __init__(self, clients, error):
-        self.clients, self.error, self.raised = clients, error, 0
+        self.clients, self.error, self.raised, self.seen = clients, error, 0, 0
 
     def on_fit_start(self, federation):
         executor = federation.executor
@@ -196,11 +196,12 @@ class Break(FederationCallback):
 
         def tracked(tasks):
             for task in tasks:
-                self.client = task.client
+                self.client, self.seen = task.client, 0
                 yield task
 
         def training_step(batch, batch_idx):
-            if batch_idx == 1 and self.client in self.clients:
+            self.seen += 1
+            if self.seen == 2 and self.client in self.clients:
                 self.raised += 1
                 raise self.error
             return step(batch, batch_idx)

@@ -8,10 +8,12 @@ from fedpara.models import MLP
 
 
 class Noting(MLP):
-    """Writes a file for each process that runs it into the folder NOTES, with whether it has a run of W&B."""
+    """Writes a file for each process that runs it into a folder, with whether the process has a run of W&B."""
+
+    def __init__(self, sizes, notes: Path):
+        super().__init__(sizes)
+        self.notes = notes
 
     def forward(self, images):
-        (Path(os.environ["NOTES"]) / str(os.getpid())).write_text(
-            str(bool(getattr(sys.modules.get("wandb"), "run", None)))
-        )
+        (self.notes / str(os.getpid())).write_text(str(bool(getattr(sys.modules.get("wandb"), "run", None))))
         return super().forward(images)

@@ -295,7 +295,7 @@ DIFFERING = [
     (["faults.dropout=0.3"], "faults.dropout 0.3 (0.0 there)"),
     (["trainer.precision=bf16-mixed"], "trainer.precision bf16-mixed (32-true there)"),
     (["executor=processes", "executor.inner.matmul_precision=medium"],
-     "executor.matmul_precision medium (highest there)"),
+     "executor.matmul_precision medium (None there)"),
     (["federation.num_clients=50"], None),
     (["data.max_train=5000"], None),
     (["executor=processes", "seed=3", "data.num_workers=2", "data.eval_batch_size=100", "trainer=cpu", "resume=x"], ""),
