@@ -50,7 +50,7 @@ DOCUMENTED = {
     "callbacks.clients.every": "2 callbacks=clients", "callbacks.clients.max_rows": "10 callbacks=clients",
     "logger.wandb.project": "mine logger=wandb", "logger.wandb.group": "mine logger=wandb",
     "logger.wandb.job_type": "pilot logger=wandb", "logger.wandb.name": "mine logger=wandb",
-    "logger.wandb.tags": "[a,b] logger=wandb", "logger.wandb.notes": "'a pilot' logger=wandb",
+    "logger.wandb.tags": "[a,b] logger=wandb", "logger.wandb.notes": "pilot logger=wandb",
     "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
     "logger.wandb.client_rows": "10 logger=wandb",
     "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
