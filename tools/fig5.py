@@ -33,7 +33,7 @@ METHODS = {"local": "Local", "fedavg": "FedAvg", "fedper": "FedPer", "pfedpara":
 PAPER = {
     "femnist": "pFedPara > Local > FedAvg, FedPer",
     "femnist_20": "pFedPara > FedAvg > Local, FedPer",
-    "mnist_shards": "pFedPara >= Local, FedPer >> FedAvg",
+    "mnist_shards": "pFedPara ≥ Local, FedPer ≫ FedAvg",
 }
 PAIRS = [("pfedpara", other) for other in ("local", "fedavg", "fedper")] + [("local", "fedavg"), ("local", "fedper")]
 TRAINED, AVERAGED = "personal/trained_acc_mean", "personal/acc_mean"

@@ -21,6 +21,7 @@ from fedpara.metric import Metric
 from fedpara.report.differences import difference
 from fedpara.report.settings import Estimate, Setting, settings
 from fedpara.runs import Run, find_runs
+from fig5 import METHODS, PAPER, SETTINGS
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
@@ -29,13 +30,6 @@ ALGORITHMS = {
     "fedavg": "FedAvg", "fedprox": "FedProx, μ = 0.1", "scaffold": "SCAFFOLD", "feddyn": "FedDyn, α = 0.1",
     "fedadam": "FedAdam",
 }  # fmt: skip
-METHODS = {"local": "Local", "fedavg": "FedAvg", "fedper": "FedPer", "pfedpara": "pFedPara"}
-SCENARIOS = {
-    "femnist": "1: FEMNIST, all data", "femnist_20": "2: FEMNIST, a fifth", "mnist_shards": "3: MNIST, two classes",
-}  # fmt: skip
-ORDERS = [
-    "pFedPara > Local > FedAvg, FedPer", "pFedPara > FedAvg > Local, FedPer", "pFedPara ≥ Local, FedPer ≫ FedAvg",
-]  # fmt: skip
 INITIALIZATIONS = {
     "variance": "all factors have one scale; Var(W) is the dense layer's",
     "he_fan_out": "PyTorch's fan out, as in Flower's baseline: 2/R for X and Y",
@@ -179,19 +173,19 @@ def personalisation() -> str:
     trained, averaged = "personal/trained_acc_mean", "personal/acc_mean"
     of = {
         (scenario, metric): found(f"fig5_two_cores/{scenario}", metric)
-        for scenario in SCENARIOS for metric in (trained, averaged)
+        for scenario in SETTINGS for metric in (trained, averaged)
     }  # fmt: skip
     rows = []
     for method, shown in METHODS.items():
-        sizes = [megabytes(of[scenario, trained][method]) for scenario in SCENARIOS]
+        sizes = [megabytes(of[scenario, trained][method]) for scenario in SETTINGS]
         sent = ", ".join(sizes if len(set(sizes)) > 1 else sizes[:1])
         cells = [
             f"{estimate(of[scenario, trained][method].last)} | {of[scenario, averaged][method].last.mean:.1f}"  # type: ignore[union-attr]
-            for scenario in SCENARIOS
+            for scenario in SETTINGS
         ]
         rows.append([shown, sent, *cells])
-    rows.append(["*paper's order*", "", *ORDERS])
-    return f"{table(['', 'sent, MB', *SCENARIOS.values()], rows)}\n\n{origin('fig5_two_cores')}"
+    rows.append(["*paper's order*", "", *PAPER.values()])
+    return f"{table(['', 'sent, MB', *SETTINGS.values()], rows)}\n\n{origin('fig5_two_cores')}"
 
 
 def shakespeare() -> str:
@@ -268,8 +262,8 @@ def _sources(files: Mapping[str, Any]) -> str:
 def _compared(files: Mapping[str, Any]) -> str:
     """Ratios of `auto` to others, and how far the models are from the loop's, in sentences."""
 
-    def over(name: str) -> str:
-        results = [read["nets"][net] for net, read in files.items()]
+    def over(name: str, of: Mapping[str, Any]) -> str:
+        results = [read["nets"][net] for net, read in of.items()]
         return ", ".join(
             f"{one['auto']['summary']['ratio'][1] / one[name]['summary']['ratio'][1]:.2f}" for one in results
         )
@@ -280,9 +274,12 @@ def _compared(files: Mapping[str, Any]) -> str:
     tiny = files["tiny"]["nets"]["tiny"]
     apart = max(result["difference"] for name, result in tiny.items() if name != "pfl")
     starts = ", ".join(later(read["nets"][net]) for net, read in files.items())
+    limits = {net: benchmark(f"limit_{net}") for net in files}
     return (
-        f"In the order of the networks, `auto`'s rounds take {over('limit')} times as long as the limit, {over('pfl')} "
-        f"times as long as pfl's, and {over('serial')} times as long as `serial`'s (ratios of the medians). "
+        f"In the order of the networks, `auto`'s rounds take {over('pfl', files)} times as long as pfl's, and "
+        f"{over('serial', files)} times as long as `serial`'s (ratios of the medians to the loop). The limit of the "
+        f"table multiplies matrices by torch's own choice; `auto`'s rounds take {over('limit', limits)} times as long as "
+        f"those of a limit with the executors' kernels (`limit_*.json`, commit {limits['tiny']['git_commit'][:7]}). "
         f"Its first round ends {starts} s later than `serial`'s. In float64 all variants give the loop's model on the "
         f"first network: they differ by at most {apart:.0e} of the largest change of a parameter, and pfl by "
         f"{tiny['pfl']['difference']:.0e}, as its updates are float32."

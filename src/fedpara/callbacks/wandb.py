@@ -24,14 +24,7 @@ SETTINGS = {
     "id": "run_id",
     "tags": "run_tags",
 }  # key: W&B's setting with the same rule; entity and project are both parts of a URL
-LONGEST = {
-    "project": 128,
-    "entity": 128,
-    "id": 128,
-    "group": 128,
-    "job_type": 128,
-    "name": 128,
-}  # limits of W&B's server
+LONGEST = dict.fromkeys(("project", "entity", "id", "group", "job_type", "name"), 128)  # limits of W&B's server
 
 
 class FederationWandbLogger(WandbLogger):

@@ -291,12 +291,13 @@ class SerialExecutor:
         return CudaGraphs() if self.device.type == "cuda" and not self._scaled else None
 
     def _whole_epochs(self, wanted: bool | None) -> WholeEpochs | None:
+        reason = self._excludes_whole_epochs()
         if wanted is None:  # on a GPU it would capture the steps too, so there it has to be asked for
             plain = self.training.trainer_class is Trainer and not self.datamodule.num_workers
-            wanted = plain and self.device.type == "cpu" and self._excludes_whole_epochs() is None
+            wanted = plain and self.device.type == "cpu" and not reason
         if not wanted:
             return None
-        if reason := self._excludes_whole_epochs():
+        if reason:
             raise ValueError(reason)
         assert isinstance(self.module, ClassificationModule)
         return WholeEpochs(self.module, self.capture)
