@@ -277,9 +277,10 @@ def _compared(files: Mapping[str, Any]) -> str:
     limits = {net: benchmark(f"limit_{net}") for net in files}
     return (
         f"In the order of the networks, `auto`'s rounds take {over('pfl', files)} times as long as pfl's, and "
-        f"{over('serial', files)} times as long as `serial`'s (ratios of the medians to the loop). The limit of the "
-        f"table multiplies matrices by torch's own choice; `auto`'s rounds take {over('limit', limits)} times as long as "
-        f"those of a limit with the executors' kernels (`limit_*.json`, commit {limits['tiny']['git_commit'][:7]}). "
+        f"{over('serial', files)} times as long as `serial`'s (ratios of the medians to the loop). "
+        "The limit of the table multiplies matrices by torch's own choice; "
+        f"`auto`'s rounds take {over('limit', limits)} times as long as those of a limit with the executors' kernels "
+        f"(`limit_*.json`, commit {limits['tiny']['git_commit'][:7]}). "
         f"Its first round ends {starts} s later than `serial`'s. In float64 all variants give the loop's model on the "
         f"first network: they differ by at most {apart:.0e} of the largest change of a parameter, and pfl by "
         f"{tiny['pfl']['difference']:.0e}, as its updates are float32."
