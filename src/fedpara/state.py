@@ -172,7 +172,7 @@ def separate(state: State, names: Iterable[str]) -> Parts:
 def is_finite(*states: State) -> bool:
     """Whether no value of the states is NaN or infinite.
 
-    A sum is finite only if all of its terms are, and takes a twentieth of the time. If it is not, it may be an overflow.
+    A sum is finite only if all its terms are, and takes a twentieth of the time. If it is not, it may have overflowed.
     """
     tensors = [tensor for state in states for tensor in state.values() if tensor.is_floating_point()]
     return all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in tensors)
