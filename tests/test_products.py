@@ -39,3 +39,21 @@ def test_a_processor_that_rounds_keeps_the_highest_precision(anew, monkeypatch):
     assert fastest_float32() == "highest"
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision("highest")
+
+
+def test_the_processor_is_asked_whatever_a_caller_makes_tensors_of(anew, monkeypatch):
+    expected = fastest_float32()
+    fastest_float32.cache_clear()
+    with torch.device("meta"):
+        assert fastest_float32() == expected
+
+    made = []
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: made.append(a.dtype) or product(a, b))
+    fastest_float32.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        fastest_float32()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.float32 in made
