@@ -53,7 +53,8 @@ DOCUMENTED = {
     "logger.wandb.tags": "[a,b] logger=wandb", "logger.wandb.notes": "pilot logger=wandb",
     "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
     "logger.wandb.client_rows": "10 logger=wandb",
-    "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
+    "factorization.delta": "true", "factorization.trainable": "[classifier.*] factorization.delta=true",
+    "pretrained.file": "null", "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
     "logger.wandb.log_model": "true logger=wandb",
     "logger.wandb.registry": "wandb-registry-model/digits logger=wandb logger.wandb.log_model=true",
 }  # fmt: skip
@@ -69,6 +70,7 @@ TOGETHER = {
     "faults.dropout", "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every",
     "partition.alpha", "callbacks.clients.every", "callbacks.clients.max_rows",
     "callbacks.checkpoint.memory_gb", "data.lone_example", "federation.max_crashes", "data.validation",
+    "factorization.delta", "pretrained.file",
 }  # fmt: skip
 
 
