@@ -54,7 +54,8 @@ DOCUMENTED = {
     "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
     "logger.wandb.client_rows": "10 logger=wandb",
     "factorization.delta": "true", "factorization.trainable": "[classifier.*] factorization.delta=true",
-    "pretrained.file": "null", "data.class_range": "[0,5] data.num_classes=5", "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
+    "pretrained.file": "null", "data.class_range": "[0,5] data.num_classes=5",
+    "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
     "logger.wandb.log_model": "true logger=wandb",
     "logger.wandb.registry": "wandb-registry-model/digits logger=wandb logger.wandb.log_model=true",
 }  # fmt: skip
