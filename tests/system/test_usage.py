@@ -53,6 +53,7 @@ DOCUMENTED = {
     "logger.wandb.tags": "[a,b] logger=wandb", "logger.wandb.notes": "pilot logger=wandb",
     "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
     "logger.wandb.client_rows": "10 logger=wandb",
+    "sharing.groups": "factors sharing=rotating", "federation.catch_up": "true",
     "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
     "logger.wandb.log_model": "true logger=wandb",
     "logger.wandb.registry": "wandb-registry-model/digits logger=wandb logger.wandb.log_model=true",
@@ -68,7 +69,7 @@ TOGETHER = {
     "data.max_test", "data.local_fraction", "executor.whole_epochs", "executor.capture", "link.up_codec.bits",
     "faults.dropout", "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every",
     "partition.alpha", "callbacks.clients.every", "callbacks.clients.max_rows",
-    "callbacks.checkpoint.memory_gb", "data.lone_example", "federation.max_crashes", "data.validation",
+    "callbacks.checkpoint.memory_gb", "federation.catch_up", "sharing.groups", "data.lone_example", "federation.max_crashes", "data.validation",
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ RESUMABLE = (
 )  # fmt: skip
 KEYS_ADDED = {  # the behaviour of runs from before these keys existed
     "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
+    "federation.catch_up": False,
 }  # fmt: skip
 
 
