@@ -101,6 +101,10 @@ class FedAvg:
         """The correction of a client's gradients; `memory` comes from its last round and is empty before that."""
         return Correction()
 
+    def sent(self, received: Parts) -> State:
+        """The received values of what clients send back of the model: all of it."""
+        return received["model"]
+
     def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> Parts:
         """The message from a client to the server after training.
 

@@ -27,7 +27,7 @@ RESUMABLE = (
 )  # fmt: skip
 KEYS_ADDED = {  # the behaviour of runs from before these keys existed
     "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
-    "federation.catch_up": False,
+    "federation.catch_up": False, "link.error_feedback": False,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from fedpara.errors import CrashesAgain
 from fedpara.execution.base import ClientFailure, Executor
 from fedpara.federation.callback import FederationCallback, Outcome
 from fedpara.federation.catch_up import CatchUp
-from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply, known_to_both
+from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply
 from fedpara.federation.clients import Clients, MakeClients, simulated
 from fedpara.federation.tally import Tally
 from fedpara.interruption import interruption
@@ -130,7 +130,7 @@ class Federation:
         )
         self.server = self.algorithm.start(shared)
         self.split.require_server(self.server)
-        layouts = Layouts.of(self.algorithm, self.split, initial, self.server, catch_up)
+        layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
         self.client_side = ClientSide(
             self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor
         )
@@ -301,8 +301,8 @@ class Federation:
         """Decode an upload, and count its bytes and loss. An upload of another layout is a failure of its client."""
         report = reply.report
         try:
-            layout, known = self.client_side.upload_layout(broadcast), known_to_both(broadcast.moving)
-            parts = self.link.decode_up(reply.packet, layout, known)
+            side = self.client_side
+            parts = self.link.decode_up(reply.packet, side.upload_layout(broadcast), side.known_to_both(broadcast))
         except ValueError as error:
             return ClientFailure(report.client, "crashed", error, outside=True)  # a simulated client knows the layout
         tally.up_bytes += reply.packet.num_bytes

@@ -93,6 +93,10 @@ class Rotating(Split):
                 "take algorithm=fedavg or fedprox"
             )
 
+    def movable(self, shared: State) -> State:
+        """All pieces."""
+        return self.cut(shared)
+
     def moving(self, shared: State, round_index: int) -> State:
         """The pieces of the round's group, and all that are no factors."""
         moving = self._turn(round_index)

@@ -102,6 +102,10 @@ class Split:
             ValueError: the message names what it keeps, and algorithms that fit.
         """
 
+    def movable(self, shared: State) -> State:
+        """All that some round trains and sends back, by the names in which it does."""
+        return shared
+
     def moving(self, shared: State, round_index: int) -> State:
         """The part of what travels that a round trains and sends back: all of it."""
         return shared
