@@ -23,7 +23,7 @@ LAYERS = {
     "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
     "communication": {"state"},
-    "algorithms": {"state"},
+    "algorithms": {"state", "sampling"},
     "data": {"sampling"},
     "execution": {
         "private", "state", "sampling", "errors", "heap", "products", "metric", "nn", "models", "data", "algorithms",

@@ -12,7 +12,7 @@ from fedpara.data import IID, DataSet, Dirichlet, Examples, FederatedDataModule,
 from fedpara.execution import LocalTraining, SerialExecutor
 from fedpara.federation import Federation, FederationCallback, simulated
 from fedpara.models import MLP, VGG, ClassificationModule
-from fedpara.nn import FedPara, PFedPara, factorize
+from fedpara.nn import FedPara, PFedPara, factorize, stacked_factors
 from fedpara.sharing import Split
 from fedpara.state import first_names
 
@@ -53,6 +53,7 @@ def make_federation(
     training=None,
     clients=None,
     link=None,
+    split=Split,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
@@ -72,7 +73,8 @@ def make_federation(
     )
     data.setup()
     executor = executor(local_training(module, data, max_epochs=max_epochs, **training or {}))
-    split = Split(list(executor.initial_state()), personal, first_names(network))
+    names = list(executor.initial_state())
+    split = split(names, personal, first_names(network), stacks=stacked_factors(network))
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "lr_decay": 1.0, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
     keeping = [callback.clients for callback in callbacks if isinstance(callback, Checkpoint)]

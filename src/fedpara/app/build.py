@@ -176,16 +176,21 @@ def build_federation(
         clients: the argument of `Federation`; None: simulated clients that keep their states in memory.
     """
     from fedpara.federation import Federation
+    from fedpara.nn import stacked_factors
     from fedpara.state import first_names, num_elements
 
     state, network = experiment.executor.initial_state(), experiment.executor.module.network
     make = Make(cfg)
-    split = make("sharing", names=list(state), tied=first_names(network))
+    split = make("sharing", names=list(state), tied=first_names(network), stacks=stacked_factors(network))
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     make.call("sharing", _set_personal_rate, experiment.executor.module, split.personal, split.personal_rate)
     algorithm = make("algorithm")
     made_by = "model" if has_own_module(cfg) else "model.optimizer"
-    make.call(made_by, lambda: algorithm.require(experiment.executor.training.optimization().optimizer))
+    training = experiment.executor.training
+    optimizer = make.call(made_by, lambda: training.optimization().optimizer)
+    make.call(made_by, algorithm.require, optimizer)
+    make.call(made_by, split.require, optimizer)
+    make.call("factorization", split.require_plain_steps, training.jacobian_correction)
     link = make("link")
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
     parts = (experiment.executor, algorithm, link, split, list(callbacks))

@@ -18,13 +18,15 @@ Versions = dict[NonNegativeInt, NonNegativeInt]
 
 
 class Progress(BaseModel):
-    """The progress of a run, with the matching versions of its clients' states."""
+    """The progress of a run, with the matching versions of its clients' states, and with `catch_up` what they hold."""
 
     round: NonNegativeInt
     total_bytes: NonNegativeInt
     personal: Versions = Field(default_factory=dict)
     memories: Versions = Field(default_factory=dict)
     crashes: dict[NonNegativeInt, NonNegativeInt] = Field(default_factory=dict)
+    changed: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    last: Versions = Field(default_factory=dict)
 
 
 class Checkpoint(FederationCallback):
@@ -81,7 +83,8 @@ class Checkpoint(FederationCallback):
         """Write the checkpoint of the finished round, and delete the files of clients that only older ones name."""
         store = federation.clients.store
         figures = {"round": federation.round, "total_bytes": federation.total_bytes, "crashes": federation.crashes}
-        progress = Progress.model_validate(figures | dict(store.save() if store else {}))
+        held = {"changed": catch_up.changed, "last": catch_up.last} if (catch_up := federation.catch_up) else {}
+        progress = Progress.model_validate(figures | held | dict(store.save() if store else {}))
         write_tensors(self.folder / CHECKPOINT, join(_on_file(federation)), {"progress": progress.model_dump_json()})
         if store:
             store.prune()
@@ -112,6 +115,8 @@ def restore(federation: Federation, folder: Path) -> None:
         federation.clients.store.load(folder / CLIENTS, versions)
     federation.round, federation.total_bytes = progress.round, progress.total_bytes
     federation.crashes = progress.crashes
+    if federation.catch_up:
+        federation.catch_up.changed, federation.catch_up.last = progress.changed, progress.last
 
 
 def _on_file(federation: Federation) -> Parts:

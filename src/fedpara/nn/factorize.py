@@ -470,6 +470,17 @@ def factorizations(network: nn.Module) -> Iterator[tuple[str, Factorization]]:
             yield f"{layer}.{tensor}".removesuffix(".weight").removeprefix("."), module
 
 
+def stacked_factors(network: nn.Module) -> list[str]:
+    """Names of the parameters whose first dimension is the branch, those of `Hadamard`.
+
+    Example:
+        >>> stacked_factors(factorize(nn.Sequential(nn.Linear(32, 16)), FedPara(gamma=0.1)))
+        ['0.parametrizations.weight.0.x', '0.parametrizations.weight.0.y']
+    """
+    modules = network.named_modules()
+    return [f"{name}.{own}" for name, one in modules if isinstance(one, Hadamard) for own, _ in one.named_parameters()]
+
+
 @torch.no_grad()
 def merge(network: nn.Module) -> nn.Module:
     """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit.
