@@ -106,7 +106,7 @@ def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
 
 def _cost(shown: Sequence[Setting], colours: Colours, target: float) -> Figure:
     """Bars of the GB, and of the time over links of 2, 10, 50 Mbps, until the target was first reached."""
-    words = f"{target:.0%}" if shown[0].metric.is_share else f"{target:.4g}"
+    words = shown[0].metric.target(target)
     panels = {f"MB to {words}": [_mean([c.num_bytes / 1e6 for c in s.cost(target, 10)]) for s in shown]}
     for speed in SPEEDS_MBPS:
         minutes = [_mean([cost.seconds / 60 for cost in setting.cost(target, speed)]) for setting in shown]

@@ -122,7 +122,8 @@ def _costs(found: list[Setting]) -> Iterator[Comparison]:
         note = "" if len(reached) == len(costs) else f"reached by {len(reached)} of {len(costs)} runs"
         notes = "; ".join(filter(None, [others, note]))
         measured = Estimate.of(reached) if reached else None
-        yield Comparison(table["source"], row, setting.label, f"GiB to {table['target']:.0%}", printed, measured, notes)
+        quantity = f"GiB to {100 * table['target']:g} %"
+        yield Comparison(table["source"], row, setting.label, quantity, printed, measured, notes)
 
 
 def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str, float, Setting, str]]:
