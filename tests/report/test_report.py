@@ -94,7 +94,8 @@ class Cells(HTMLParser):
 
 def test_the_page_stands_alone_and_says_the_answer_first(sweep, tmp_path):
     written = write_report(find_runs(sweep), tmp_path / "out", "a <b> sweep")
-    assert {path.name for path in written} == {"report.html", "report.md", "report.csv", "accuracy.png", "cost.png"}
+    pictures = {f"{name}.{kind}" for name in ("accuracy", "cost") for kind in ("png", "csv")}
+    assert {path.name for path in written} == {"report.html", "report.md", "report.csv", *pictures}
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "a &lt;b&gt; sweep" in page
