@@ -61,7 +61,8 @@ def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
     assert len(rows) == 6  # a row and a histogram a round
     assert "histogram" in str(summary["summary"]["personal/acc"])
     logged = summary["summary"]
-    assert logged["gb_to_target"] == pytest.approx(logged["comm/total_gb"] / 3)  # met in the first of three rounds
+    assert logged["to_1/rounds"] == 1
+    assert logged["to_1/gb"] == pytest.approx(logged["comm/total_gb"] / 3)  # met in the first of three rounds
     assert {"test/acc", "train/loss", "comm/total_gb", "time/round_s"} <= set(summary["summary"])
     assert summary["config"]["factorization"]["gamma"] == 0.25
     axes = {m["metric"].get("name") or m["metric"]["glob_name"]: m["metric"] for m in records if m["type"] == "metric"}
@@ -218,7 +219,7 @@ def test_a_run_that_goes_on_logs_each_round_that_wandb_lacks_once(offline, monke
     """Offline W&B sees nothing of what was before; online it has what a killed process had sent."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     make_federation(num_rounds=2, callbacks=[RunFolder(offline, {}), Checkpoint(offline)]).fit()
-    logger = FederationWandbLogger(project="test", save_dir=str(offline), id="again")
+    logger = FederationWandbLogger(project="test", save_dir=str(offline), id="again", target=[0.01, 0.99])
     logger.rounds, rows = known, []
     monkeypatch.setattr(logger.experiment, "log", rows.append)
     federation = make_federation(num_rounds=3)
@@ -226,6 +227,8 @@ def test_a_run_that_goes_on_logs_each_round_that_wandb_lacks_once(offline, monke
     federation.callbacks = [RunFolder(offline, {}), LoggerForwarding([logger], offline)]
     federation.fit()
     assert [row["round"] for row in rows] == logged
+    assert logger.experiment.summary["to_1/rounds"] == 1  # of the whole run
+    assert logger.targets == [0.99]
 
 
 def finished(folder, **options):
