@@ -17,7 +17,7 @@ from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.execution import FaultInjection, ProcessesExecutor
 from fedpara.federation import FederationCallback, simulated
 from fedpara.models import MLP
-from fedpara.record import CLIENT_COLUMNS
+from fedpara.record import CLIENT_COLUMNS, FATES, RoundRecord
 from fedpara.runs import Run
 from fedpara.state import load_state
 from helpers.federations import make_federation
@@ -78,6 +78,20 @@ def test_what_is_personal_is_judged_by_the_clients_own_models(offline, monkeypat
     monkeypatch.setattr(logger.experiment, "log", rows.append)
     make_federation(personal=["*2"], num_rounds=1, callbacks=[LoggerForwarding([logger], offline)]).fit()
     assert rows[0]["acc_over_gb"] == rows[0]["personal/acc_mean"] != rows[0]["test/acc"]
+
+
+def test_numbers_of_clients_are_logged_from_the_first_failure_on(offline, monkeypatch):
+    """Until then they would be charts of zeros, in front of all others; metrics.csv has them in each round."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger, rows = FederationWandbLogger(project="test", save_dir=str(offline)), []
+    monkeypatch.setattr(logger.experiment, "log", rows.append)
+    for number, dropped in enumerate([0, 1, 0], start=1):
+        counts = dict.fromkeys(FATES, 0) | {"succeeded": 5 - dropped, "dropped": dropped}
+        logger.log_metrics(RoundRecord(number, 0.5, {"test/acc": 0.5}, 1, 2, 3, 5, 0.1, 0.2, clients=counts).as_row())
+    named = {f"clients/{fate}" for fate in FATES}
+    assert [named & row.keys() for row in rows] == [set(), named, named]
+    assert {"test/acc", "train/loss", "comm/total_gb"} <= rows[0].keys()
+    assert not any("comm/total_bytes" in row for row in rows)
 
 
 class Told(list):

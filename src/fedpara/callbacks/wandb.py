@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from fedpara.cost import TEST_ACCURACY
 from fedpara.metric import Metric
-from fedpara.record import ACCURACY, COLUMNS, costs, sizes
+from fedpara.record import ACCURACY, COLUMNS, FATES, costs, sizes
 from fedpara.runs import sample_of_clients
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ SETTINGS = {
     "id": "run_id",
     "tags": "run_tags",
 }  # key: W&B's setting with the same rule; entity and project are both parts of a URL
+OUTCOMES = {f"clients/{fate}" for fate in FATES}
+TWICE = {"comm/total_bytes"}  # in another unit it is comm/total_gb
 LONGEST = dict.fromkeys(("project", "entity", "id", "group", "job_type", "name"), 128)  # limits of W&B's server
 
 
@@ -77,6 +79,7 @@ class FederationWandbLogger(WandbLogger):
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
         self.rounds = int(run.summary.get("round") or 0)  # rounds that W&B has; offline it does not see earlier parts
         self.rows: list[dict[str, float]] = []
+        self.left_out = OUTCOMES | TWICE
         for group in sorted({column.partition("/")[0] for column in COLUMNS} - {"round"}):
             run.define_metric(f"{group}/*", step_metric="round")
         super().__init__(experiment=run)
@@ -115,8 +118,13 @@ class FederationWandbLogger(WandbLogger):
             self.experiment.config.update({"setting": setting}, allow_val_change=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row once; it has its own axes, and W&B's internal step is not set, so that a resumed run appends."""
-        row = dict(metrics)
+        """Log a row once; it has its own axes, and W&B's internal step is not set, so that a resumed run appends.
+
+        Numbers of clients by outcome are left out until a client fails: charts of zeros would hide the others.
+        """
+        if any(metrics.get(outcome) for outcome in OUTCOMES - {"clients/succeeded"}):
+            self.left_out = TWICE
+        row = {name: value for name, value in metrics.items() if name not in self.left_out}
         self.rows.append(dict(metrics))
         value = row.get(self.judged.name)
         if row["round"] > self.rounds:
