@@ -1,6 +1,7 @@
 """Several sweeps on one page: the differences of their equal settings, and the keys in which they differ."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from fedpara.report.differences import Difference, difference
@@ -25,13 +26,16 @@ def differing_keys(runs: Sequence[Run], sweeps: Mapping[Path, str]) -> tuple[lis
     members = {name: [run for run in runs if sweeps.get(run.folder) == name] for name in sweeps.values()}
     known = all(any(run.config for run in of) for of in members.values())
     keys = dict.fromkeys(key for run in runs for key in run.config if known and not key.startswith(UNINTERESTING))
-    read: dict[str, Callable[[Run], object]] = {
-        key: lambda run, key=key: run.config.get(key, "-") if run.config else None for key in keys if key != "seed"
-    }
+    read: dict[str, Callable[[Run], object]] = {key: partial(_value, key) for key in keys if key != "seed"}
     read |= {"commit": lambda run: run.summary.get("git_commit")}
     read |= {"torch": lambda run: run.summary.get("versions", {}).get("torch")}
     rows = [[key, *(_values(map(value, of)) for of in members.values())] for key, value in read.items()]
     return ["key", *members], [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _value(key: str, run: Run) -> object:
+    """The value in the run's configuration; None if it has none."""
+    return run.config.get(key, "-") if run.config else None
 
 
 def _values(found: Iterable[object]) -> str:
