@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -78,6 +80,22 @@ def test_environment_yaml_lists_what_pyproject_lists():
     assert f"python{project['requires-python']},<3.{tested[-1] + 1}" in environment["dependencies"]
     versions = [line.rpartition(" ")[2] for line in project["classifiers"] if ":: Python ::" in line]
     assert versions == [f"3.{minor}" for minor in tested]
+
+
+@pytest.mark.slow  # asks the package index
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_what_environment_yaml_gives_pip_can_be_resolved(tmp_path, minor):
+    """For each Python that conda may choose, with the versions that were tested; conda's own part is not tried."""
+    assert minor in ci_pythons()
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text())
+    (wanted,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    (tmp_path / "wanted.txt").write_text("\n".join(wanted))
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "wanted.txt", "--no-annotate", "--no-header"]
+    command += ["-c", ROOT / "constraints.txt", "--python-version", f"3.{minor}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = {canonicalize_name(Requirement(line).name) for line in done.stdout.splitlines()}
+    assert found >= {canonicalize_name(Requirement(line).name) for line in wanted}
 
 
 def ci_pythons():
