@@ -30,6 +30,7 @@ def columns(headline: Metric = ACCURACY) -> tuple[str, ...]:
 
 
 COLUMNS = columns()
+PRIVACY_COLUMNS = ("privacy/epsilon", "privacy/clip", "privacy/noise_multiplier", "privacy/unclipped")  # where used
 CLIENT_COLUMNS = (
     "round", "client", "outcome", "examples", "steps", "train_loss", "seconds", "up_bytes", "down_bytes",
 )  # fmt: skip
@@ -41,7 +42,8 @@ class RoundRecord:
 
     Attributes:
         round: number of the round, from 1.
-        train_loss: mean loss over the round's training examples, in nats; NaN if no client succeeded.
+        train_loss: mean loss over the round's training examples, in nats; NaN if no client succeeded, or if privacy
+            does not allow it to be recorded.
         metrics: test metrics by name (for classification `test/acc` from 0 to 1, `test/loss` in nats); empty if the
             round was not tested.
         up_bytes, down_bytes: bytes from all clients of the round to the server, and back.
@@ -58,6 +60,7 @@ class RoundRecord:
             if they were not measured.
         trained_scores: the same for the models that the round's clients had just trained, before averaging.
         headline: the metric of these scores, as the module logs it.
+        privacy: values of `PRIVACY_COLUMNS` after the round; empty without privacy.
     """
 
     round: int
@@ -77,6 +80,7 @@ class RoundRecord:
     trained_scores: tuple[float, ...] = ()
     clients: Mapping[str, int] = field(default_factory=dict)
     headline: Metric = ACCURACY
+    privacy: Mapping[str, float] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, float]:
         """The record by the names of `columns`, without values that were not measured."""
@@ -99,6 +103,7 @@ class RoundRecord:
             "time/idle_s": self.idle_seconds,
             "time/wait_s": self.wait_seconds,
             **self._cost(),
+            **self.privacy,
         }
 
     def _cost(self) -> dict[str, float]:

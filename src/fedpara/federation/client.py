@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fedpara.algorithms.base import FedAvg
 from fedpara.communication import Link, Packet
 from fedpara.execution.base import ClientTask, LocalResult
+from fedpara.privacy import PrivateMean
 from fedpara.sampling import derive_seed
 from fedpara.sharing import Split
 from fedpara.state import Layout, Parts, PartsLayout, State, arranged, is_finite, layout_of, parts_layout_of, typed
@@ -111,6 +112,7 @@ class ClientSide:
         layouts: of the messages and of the states that clients keep.
         seed: of the federation.
         learning_rate_factor: of the federation, from the number of finished rounds.
+        privacy: clips uploads, and may add noise to them; None: they are sent as they are.
     """
 
     algorithm: FedAvg
@@ -120,6 +122,7 @@ class ClientSide:
     layouts: Layouts
     seed: int
     learning_rate_factor: Callable[[int], float]
+    privacy: PrivateMean | None = None
 
     def receive(self, packet: Packet, round_index: int) -> Broadcast:
         """Decode the broadcast of a round.
@@ -150,6 +153,8 @@ class ClientSide:
         """
         received, shared = broadcast.received, self.split.shared_part(result.state)
         upload = self.algorithm.upload(received, shared, result.learning_rate_sum, kept.memory)
+        if self.privacy:
+            upload = self.privacy.uploaded(upload, received, broadcast.round, result.client)
         seed, known = derive_seed(self.seed, broadcast.round, result.client, "upload"), known_to_both(received)
         packet = self.link.encode_up(arranged(upload, self.layouts.upload), known, seed)
         memory: State = {}

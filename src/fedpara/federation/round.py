@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import cos, pi
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from fedpara.federation.clients import Clients, MakeClients, simulated
 from fedpara.federation.tally import Tally
 from fedpara.interruption import interruption
 from fedpara.metric import Metric
+from fedpara.privacy import ClientLevelPrivacy, PrivateMean
 from fedpara.record import ClientRecord, RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
@@ -53,6 +54,7 @@ class Federation:
         lr_schedule: `cosine` multiplies it by (1 + cos(pi t / num_rounds)) / 2 after t rounds; None: lr_decay alone.
         seed: seed of cohorts, batch orders, augmentation and dropout.
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
+        privacy: clips and noises the clients' updates, counts epsilon, and ends a run that would exceed its target.
 
     Attributes:
         server: the server's state: the shared part of the global model under "model", and the algorithm's parts.
@@ -62,9 +64,11 @@ class Federation:
         total_bytes: bytes both ways in the finished rounds.
         crashes: for each client that crashed in its last rounds, the number of these rounds in a row.
         stopped: the reason of a callback that ended the run; None if none did.
+        privacy: the private mean of uploads, with its account; None without privacy.
 
     Raises:
-        ValueError: `clients_per_round` is above `num_clients`, or `min_clients` above `clients_per_round`.
+        ValueError: `clients_per_round` is above `num_clients`, or `min_clients` above `clients_per_round`; or something
+            breaks the promise of `privacy`.
 
     Example:
         >>> import torch
@@ -104,6 +108,7 @@ class Federation:
         lr_schedule: Literal["cosine"] | None = None,
         seed: Annotated[int, Field(ge=0)] = 0,
         clients: MakeClients | None = None,
+        privacy: ClientLevelPrivacy | None = None,
     ) -> None:
         if clients_per_round > num_clients:
             raise ValueError(f"clients_per_round={clients_per_round}: must be 1 to num_clients ({num_clients})")
@@ -118,13 +123,16 @@ class Federation:
         self.link, self.split = link or Link(Cast(), Cast()), split or Split(initial)
         self.tests_personal = bool(self.split.personal) if evaluate_personal is None else evaluate_personal
         shared = self.split.shared_part(initial)
-        self.algorithm = (algorithm or FedAvg()).bound(
-            [name for name in executor.trainable if name in shared], num_clients
-        )
+        trained = [name for name in executor.trainable if name in shared]
+        self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
         layouts = Layouts.of(self.algorithm, self.split, initial, self.server)
+        self.privacy: PrivateMean | None = None
+        if privacy:
+            self.privacy = privacy.start(trained, num_clients, clients_per_round, min_clients, num_rounds)
+            self._require_private(self.privacy, layouts)
         self.client_side = ClientSide(
-            self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor
+            self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor, self.privacy
         )
         self.clients: Clients = (clients or simulated(executor))(self.client_side)
         self.round = 0
@@ -142,7 +150,7 @@ class Federation:
             try:
                 for callback in self.callbacks:
                     callback.on_fit_start(self)
-                while self.round < self.num_rounds and not self.stopped:
+                while self.round < self.num_rounds and not self._has_stopped():
                     record = self.run_round()
                     with interruption.held_back():  # a round is in all files and logs, or in none
                         for callback in self.callbacks:
@@ -175,9 +183,12 @@ class Federation:
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
         broadcast = self.broadcast(self.round)
         due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
+        due = due or bool(self.privacy and self.privacy.exhausted(2))  # the last one within the target
         tally = Tally()
         try:
-            uploads = self._uploads(chosen, broadcast, tally, test=due and self.tests_personal)
+            uploads: Iterable[Upload] = self._uploads(chosen, broadcast, tally, test=due and self.tests_personal)
+            if self.privacy:
+                uploads = self.privacy.released(uploads, broadcast.received, self.round)
             self.server = self._finite(self.algorithm.aggregate(self.server, broadcast.received, uploads))
             self.clients.keep(self.round + 1, tally.succeeded)
         except _TooFewClients:  # the round has no effect, but its bytes count
@@ -186,10 +197,11 @@ class Federation:
         self.total_bytes += tally.up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
+        shown = self.privacy is None or self.privacy.terms.client_metrics
         self.round += 1  # last, so that a round that is interrupted during its test does not count
         return RoundRecord(
             round=self.round,
-            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples else float("nan"),
+            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples and shown else float("nan"),
             metrics=metrics,
             up_bytes=tally.up_bytes,
             down_bytes=down_bytes,
@@ -205,6 +217,7 @@ class Federation:
             personal_scores=personal,
             trained_scores=tuple(tally.trained_scores),
             headline=self.headline,
+            privacy=self.privacy.figures() if self.privacy else {},
         )
 
     def model(self, client: int | None = None) -> State:
@@ -302,6 +315,24 @@ class Federation:
         )  # fmt: skip
         tally.add(report)
         return Upload(parts, report.num_examples)
+
+    def _has_stopped(self) -> bool:
+        """Whether a callback ended the run, or another round would exceed the privacy target."""
+        if self.privacy and (reason := self.privacy.exhausted()):
+            self.stop(reason)
+        return self.stopped is not None
+
+    def _require_private(self, privacy: PrivateMean, layouts: Layouts) -> None:
+        """Refuse what would break the promise of `privacy`."""
+        buffers = [name for name, _ in self.executor.module.network.named_buffers()]
+        privacy.require(layouts.upload, bool(layouts.memory), self.link.up_codec, buffers)
+        if privacy.terms.client_metrics:
+            return
+        way_out = "or privacy.client_metrics=true if nobody else will see them"
+        if self.tests_personal:
+            raise ValueError(f"evaluate_personal=True: clients' own scores are not private; must be False, {way_out}")
+        for shown in (type(callback).__name__ for callback in self.callbacks if callback.shows_clients):
+            raise ValueError(f"privacy does not cover the figures of clients in {shown}: leave it out, {way_out}")
 
     def _tell(self, record: ClientRecord) -> None:
         for callback in self.callbacks:
