@@ -15,7 +15,9 @@ from torch import nn
 from fedpara.algorithms import FedAvg, FedDyn, Scaffold, Upload
 from fedpara.callbacks import Checkpoint, ClientTable, restore
 from fedpara.execution import FaultInjection, SerialExecutor, VectorizedExecutor
+from fedpara.federation import Federation
 from fedpara.privacy import ClientLevelPrivacy, PrivacyState, Spent, calibrated, clipped, epsilon
+from fedpara.privacy.accounting import _library as library
 from fedpara.state import combine, parts_layout_of
 from helpers import ROOT
 from helpers.configured import ALGORITHMS, of_yaml
@@ -28,7 +30,8 @@ NOTHING = {"clip": inf, "noise_multiplier": 0}
 
 @pytest.fixture
 def accounting():
-    return pytest.importorskip("dp_accounting")
+    pytest.importorskip("dp_accounting")
+    return library()
 
 
 def private(**terms):
@@ -374,6 +377,10 @@ def test_tables_of_clients_and_rare_checkpoints_are_refused(tmp_path):
     with pytest.raises(ValueError, match="figures of clients in ClientTable: leave it out"):
         make_federation(privacy=private(), callbacks=[ClientTable(tmp_path)])
     make_federation(privacy=private(client_metrics=True), callbacks=[ClientTable(tmp_path)])
+    executor = make_federation().executor
+    executor.datamodule.validation = 0.2
+    with pytest.raises(ValueError, match="tests on clients' own examples"):
+        Federation(executor, num_clients=5, clients_per_round=2, num_rounds=1, privacy=private())
     with pytest.raises(ValueError, match="every=2: must be 1 with privacy"):
         make_federation(privacy=private(), callbacks=[Checkpoint(tmp_path, every=2)]).fit()
 

@@ -331,6 +331,8 @@ class Federation:
         way_out = "or privacy.client_metrics=true if nobody else will see them"
         if self.tests_personal:
             raise ValueError(f"evaluate_personal=True: clients' own scores are not private; must be False, {way_out}")
+        if getattr(self.executor.datamodule, "validation", 0):
+            raise ValueError(f"privacy does not cover tests on clients' own examples: data.validation=0, {way_out}")
         for shown in (type(callback).__name__ for callback in self.callbacks if callback.shows_clients):
             raise ValueError(f"privacy does not cover the figures of clients in {shown}: leave it out, {way_out}")
 

@@ -7,6 +7,7 @@ updates with noise: the event `SampledWithoutReplacementDpEvent` (Wang, Balle, K
 multiplier, which is in units of that distance, is half of ours, which is in clips.
 """
 
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from math import inf
@@ -102,6 +103,10 @@ def _library() -> Any:
         import dp_accounting
     except ImportError as error:
         raise ImportError("epsilon needs dp-accounting: pip install 'fedpara[privacy]'") from error
+    from absl import logging
+
+    # it would close the stream that it found on import, once somebody has redirected standard error and set up logging
+    logging.get_absl_handler().python_handler.stream = sys.__stderr__
     return dp_accounting
 
 
