@@ -21,6 +21,7 @@ CHOSEN = {
     "pytorch_lightning.Trainer": "Lightning's defaults are not a client's",
     "pytorch_lightning.loggers.CSVLogger": "Lightning's",
     "torch.optim.SGD": "torch's learning rate is 0.001",
+    "fedpara.communication.Link error_feedback": "top-k needs it",
     "fedpara.nn.PFedPara gamma": "Fig. 5's; FedPara's own default is Table 2's",
 }
 

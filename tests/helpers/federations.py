@@ -12,7 +12,7 @@ from fedpara.data import IID, DataSet, Dirichlet, Examples, FederatedDataModule,
 from fedpara.execution import LocalTraining, SerialExecutor
 from fedpara.federation import Federation, FederationCallback, simulated
 from fedpara.models import MLP, VGG, ClassificationModule
-from fedpara.nn import FedPara, PFedPara, factorize
+from fedpara.nn import FedPara, PFedPara, factorize, stacked_factors
 from fedpara.sharing import Split
 from fedpara.state import first_names
 
@@ -49,29 +49,32 @@ def make_federation(
     partition=None,
     executor=SerialExecutor,
     network=None,
-    num_dense=0,
+    factorizing=None,
     training=None,
     clients=None,
     link=None,
+    split=Split,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
 
     `executor` is called with a `LocalTraining`, `network`, an MLP where it is None, with nothing, `clients` with the
-    executor: where it is None, they keep their states in the files of a `Checkpoint`, or else in memory.
+    executor: where it is None, they keep their states in the files of a `Checkpoint`, or else in memory. `factorizing`
+    are other arguments of `factorize`.
     """
     torch.manual_seed(seed)
     network = network() if network else MLP([16, 8, 3])
     if dropout:
         network.layers.insert(2, torch.nn.Dropout(dropout))
-    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=1.0), num_dense=num_dense)
+    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=1.0), **factorizing or {})
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
     data = FederatedDataModule(
         tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
     )
     data.setup()
     executor = executor(local_training(module, data, max_epochs=max_epochs, **training or {}))
-    split = Split(list(executor.initial_state()), personal, first_names(network))
+    names = list(executor.initial_state())
+    split = split(names, personal, first_names(network), stacks=stacked_factors(network))
     settings = {"num_clients": 5, "clients_per_round": 2, "num_rounds": 3, "lr_decay": 1.0, "seed": seed} | options
     callbacks = settings.pop("callbacks", [])
     keeping = [callback.clients for callback in callbacks if isinstance(callback, Checkpoint)]

@@ -138,6 +138,18 @@ def test_deployed_is_simulated_bit_for_bit(tmp_path, choices):
     assert len(sent) - len(nodes.parcels) + 1 == counted + tested
 
 
+def test_deployed_clients_are_sent_what_they_lack(tmp_path):
+    """They start from the model that they kept and a packet; the simulation starts them from the whole broadcast."""
+    choices = "sharing=rotating federation.catch_up=true factorization.gamma=0.5 model.optimizer.lr=0.05"
+    overrides, nodes = cut(tmp_path, f"{choices} federation.num_rounds=5")
+    deployed, simulated = deploy(tmp_path, overrides, nodes), simulate(tmp_path, overrides)
+    assert same(checkpoint(deployed), checkpoint(simulated))
+    assert rows_without_times(deployed) == rows_without_times(simulated)
+    sent = sum(len(parcel.payload) for parcel in nodes.parcels)
+    assert sent == int(rows_without_times(deployed)[-1]["comm/total_bytes"])
+    assert len({len(parcel.payload) for parcel in nodes.parcels if "last" in parcel.values}) > 1
+
+
 def newest(tmp_path, client):
     paths = list((tmp_path / "data" / f"client-{client}" / "kept" / "deployed").glob("*.safetensors"))
     return load_file(max(paths, key=lambda path: int(path.stem))) if paths else {}
@@ -254,7 +266,7 @@ class Large:
 def test_a_rounds_uploads_wait_on_the_disk_and_not_in_memory(tmp_path):
     """In the order of a simulated round: most examples first, then by number."""
     clients = DeployedClients(Large(), tmp_path, Participants(tmp_path))
-    broadcast = Broadcast(0, Packet(torch.zeros(4, dtype=torch.uint8)), {})
+    broadcast = Broadcast(0, Packet(torch.zeros(4, dtype=torch.uint8)), {}, {})
     tracemalloc.start()
     received, failures = [], []
     for one in clients.train(range(40), broadcast, 0, False):

@@ -22,17 +22,19 @@ from fedpara.state import Layout, Parts, State, join, separate, weighted_mean
 
 @dataclass(frozen=True)
 class Correction:
-    """A term added to the gradients before each local step: `proximal * (w - anchor) + offset`, by name.
+    """A term added to the gradients before each local step, `proximal * (w - anchor) + offset`, and a mask, by name.
 
     Attributes:
         proximal: weight of the pull towards `anchor`.
         anchor: target of the pull; parameters that it lacks are not pulled.
         offset: a constant; parameters that it lacks have none.
+        trained: factors of the sum, which broadcast: 1 for what is trained, 0 for what is frozen; none: 1.
     """
 
     proximal: float = 0.0
     anchor: State = field(default_factory=dict)
     offset: State = field(default_factory=dict)
+    trained: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class FedAvg:
     def correction(self, received: Parts, memory: State) -> Correction:
         """The correction of a client's gradients; `memory` comes from its last round and is empty before that."""
         return Correction()
+
+    def sent(self, received: Parts) -> State:
+        """The received values of what clients send back of the model: all of it."""
+        return received["model"]
 
     def upload(self, received: Parts, model: State, learning_rate_sum: float, memory: State) -> Parts:
         """The message from a client to the server after training.

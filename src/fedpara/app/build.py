@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_class, instantiate
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains n
     from fedpara.models import FederatedModule
 
 # typed under `factorization`, read by other objects
-NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense"}
+NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense", "delta", "trainable"}
 READ_ELSEWHERE = {"network", "keep_dense", "head"}  # the same for `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
@@ -55,6 +56,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     datamodule = make("data", partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
     network = make("model.network")
     make.call("model.network", _require_real, network)
+    make.call("pretrained", _load_pretrained, network, cfg)
     dense = sum(parameter.numel() for parameter in network.parameters())
     make.call("factorization", _factorize, network, cfg)
     factorized = sum(parameter.numel() for parameter in network.parameters())
@@ -101,12 +103,21 @@ def _require_classes(num_classes: int | None) -> None:
         raise ValueError("num_classes=None: must be a number, unless model._target_ names a module of your own")
 
 
+def _load_pretrained(network: "nn.Module", cfg: DictConfig) -> None:
+    from fedpara.models import load_pretrained
+
+    given = cfg.get("pretrained") or {}  # runs from before this key have none
+    if file := given.get("file"):
+        load_pretrained(network, Path(file), list(cfg.model.head), given.get("crc32"))
+
+
 def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
     from fedpara.nn import factorize
 
     options: Any = OmegaConf.to_container(cfg.factorization, resolve=True)  # its keys refer to other groups
     recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
-    factorize(network, recipe, list(cfg.model.keep_dense), num_dense=options.get("num_dense", 0))
+    arguments = {key: options[key] for key in ("num_dense", "delta", "trainable") if key in options}
+    factorize(network, recipe, list(cfg.model.keep_dense), **arguments)
 
 
 def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "FederatedDataModule") -> "Executor":
@@ -165,16 +176,21 @@ def build_federation(
         clients: the argument of `Federation`; None: simulated clients that keep their states in memory.
     """
     from fedpara.federation import Federation
+    from fedpara.nn import stacked_factors
     from fedpara.state import first_names, num_elements
 
     state, network = experiment.executor.initial_state(), experiment.executor.module.network
     make = Make(cfg)
-    split = make("sharing", names=list(state), tied=first_names(network))
+    split = make("sharing", names=list(state), tied=first_names(network), stacks=stacked_factors(network))
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     make.call("sharing", _set_personal_rate, experiment.executor.module, split.personal, split.personal_rate)
     algorithm = make("algorithm")
     made_by = "model" if has_own_module(cfg) else "model.optimizer"
-    make.call(made_by, lambda: algorithm.require(experiment.executor.training.optimization().optimizer))
+    training = experiment.executor.training
+    optimizer = make.call(made_by, lambda: training.optimization().optimizer)
+    make.call(made_by, algorithm.require, optimizer)
+    make.call(made_by, split.require, optimizer)
+    make.call("factorization", split.require_plain_steps, training.jacobian_correction)
     link = make("link")
     privacy = make("privacy") if cfg.get("privacy") else None
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)

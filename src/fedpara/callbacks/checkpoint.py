@@ -19,7 +19,7 @@ Versions = dict[NonNegativeInt, NonNegativeInt]
 
 
 class Progress(BaseModel):
-    """The progress of a run, with the matching versions of its clients' states."""
+    """The progress of a run, with the matching versions of its clients' states, and with `catch_up` what they hold."""
 
     round: NonNegativeInt
     total_bytes: NonNegativeInt
@@ -27,6 +27,8 @@ class Progress(BaseModel):
     memories: Versions = Field(default_factory=dict)
     crashes: dict[NonNegativeInt, NonNegativeInt] = Field(default_factory=dict)
     privacy: PrivacyState | None = None
+    changed: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    last: Versions = Field(default_factory=dict)
 
 
 class Checkpoint(FederationCallback):
@@ -97,7 +99,8 @@ class Checkpoint(FederationCallback):
             "round": federation.round, "total_bytes": federation.total_bytes, "crashes": federation.crashes,
             "privacy": federation.privacy and federation.privacy.state,
         }  # fmt: skip
-        progress = Progress.model_validate(figures | dict(store.save() if store else {}))
+        held = {"changed": catch_up.changed, "last": catch_up.last} if (catch_up := federation.catch_up) else {}
+        progress = Progress.model_validate(figures | held | dict(store.save() if store else {}))
         metadata = {"progress": progress.model_dump_json(exclude_none=True)}
         write_tensors(self.folder / CHECKPOINT, join(_on_file(federation)), metadata)
         if store:
@@ -131,6 +134,8 @@ def restore(federation: Federation, folder: Path) -> None:
     federation.crashes = progress.crashes
     if federation.privacy:
         federation.privacy.resume(progress.privacy, progress.round)
+    if federation.catch_up:
+        federation.catch_up.changed, federation.catch_up.last = progress.changed, progress.last
 
 
 def _on_file(federation: Federation) -> Parts:

@@ -4,7 +4,9 @@ from pydantic import validate_call
 
 from fedpara.communication.codecs import Codec
 from fedpara.communication.packet import Packet
-from fedpara.state import Parts, PartsLayout, State, combine, join, separate
+from fedpara.state import Layout, Parts, PartsLayout, State, combine, join, separate
+
+RESIDUAL = "residual/"  # before the names of what error feedback keeps
 
 
 class Link:
@@ -12,6 +14,14 @@ class Link:
 
     `known` holds tensors under some of the message's names that both ends already have: a codec of updates sends the
     difference. `layout` is that of the message; its order is the order of the encoded tensors.
+
+    Args:
+        up_codec, down_codec: of uploads and of broadcasts.
+        error_feedback: whether a client keeps what the up codec lost of its update, and adds it to its next one (Stich
+            et al., NeurIPS 2018, Algorithm 1).
+
+    Raises:
+        ValueError: there is error feedback for an up codec that does not encode updates.
 
     Example:
         >>> import torch
@@ -26,8 +36,27 @@ class Link:
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
-    def __init__(self, up_codec: Codec, down_codec: Codec) -> None:
-        self.up_codec, self.down_codec = up_codec, down_codec
+    def __init__(self, up_codec: Codec, down_codec: Codec, error_feedback: bool = False) -> None:
+        if error_feedback and not up_codec.of_updates:
+            raise ValueError(
+                f"error_feedback=True: must be false with {type(up_codec).__name__}, which encodes no updates"
+            )
+        self.up_codec, self.down_codec, self.error_feedback = up_codec, down_codec, error_feedback
+
+    def remembered(self, model: Layout) -> Layout:
+        """Names, shapes and types of what a client keeps for error feedback, of all that it may upload."""
+        floats = {name: spec for name, spec in model.items() if spec.dtype.is_floating_point}
+        return {RESIDUAL + name: spec for name, spec in floats.items()} if self.error_feedback else {}
+
+    def with_residual(self, message: Parts, memory: State) -> Parts:
+        """The message plus what the client's earlier ones lost; `memory` may be empty, and have other names too."""
+        residual = {name: memory[RESIDUAL + name] for name in message["model"] if RESIDUAL + name in memory}
+        return message | {"model": combine(message["model"], 1, residual)} if residual else message
+
+    def residual(self, message: Parts, sent: Parts) -> State:
+        """What a message lost on the wire: its difference from `sent`, as the server decodes it."""
+        floats = {name: tensor for name, tensor in message["model"].items() if tensor.is_floating_point()}
+        return {RESIDUAL + name: tensor - sent["model"][name] for name, tensor in floats.items()}
 
     def encode_down(self, message: Parts, seed: int = 0) -> Packet:
         """The broadcast, encoded once; its bytes count for each client that receives it."""

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Literal
@@ -129,7 +130,7 @@ class DeployedClients:
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
         """The headline metrics that the clients measured."""
         asked = list(clients)
-        self.participants.test_bytes = broadcast.packet.num_bytes * len(asked)
+        self.participants.test_bytes = sum(broadcast.to(client).num_bytes for client in asked)
         answers = dict(self._ask("test", asked, broadcast, {"round": broadcast.round}))
         silent = [client for client, given in answers.items() if isinstance(given, ClientFailure)]
         if silent:
@@ -146,7 +147,7 @@ class DeployedClients:
     def _ask(
         self, what: Literal["train", "test"], clients: Iterable[int], broadcast: Broadcast, values: Mapping[str, Value]
     ) -> Iterator[tuple[int, Parcel | ClientFailure]]:
-        sent, last = payload(broadcast.packet), self.participants.last
-        common = {"run": self.folder.name, **values}
-        questions = {c: Parcel(sent, {"client": c, "last": last.get(c, 0), **common}) for c in clients}
+        last, common = self.participants.last, {"run": self.folder.name, **values}
+        sent = cache(payload)  # clients that are sent the same packet share its bytes
+        questions = {c: Parcel(sent(broadcast.to(c)), {"client": c, "last": last.get(c, 0), **common}) for c in clients}
         return self.nodes.ask(questions, what)

@@ -31,6 +31,8 @@ class KeptStates:
             raise ValueError(f"run={run!r}: must be letters, digits, points and dashes")
         self.folder = folder / "kept" / run
         self.layout = {"personal": layouts.personal, "memory": layouts.memory}
+        if layouts.received:
+            self.layout["received"] = layouts.received
 
     def read(self, last: int) -> Kept:
         """The client's states after round `last`; empty for 0, before its first round.
@@ -52,7 +54,8 @@ class KeptStates:
         if not join(self.layout):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self._path(round_number), join({"personal": kept.personal, "memory": kept.memory}), {})
+        states = {"personal": kept.personal, "memory": kept.memory, "received": kept.received}
+        write_tensors(self._path(round_number), join(states), {})
         needed = {self._path(number) for number in (round_number, last)}
         for path in set(self.folder.glob(f"*{SUFFIX}")) - needed:
             path.unlink()

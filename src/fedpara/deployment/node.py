@@ -64,5 +64,5 @@ class Node:
         if asked["client"] != self.client:
             raise ValueError(f"asked as client {asked['client']}, but {self.folder} is of client {self.client}")
         states = KeptStates(self.folder, str(asked["run"]), self.side.layouts)
-        broadcast = self.side.receive(question.packet, int(asked["round"]))
-        return broadcast, states.read(int(asked["last"])), states
+        kept = states.read(int(asked["last"]))
+        return self.side.receive_own(question.packet, int(asked["round"]), kept), kept, states

@@ -74,23 +74,25 @@ class GradientCorrection(Callback):
         self.correction = Correction()
         self._anchor: State = {}
         self._offset: State = {}
-        self._memory: tuple[Memory, Memory] = {}, {}
+        self._trained: State = {}
+        self._memory: tuple[Memory, Memory, Memory] = {}, {}, {}
 
     @property
-    def variant(self) -> tuple[float, frozenset[str], frozenset[str]]:
-        """The parts of the correction that change the step's operations, without the values of anchor and offset."""
-        return self.correction.proximal, frozenset(self.correction.anchor), frozenset(self.correction.offset)
+    def variant(self) -> tuple[float, frozenset[str], frozenset[str], frozenset[str]]:
+        """The parts of the correction that change the step's operations, without the values of its tensors."""
+        given = self.correction
+        return given.proximal, frozenset(given.anchor), frozenset(given.offset), frozenset(given.trained)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the correction to the module's device, into the same memory as before, as a captured step reads it."""
-        given = self.correction.anchor, self.correction.offset
-        self._anchor, self._offset = map(partial(_placed, pl_module.device), given, self._memory)
+        given = self.correction.anchor, self.correction.offset, self.correction.trained
+        self._anchor, self._offset, self._trained = map(partial(_placed, pl_module.device), given, self._memory)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """grad += proximal * (w - anchor) + offset."""
-        if not (self.correction.proximal or self._offset):
+        """grad += proximal * (w - anchor) + offset, times what is trained."""
+        if not (self.correction.proximal or self._offset or self._trained):
             return
         network = pl_module.network
         assert isinstance(network, torch.nn.Module)
@@ -104,6 +106,8 @@ class GradientCorrection(Callback):
                     parameter.grad.add_(parameter - self._anchor[name], alpha=self.correction.proximal)
                 if name in self._offset:
                     parameter.grad.add_(self._offset[name])
+                if name in self._trained:
+                    parameter.grad.mul_(self._trained[name])
 
 
 def _placed(device: torch.device, given: State, memory: Memory) -> State:

@@ -321,4 +321,5 @@ def _stacked(corrections: Sequence[Correction]) -> Correction:
             name: torch.stack([c.offset.get(name, torch.zeros_like(like)) for c in corrections])
             for name, like in offsets.items()
         },
+        first.trained,  # the same for all clients of a round; it broadcasts over them
     )

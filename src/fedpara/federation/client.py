@@ -1,11 +1,15 @@
 """A client's half of a round, which depends only on the broadcast and on the states that the client keeps."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from fedpara.algorithms.base import FedAvg
 from fedpara.communication import Link, Packet
+from fedpara.communication.link import RESIDUAL
 from fedpara.execution.base import ClientTask, LocalResult
+from fedpara.federation.catch_up import Downlink
 from fedpara.privacy import PrivateMean
 from fedpara.sampling import derive_seed
 from fedpara.sharing import Split
@@ -18,11 +22,15 @@ class Kept:
 
     Attributes:
         personal: its personal part of the model; empty before its first round, and where nothing is personal.
-        memory: the state that the algorithm has it remember, such as a control variate; empty in the same cases.
+        memory: the state that the algorithm has it remember, such as a control variate, and what the link's error
+            feedback does; empty before its first round, and without either.
+        received: the shared part that it received in its last round; empty before that, and without `catch_up`. A
+            simulation need not keep it.
     """
 
     personal: State = field(default_factory=dict)
     memory: State = field(default_factory=dict)
+    received: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,19 @@ class Broadcast:
         round: rounds finished before it.
         packet: the encoded message; each client of the round is sent one.
         received: the message as every client decodes it.
+        moving: the part of it that the round trains and sends back.
+        packets: for clients that are sent only what they lack, the packet in place of the whole one.
     """
 
     round: int
     packet: Packet
     received: Parts
+    moving: Parts
+    packets: Mapping[int, Packet] = field(default_factory=dict)
+
+    def to(self, client: int) -> Packet:
+        """The packet that a client is sent."""
+        return self.packets.get(client, self.packet)
 
 
 @dataclass(frozen=True)
@@ -86,20 +102,35 @@ class Layouts:
     upload: PartsLayout
     personal: Layout
     memory: Layout
+    received: Layout
 
     @classmethod
-    def of(cls, algorithm: FedAvg, split: Split, initial: State, server: Parts) -> "Layouts":
+    def of(
+        cls, algorithm: FedAvg, link: Link, split: Split, initial: State, server: Parts, catch_up: bool = False
+    ) -> "Layouts":
         """The layouts of a federation.
 
         Args:
             algorithm: bound to the federation.
             initial: the freshly built model.
             server: the server's state, of any round.
+            catch_up: whether clients keep the model that they received.
+
+        Raises:
+            ValueError: the link has error feedback, and uploads are more than a model.
         """
         message = algorithm.broadcast(server)
         upload = algorithm.upload(message, message["model"], 0.0, {})  # as of a client that applied no step
         personal = layout_of(split.personal_part(initial))
-        return cls(parts_layout_of(message), parts_layout_of(upload), personal, algorithm.remembered(server))
+        if link.error_feedback and (more := sorted(upload.keys() - {"model"})):
+            raise ValueError(
+                f"error_feedback=True: must be false with {type(algorithm).__name__}, whose {', '.join(more)} would "
+                "get twice what it lost: it is made from what the server has received"
+            )
+        residual = link.remembered(layout_of(split.movable(message["model"])))
+        memory = dict(algorithm.remembered(server)) | dict(residual)
+        received = layout_of(message["model"]) if catch_up else {}
+        return cls(parts_layout_of(message), parts_layout_of(upload), personal, memory, received)
 
 
 @dataclass(frozen=True)
@@ -124,13 +155,43 @@ class ClientSide:
     learning_rate_factor: Callable[[int], float]
     privacy: PrivateMean | None = None
 
+    @property
+    def downlink(self) -> Downlink:
+        """Broadcasts that depend on the client."""
+        return Downlink(self.link, self.split, self.layouts.broadcast)
+
     def receive(self, packet: Packet, round_index: int) -> Broadcast:
-        """Decode the broadcast of a round.
+        """Decode the whole broadcast of a round.
 
         Raises:
             ValueError: the packet belongs to another model.
         """
-        return Broadcast(round_index, packet, self.link.decode_down(packet, self.layouts.broadcast))
+        return self._broadcast(packet, round_index, self.link.decode_down(packet, self.layouts.broadcast))
+
+    def receive_own(self, packet: Packet, round_index: int, kept: Kept) -> Broadcast:
+        """Decode the broadcast that a client was sent, with `catch_up` only what it lacks.
+
+        Raises:
+            ValueError: the packet belongs to another model, or what it leaves out is not kept.
+        """
+        if not self.layouts.received:
+            return self.receive(packet, round_index)
+        return self._broadcast(packet, round_index, self.downlink.decode(packet, kept.received))
+
+    def _broadcast(self, packet: Packet, round_index: int, received: Parts) -> Broadcast:
+        return Broadcast(round_index, packet, received, self.moving(received, round_index))
+
+    def moving(self, parts: Parts, round_index: int) -> Parts:
+        """A message with the part of its model that the round trains and sends back."""
+        return parts | {"model": self.split.moving(parts["model"], round_index)}
+
+    def upload_layout(self, broadcast: Broadcast) -> PartsLayout:
+        """The layout of the round's uploads: a whole one's, with what the round sends back of the model."""
+        return dict(self.layouts.upload) | {"model": layout_of(self.algorithm.sent(broadcast.moving))}
+
+    def known_to_both(self, broadcast: Broadcast) -> Parts:
+        """The part of an upload that server and client both hold before it is sent: what it has of the broadcast."""
+        return {"model": self.algorithm.sent(broadcast.moving)}
 
     def model(self, shared: State, kept: Kept) -> State:
         """The whole model of a client: the shared part and its own, in the order of the model's names."""
@@ -140,7 +201,9 @@ class ClientSide:
     def task(self, client: int, broadcast: Broadcast, kept: Kept, attempt: int = 0) -> ClientTask:
         """The local training of a client. It starts from the broadcast and from the states that the client kept."""
         seed = derive_seed(self.seed, broadcast.round, client, "local training")
-        correction = self.algorithm.correction(broadcast.received, kept.memory)
+        correction = self.algorithm.correction(broadcast.received, _of_algorithm(kept.memory))
+        if trained := self.split.trained(broadcast.round):
+            correction = replace(correction, trained=trained)
         state = self.model(broadcast.received["model"], kept)
         factor = self.learning_rate_factor(broadcast.round)
         return ClientTask(client, state, factor, seed, correction, attempt)
@@ -151,17 +214,34 @@ class ClientSide:
         Returns:
             The reply, which travels; and the states that the client keeps if the round counts.
         """
-        received, shared = broadcast.received, self.split.shared_part(result.state)
-        upload = self.algorithm.upload(received, shared, result.learning_rate_sum, kept.memory)
+        received, layout = broadcast.moving, self.upload_layout(broadcast)
+        shared = self.split.moving(self.split.shared_part(result.state), broadcast.round)
+        own = _of_algorithm(kept.memory)
+        upload = arranged(self.algorithm.upload(received, shared, result.learning_rate_sum, own), layout)
+        known = self.known_to_both(broadcast)
         if self.privacy:
-            upload = self.privacy.uploaded(upload, received, broadcast.round, result.client)
-        seed, known = derive_seed(self.seed, broadcast.round, result.client, "upload"), known_to_both(received)
-        packet = self.link.encode_up(arranged(upload, self.layouts.upload), known, seed)
+            upload = self.privacy.uploaded(upload, known, broadcast.round, result.client)
+        upload = self.link.with_residual(upload, kept.memory)
+        seed = derive_seed(self.seed, broadcast.round, result.client, "upload")
+        packet = self.link.encode_up(upload, known, seed)
         memory: State = {}
         if self.layouts.memory:
-            sent = self.link.decode_up(packet, self.layouts.upload, known)
-            memory = self.algorithm.remember(received, sent, kept.memory)
-        return Reply(_report(result), packet), Kept(typed(result.state, self.layouts.personal), memory)
+            sent = self.link.decode_up(packet, layout, known)
+            memory = self.algorithm.remember(received, sent, own)
+            if self.link.error_feedback:
+                memory |= self._residual(kept.memory) | self.link.residual(upload, sent)
+        held = broadcast.received["model"] if self.layouts.received else {}
+        return Reply(_report(result), packet), Kept(typed(result.state, self.layouts.personal), memory, held)
+
+    def _residual(self, memory: State) -> State:
+        """What the client kept for error feedback; zeros before its first round."""
+        layout = {name: spec for name, spec in self.layouts.memory.items() if name.startswith(RESIDUAL)}
+        return {n: memory[n] if n in memory else torch.zeros(s.shape, dtype=s.dtype) for n, s in layout.items()}
+
+
+def _of_algorithm(memory: State) -> State:
+    """The part of a client's memory that is not the link's."""
+    return {name: tensor for name, tensor in memory.items() if not name.startswith(RESIDUAL)}
 
 
 def _report(result: LocalResult) -> Report:
@@ -169,8 +249,3 @@ def _report(result: LocalResult) -> Report:
         result.client, result.num_examples, result.num_steps, result.learning_rate_sum, result.train_loss,
         result.seconds, is_finite(result.state),
     )  # fmt: skip
-
-
-def known_to_both(received: Parts) -> Parts:
-    """The part of an upload that server and client both hold before it is sent: the broadcast model."""
-    return {"model": received["model"]}

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from math import cos, pi
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,8 @@ from fedpara.communication import Cast, Link
 from fedpara.errors import CrashesAgain
 from fedpara.execution.base import ClientFailure, Executor
 from fedpara.federation.callback import FederationCallback, Outcome
-from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply, known_to_both
+from fedpara.federation.catch_up import CatchUp
+from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply
 from fedpara.federation.clients import Clients, MakeClients, simulated
 from fedpara.federation.tally import Tally
 from fedpara.interruption import interruption
@@ -51,6 +53,8 @@ class Federation:
         max_crashes: a client that crashes, or runs out of memory, in so many of its rounds in a row ends the run,
             because configuration or data must be the cause; injected faults do not count. None: it never ends the run.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
+        catch_up: whether a client keeps the model that it received, and is sent only the pieces that changed since it
+            last took part. By default every broadcast is whole, to every client.
         lr_schedule: `cosine` multiplies it by (1 + cos(pi t / num_rounds)) / 2 after t rounds; None: lr_decay alone.
         seed: seed of cohorts, batch orders, augmentation and dropout.
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
@@ -62,13 +66,14 @@ class Federation:
         clients: the server's partner.
         round: number of finished rounds.
         total_bytes: bytes both ways in the finished rounds.
+        catch_up: with `catch_up`, what the server knows of what its clients hold; else None.
         crashes: for each client that crashed in its last rounds, the number of these rounds in a row.
         stopped: the reason of a callback that ended the run; None if none did.
         privacy: the private mean of uploads, with its account; None without privacy.
 
     Raises:
-        ValueError: `clients_per_round` is above `num_clients`, or `min_clients` above `clients_per_round`; or something
-            breaks the promise of `privacy`.
+        ValueError: `clients_per_round` is above `num_clients`, or `min_clients` above `clients_per_round`; or split,
+            algorithm and link do not go together, or something breaks the promise of `privacy`.
 
     Example:
         >>> import torch
@@ -106,6 +111,7 @@ class Federation:
         max_crashes: Positive | None = 2,
         lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.992,
         lr_schedule: Literal["cosine"] | None = None,
+        catch_up: bool = False,
         seed: Annotated[int, Field(ge=0)] = 0,
         clients: MakeClients | None = None,
         privacy: ClientLevelPrivacy | None = None,
@@ -126,7 +132,8 @@ class Federation:
         trained = [name for name in executor.trainable if name in shared]
         self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
-        layouts = Layouts.of(self.algorithm, self.split, initial, self.server)
+        self.split.require_server(self.server)
+        layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
         self.privacy: PrivateMean | None = None
         if privacy:
             self.privacy = privacy.start(trained, num_clients, clients_per_round, min_clients, num_rounds)
@@ -134,6 +141,7 @@ class Federation:
         self.client_side = ClientSide(
             self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor, self.privacy
         )
+        self.catch_up = CatchUp(self.client_side.downlink) if catch_up else None
         self.clients: Clients = (clients or simulated(executor))(self.client_side)
         self.round = 0
         self.total_bytes = 0
@@ -181,19 +189,20 @@ class Federation:
         """One round; on return `server`, `round`, `total_bytes` and the clients' states are those after it."""
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
-        broadcast = self.broadcast(self.round)
+        broadcast = self.broadcast(self.round, chosen)
         due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
         due = due or bool(self.privacy and self.privacy.exhausted(2))  # the last one within the target
         tally = Tally()
         try:
-            uploads: Iterable[Upload] = self._uploads(chosen, broadcast, tally, test=due and self.tests_personal)
-            if self.privacy:
-                uploads = self.privacy.released(uploads, broadcast.received, self.round)
-            self.server = self._finite(self.algorithm.aggregate(self.server, broadcast.received, uploads))
+            uploads = self._uploads(chosen, broadcast, tally, test=due and self.tests_personal)
+            before = self.server
+            self.server = self._finite(self._aggregate(broadcast, uploads))
             self.clients.keep(self.round + 1, tally.succeeded)
+            if self.catch_up:
+                self.catch_up.note(before["model"], self.server["model"], self.round + 1, tally.succeeded)
         except _TooFewClients:  # the round has no effect, but its bytes count
             log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
-        down_bytes = broadcast.packet.num_bytes * len(chosen)
+        down_bytes = sum(broadcast.to(client).num_bytes for client in chosen)
         self.total_bytes += tally.up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
@@ -253,19 +262,33 @@ class Federation:
 
     def evaluate_personal(self, round_index: int) -> tuple[float, ...]:
         """The headline of the model from which every client would start a round, on its own distribution."""
-        scores = self.clients.evaluate(range(self.num_clients), self.broadcast(round_index))
+        everyone = range(self.num_clients)
+        scores = self.clients.evaluate(everyone, self.broadcast(round_index, everyone))
         return tuple(scores[client] for client in sorted(scores))
 
-    def broadcast(self, round_index: int) -> Broadcast:
-        """The message that the server would send in a round, from its present state."""
+    def broadcast(self, round_index: int, clients: Iterable[int] = ()) -> Broadcast:
+        """The message that the server would send in a round, from its present state.
+
+        Args:
+            clients: those to which it is sent; with `catch_up` each has its own packet.
+        """
         message = arranged(self.algorithm.broadcast(self.server), self.client_side.layouts.broadcast)
-        packet = self.link.encode_down(message, derive_seed(self.seed, round_index, 0, "broadcast"))
-        return self.client_side.receive(packet, round_index)
+        seed = derive_seed(self.seed, round_index, 0, "broadcast")
+        broadcast = self.client_side.receive(self.link.encode_down(message, seed), round_index)
+        return replace(broadcast, packets=self.catch_up.packets(message, clients, seed)) if self.catch_up else broadcast
 
     def close(self) -> None:
         """End the processes that were started for the clients and for tests of the model."""
         self.clients.close()
         self.executor.close()
+
+    def _aggregate(self, broadcast: Broadcast, uploads: Iterable[Upload]) -> Parts:
+        """The server's next state: the algorithm's step on what moves, and the rest as it was."""
+        before = self.client_side.moving(self.server, broadcast.round)
+        if self.privacy:
+            uploads = self.privacy.released(uploads, self.client_side.known_to_both(broadcast), broadcast.round)
+        after = self.algorithm.aggregate(before, broadcast.moving, uploads)
+        return after | {"model": self.split.moved(self.server["model"], after["model"])}
 
     def _uploads(self, chosen: list[int], broadcast: Broadcast, tally: Tally, test: bool) -> Iterator[Upload]:
         """Yield the uploads of clients that succeed, as they come; try the others again, then leave them out."""
@@ -281,9 +304,8 @@ class Federation:
             failed = {failure.client for failure in tally.failures}
             chosen = [client for client in chosen if client in failed]
         tally.train_seconds = time.perf_counter() - start
-        down_bytes = broadcast.packet.num_bytes
         for failure in tally.failures:
-            sent = tally.unused_bytes[failure.client]
+            sent, down_bytes = tally.unused_bytes[failure.client], broadcast.to(failure.client).num_bytes
             self._tell(ClientRecord(self.round + 1, failure.client, failure.kind, sent, down_bytes))
         self._judge(tally)
 
@@ -291,9 +313,8 @@ class Federation:
         """Decode an upload, and count its bytes and loss. An upload of another layout is a failure of its client."""
         report = reply.report
         try:
-            parts = self.link.decode_up(
-                reply.packet, self.client_side.layouts.upload, known_to_both(broadcast.received)
-            )
+            side = self.client_side
+            parts = self.link.decode_up(reply.packet, side.upload_layout(broadcast), side.known_to_both(broadcast))
         except ValueError as error:
             return ClientFailure(report.client, "crashed", error, outside=True)  # a simulated client knows the layout
         tally.up_bytes += reply.packet.num_bytes
@@ -309,8 +330,8 @@ class Federation:
         sent = reply.packet.num_bytes + tally.unused_bytes.pop(report.client, 0)
         self._tell(
             ClientRecord(
-                self.round + 1, report.client, "succeeded", sent, broadcast.packet.num_bytes, report.num_examples,
-                report.num_steps, report.train_loss, report.seconds,
+                self.round + 1, report.client, "succeeded", sent, broadcast.to(report.client).num_bytes,
+                report.num_examples, report.num_steps, report.train_loss, report.seconds,
             )
         )  # fmt: skip
         tally.add(report)
@@ -325,7 +346,7 @@ class Federation:
     def _require_private(self, privacy: PrivateMean, layouts: Layouts) -> None:
         """Refuse what would break the promise of `privacy`."""
         buffers = [name for name, _ in self.executor.module.network.named_buffers()]
-        privacy.require(layouts.upload, bool(layouts.memory), self.link.up_codec, buffers)
+        privacy.require(layouts.upload, bool(self.algorithm.remembered(self.server)), self.link.up_codec, buffers)
         if privacy.terms.client_metrics:
             return
         way_out = "or privacy.client_metrics=true if nobody else will see them"

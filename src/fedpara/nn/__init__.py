@@ -1,7 +1,16 @@
 """FedPara's factorised weights: Propositions 1 to 3, rank rule, initialisation, Jacobian correction."""
 
 from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
-from fedpara.nn.factorize import Dense, EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge
+from fedpara.nn.factorize import (
+    Dense,
+    EqualSizeLowRank,
+    FedPara,
+    PFedPara,
+    factorizations,
+    factorize,
+    merge,
+    stacked_factors,
+)
 from fedpara.nn.jacobian import jacobian_correction, jacobian_penalty
 
 __all__ = [
@@ -18,4 +27,5 @@ __all__ = [
     "jacobian_correction",
     "jacobian_penalty",
     "merge",
+    "stacked_factors",
 ]

@@ -317,7 +317,8 @@ class PrivateMean:
             spent.append(new)
 
     def _clipped(self, model: State, origin: State) -> tuple[State, bool]:
-        trained, unclipped = clipped(model, origin, self.groups, self.state.clip)
+        present = [[name for name in group if name in model] for group in self.groups]  # of a part that moves
+        trained, unclipped = clipped(model, origin, [group for group in present if group], self.state.clip)
         return {name: trained.get(name, origin[name]) for name in model}, unclipped
 
     def _noisy(self, model: State, clips: float, round_index: int, client: int) -> State:
@@ -326,7 +327,8 @@ class PrivateMean:
             return model
         std = clips * self.state.clip
         draw = self._generator(round_index, client, "noise")
-        noise = {name: torch.from_numpy(draw.standard_normal(model[name].shape, np.float32)) for name in self.names}
+        sent = [name for name in self.names if name in model]
+        noise = {name: torch.from_numpy(draw.standard_normal(model[name].shape, np.float32)) for name in sent}
         return model | {name: (model[name] + std * one).to(model[name].dtype) for name, one in noise.items()}
 
     def _adapt(self, below: Sequence[bool], round_index: int) -> None:
@@ -356,7 +358,7 @@ def clipped(model: State, origin: State, groups: Sequence[Sequence[str]], clip: 
     Returns:
         The groups' tensors; and whether none had to be changed. Those that need not be are the same objects.
     """
-    limit, result, unclipped = clip / sqrt(len(groups)), dict[str, torch.Tensor](), True
+    limit, result, unclipped = clip / sqrt(max(1, len(groups))), dict[str, torch.Tensor](), True
     for names in groups:
         own = {name: model[name] for name in names}
         norm = _distance(own, origin)

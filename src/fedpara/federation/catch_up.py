@@ -1,0 +1,109 @@
+"""Broadcasts that depend on the client: each is sent the pieces of the model that changed since it last took part.
+
+Papers that freeze parts of a model assume either that every client takes part in every round, or that only uploads
+count. Here a client keeps the model that it received in its last round that counted. The server knows that round, and
+for every piece the last round that changed it. The client lacks what changed in its own last round or later: that
+round's mean was made from its upload, but it has not seen the mean. A client in its first round is sent everything.
+
+A packet starts with a bit for each piece, which says whether it follows; the bits are counted like all other bytes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedpara.communication import Link, Packet
+from fedpara.sharing import Split
+from fedpara.state import Parts, PartsLayout, State, layout_of
+
+
+@dataclass(frozen=True)
+class Downlink:
+    """Encodes and decodes a part of a broadcast: some pieces of the model, and all other parts.
+
+    Raises:
+        ValueError: the link encodes updates or draws at random, so that a piece would depend on the round.
+    """
+
+    link: Link
+    split: Split
+    layout: PartsLayout
+
+    def __post_init__(self) -> None:
+        if self.link.down_codec.of_updates:
+            raise ValueError(
+                f"catch_up=True: link.down_codec must be a Cast, not a {type(self.link.down_codec).__name__}, by which "
+                "a client that kept a piece would have other values than one that is sent it now"
+            )
+
+    def encode(self, message: Parts, lacking: Sequence[bool], seed: int) -> Packet:
+        """The bits, and the pieces for which they are set, in the order of `pieces`."""
+        pieces = self.split.cut(message["model"])
+        sent = {name: piece for (name, piece), lacks in zip(pieces.items(), lacking, strict=True) if lacks}
+        body = self.link.encode_down(message | {"model": sent}, seed)
+        return Packet(torch.cat([_bits(lacking), body.payload]))
+
+    def decode(self, packet: Packet, held: State) -> Parts:
+        """The whole message, for a client that holds a model; in its first round it holds none, `{}`.
+
+        Raises:
+            ValueError: the packet belongs to another model, or lacks pieces that the client does not hold.
+        """
+        shapes = {
+            name: torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+            for name, spec in self.layout["model"].items()
+        }
+        pieces = self.split.cut(shapes)
+        size = -(-len(pieces) // 8)
+        lacking = _flags(packet.payload[:size], len(pieces))
+        sent = {name: piece for (name, piece), lacks in zip(pieces.items(), lacking, strict=True) if lacks}
+        if not held and len(sent) < len(pieces):
+            raise ValueError(f"packet with {len(sent)} of {len(pieces)} pieces: a client that holds no model needs all")
+        parts = dict(self.layout) | {"model": layout_of(sent)}
+        read = self.link.decode_down(Packet(packet.payload[size:]), parts)
+        return read | {"model": self.split.put(held or shapes, read["model"])}
+
+
+@dataclass
+class CatchUp:
+    """What the server knows of what its clients hold.
+
+    Attributes:
+        changed: by piece, the last round, from 1, that changed it; the others are as they were at the start.
+        last: by client, its last round that counted.
+    """
+
+    downlink: Downlink
+    changed: dict[str, int] = field(default_factory=dict)
+    last: dict[int, int] = field(default_factory=dict)
+
+    def packets(self, message: Parts, clients: Iterable[int], seed: int) -> Mapping[int, Packet]:
+        """A packet for each client; those that lack the same pieces are sent the same one."""
+        made: dict[tuple[bool, ...], Packet] = {}
+        packets: dict[int, Packet] = {}
+        names = list(self.downlink.split.cut(message["model"]))
+        for client in clients:
+            lacking = tuple(self.changed.get(name, 0) >= self.last.get(client, 0) for name in names)
+            if lacking not in made:
+                made[lacking] = self.downlink.encode(message, lacking, seed)
+            packets[client] = made[lacking]
+        return packets
+
+    def note(self, before: State, after: State, round_number: int, clients: Iterable[int]) -> None:
+        """A round counts: note the pieces that it changed, and who took part."""
+        cut = self.downlink.split.cut
+        old = cut(before)
+        self.changed |= {name: round_number for name, piece in cut(after).items() if not torch.equal(piece, old[name])}
+        self.last |= dict.fromkeys(clients, round_number)
+
+
+def _bits(flags: Sequence[bool]) -> Tensor:
+    """Eight flags to a byte, the first in the lowest bit."""
+    padded = torch.nn.functional.pad(torch.tensor(flags, dtype=torch.uint8), [0, -len(flags) % 8]).view(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def _flags(bits: Tensor, number: int) -> list[bool]:
+    return (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).bool().flatten()[:number].tolist()
