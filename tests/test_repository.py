@@ -24,7 +24,7 @@ LAYERS = {
     "dashboard": {"cost", "metric", "record"},
     "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
-    "communication": {"state"},
+    "communication": {"state"}, "privacy": {"state", "algorithms", "communication", "sampling"},
     "algorithms": {"state", "sampling"},
     "data": {"sampling"},
     "execution": {
@@ -33,11 +33,11 @@ LAYERS = {
     },
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "storage", "metric",
+        "storage", "metric", "privacy",
     },
     "callbacks": {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",
-        "installation", "export",
+        "installation", "export", "privacy",
     },
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
@@ -116,7 +116,10 @@ def test_every_requirement_has_a_pin_that_it_allows():
     """`make lock` writes constraints.txt; Flower and Slurm have environments of their own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *(one for name in ("export", "dashboard", "ray", "dev") for one in extras[name])]
+    asked = [
+        *project["dependencies"],
+        *(one for name in ("export", "dashboard", "privacy", "ray", "dev") for one in extras[name]),
+    ]
     pinned = pins("constraints.txt")
     for requirement in map(Requirement, asked):
         name = canonicalize_name(requirement.name)
@@ -139,4 +142,4 @@ def test_no_path_of_one_machine_and_no_secret_in_configs():
 def test_what_is_optional_is_imported_only_when_it_is_used(path):
     top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", None) or node.names[0].name for node in top}
-    assert not {name.partition(".")[0] for name in names} & {"ray", "flwr"}
+    assert not {name.partition(".")[0] for name in names} & {"ray", "flwr", "dp_accounting"}

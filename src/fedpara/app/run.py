@@ -119,6 +119,8 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     make.call("model.network", experiment.executor.prepare)
     make.call("model" if has_own_module(cfg) else "trainer", experiment.executor.rehearse)
     _describe(experiment, federation)
+    if federation.privacy:
+        log.info("%s", make.call("privacy", federation.privacy.promise))
     record = RunFolder(folder, experiment.parameters)
     make.call("paths.output_dir", _keep_configuration, cfg, folder, launch)
     # the run folder first, so that a round that is logged or checkpointed has its row on disk
