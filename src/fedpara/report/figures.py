@@ -257,10 +257,10 @@ def _curves(
     )
     gigabytes = factor * GIBIBYTE / GIGABYTE
     sent += [_star(one, looks, gigabytes * one.printed, 100 * one.target) for one in printed if one.target is not None]
-    after = [one for one in printed if one.round is not None]
+    after = [(one, one.round) for one in printed if one.round is not None]
     last = max(setting.mean_curve[-1, 0] for setting in shown)
-    last = max(last, min((one.round or 0 for one in after), default=0))  # later ones would squeeze the curves
-    rounds += [_star(one, looks, one.round, one.printed) for one in after if (one.round or 0) <= last]
+    last = max(last, min((number for _, number in after), default=0))  # later ones would squeeze the curves
+    rounds += [_star(one, looks, number, one.printed) for one, number in after if number <= last]
     return {f"sent, both ways, all clients ({unit})": sent, "round": rounds}
 
 
