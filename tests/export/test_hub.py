@@ -8,8 +8,10 @@ import yaml
 
 from fedpara.app import evaluation
 from fedpara.export import Card
+from fedpara.export.hub import push
 from fedpara.runs import Run
 from fedpara.state import load_state
+from helpers.hub_server import HubServer
 from helpers.shell import SMALL, newest
 
 IDENTITY = [*SMALL, "factorization.nonlinearity=identity"]
@@ -164,6 +166,34 @@ def test_a_folder_is_pushed_only_when_told(shell, tmp_path, monkeypatch, typed, 
         ("me/digits", {"private": private, "exist_ok": True}),
         ("me/digits", ["README.md", "config.json", "model.safetensors"]),
     ]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_push_by_the_hubs_own_client_reaches_a_server(tmp_path, monkeypatch, private):
+    """The requests of huggingface-hub, to a stand-in of the Hub."""
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs huggingface-hub (fedpara[hub])")
+    content = {
+        "README.md": b"---\nlicense: mit\n---\ncard",
+        "config.json": b"{}",
+        "model.safetensors": bytes(range(256)),
+    }
+    (tmp_path / "hub").mkdir()
+    for name, written in content.items():
+        (tmp_path / "hub" / name).write_bytes(written)
+    server = HubServer(token="hf_good")
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_TOKEN", "hf_bad")
+    with pytest.raises(ValueError, match=r"^hub.repo=me/digits: the Hub did not take it \(.*401") as caught:
+        push(tmp_path / "hub", "me/digits", private)
+    assert "\n" not in str(caught.value)
+    assert not server.files
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    assert push(tmp_path / "hub", "me/digits", private) == f"{server.url}/me/digits"
+    server.shutdown()
+    assert server.files == {"me/digits": content}
+    made = server.repos["me/digits"]
+    assert (made.get("visibility") == "private" or made.get("private", False)) == private
 
 
 def test_a_refusal_of_the_hub_is_one_line(shell, tmp_path, monkeypatch):

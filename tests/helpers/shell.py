@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 
 from hydra.core.global_hydra import GlobalHydra
 
@@ -27,7 +28,9 @@ class Forked:
                 cli.main()
                 status = 0
             except SystemExit as end:
-                status = end.code
+                status = end.code or 0
+            except BaseException:
+                traceback.print_exc()  # the parent sees the status alone
             finally:
                 os._exit(status)
 
