@@ -215,7 +215,7 @@ def jobs(words):
     return [[values[0] for values in lists], [values[-1] for values in lists]]
 
 
-BY_HAND = "resume=", "--config-dir="  # a run or a folder of the reader's own
+BY_HAND = "resume=", "pretrained.file=", "--config-dir="  # a run or a folder of the reader's own
 STARTS = ["python", "src/train.py"], ["fedpara", "train"]
 TRAINING = [
     (block.page, words[2:])

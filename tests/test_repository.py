@@ -21,7 +21,7 @@ LAYERS = {
     "export": {"nn", "models", "data", "state", "metric", "record", "files", "runs", "installation"},
     "dashboard": {"metric", "record"},
     "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
-    "private": set(), "nn": {"private"}, "models": {"private"},
+    "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
     "communication": {"state"},
     "algorithms": {"state", "sampling"},
     "data": {"sampling"},

@@ -29,12 +29,13 @@ EXECUTORS = {  # how each is made, and how far it may be off in float32 and in f
     "vectorized": (partial(VectorizedExecutor, chunk_size=3), 1e-5, 1e-12),
 }
 BY_DEFAULT = [("processes", True), ("vectorized", True)]  # one precision: they are held against the same serial runs
-RECIPES = {  # and the layers that stay dense
-    "dense": (Dense(), 0),
-    "low_rank": (EqualSizeLowRank(gamma=1.0), 0),
-    "hybrid": (EqualSizeLowRank(gamma=1.0), 2),
-    "fedpara": (FedPara(gamma=1.0), 0),
-    "pfedpara": (PFedPara(gamma=1.0), 0),
+RECIPES = {  # and other arguments of `factorize`
+    "dense": (Dense(), {}),
+    "low_rank": (EqualSizeLowRank(gamma=1.0), {}),
+    "hybrid": (EqualSizeLowRank(gamma=1.0), {"num_dense": 2}),
+    "fine_tuning": (FedPara(gamma=1.0), {"delta": True, "trainable": ["*norm*", "classifier.3.*"]}),
+    "fedpara": (FedPara(gamma=1.0), {}),
+    "pfedpara": (PFedPara(gamma=1.0), {}),
 }
 SPLITS = {"full": [], "pfedpara": ["*.0.[xyt]2"], "fedper": ["classifier.3.*"], "fedbn": ["*norm*"], "local": ["*"]}
 CORRECTING = [name for name in ALGORITHMS if of_yaml(name).correction is not FedAvg.correction]
@@ -69,11 +70,11 @@ def pytest_generate_tests(metafunc):
 
 def finished(make, double, algorithm, recipe, split):
     """Two rounds of convolutions, GroupNorm, dropout and linear layers, on clients of unequal size."""
-    factorization, num_dense = RECIPES[recipe]
+    factorization, options = RECIPES[recipe]
     watch, exact = Watch(), Cast()
     exact.dtype = torch.float64 if double else torch.float32
     federation = make_federation(
-        network=partial(VGG, [[4], [8]], [6], 3, in_channels=1, dropout=0.4), recipe=factorization, num_dense=num_dense,
+        network=partial(VGG, [[4], [8]], [6], 3, in_channels=1, dropout=0.4), recipe=factorization, factorizing=options,
         algorithm=named(algorithm), personal=SPLITS[split], executor=partial(in_precision, make, double),
         partition=Dirichlet(0.5, 6), clients_per_round=3, num_rounds=2, eval_every=2, evaluate_personal=False,
         lr_decay=0.9, callbacks=[watch], link=Link(exact, exact),
@@ -123,7 +124,7 @@ def test_every_algorithm_factorisation_and_split_as_by_serial(kept, caplog, name
     case = double, algorithm, recipe, split
     (serial, expected), (other, watch) = by_serial(*case), finished(partial(kept, (name, double, recipe)), *case)
     assert not caplog.messages  # no client was trained in another way than the one asked for
-    assert other.model()["classifier.0.bias"].dtype == (torch.float64 if double else torch.float32)
+    assert other.model()["classifier.3.bias"].dtype == (torch.float64 if double else torch.float32)
     tolerance = EXECUTORS[name][1 + double]
     assert_close(join(other.server), join(serial.server), tolerance)
     assert_close(join(other.personal), join(serial.personal), tolerance)

@@ -48,17 +48,18 @@ CASES = {
     "conv1d": (sounds, FedPara(**OWN), []),
     "conv1d reshape": (sounds, FedPara(conv="reshape", **OWN), []),
     "residual": (residual, FedPara(**OWN), []),
+    "fine-tuning": (images, FedPara(**OWN), ["2"], {"delta": True, "trainable": ["2.*"]}),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 
 
 def exported(case, folder):
     """The network before it was factorised, and the trained one's inputs and outputs; its adapter is in the folder."""
-    make, recipe, exclude = CASES[case]
+    make, recipe, exclude, *options = CASES[case]
     torch.manual_seed(0)
     network, inputs = make()
     base = copy.deepcopy(network).eval()
-    factorize(network, recipe, exclude).eval()
+    factorize(network, recipe, exclude, **dict(*options)).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # as after training: no bias is zero
@@ -109,7 +110,7 @@ def test_the_formula_of_loha_gives_the_outputs(case, tmp_path):
         assert difference(base(inputs), outputs) > 0.1
         for name, loha in layers.items():
             weight = base.get_submodule(name).weight
-            weight.copy_(composed(loha).reshape(weight.shape))
+            weight.add_(composed(loha).reshape(weight.shape))
         assert difference(base(inputs), outputs) < 1e-6
 
 

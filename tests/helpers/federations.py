@@ -49,7 +49,7 @@ def make_federation(
     partition=None,
     executor=SerialExecutor,
     network=None,
-    num_dense=0,
+    factorizing=None,
     training=None,
     clients=None,
     link=None,
@@ -59,13 +59,14 @@ def make_federation(
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
 
     `executor` is called with a `LocalTraining`, `network`, an MLP where it is None, with nothing, `clients` with the
-    executor: where it is None, they keep their states in the files of a `Checkpoint`, or else in memory.
+    executor: where it is None, they keep their states in the files of a `Checkpoint`, or else in memory. `factorizing`
+    are other arguments of `factorize`.
     """
     torch.manual_seed(seed)
     network = network() if network else MLP([16, 8, 3])
     if dropout:
         network.layers.insert(2, torch.nn.Dropout(dropout))
-    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=1.0), num_dense=num_dense)
+    factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=1.0), **factorizing or {})
     module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
     data = FederatedDataModule(
         tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed

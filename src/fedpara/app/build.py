@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_class, instantiate
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains n
     from fedpara.models import FederatedModule
 
 # typed under `factorization`, read by other objects
-NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense"}
+NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense", "delta", "trainable"}
 READ_ELSEWHERE = {"network", "keep_dense", "head"}  # the same for `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
@@ -55,6 +56,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     datamodule = make("data", partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
     network = make("model.network")
     make.call("model.network", _require_real, network)
+    make.call("pretrained", _load_pretrained, network, cfg)
     dense = sum(parameter.numel() for parameter in network.parameters())
     make.call("factorization", _factorize, network, cfg)
     factorized = sum(parameter.numel() for parameter in network.parameters())
@@ -101,12 +103,21 @@ def _require_classes(num_classes: int | None) -> None:
         raise ValueError("num_classes=None: must be a number, unless model._target_ names a module of your own")
 
 
+def _load_pretrained(network: "nn.Module", cfg: DictConfig) -> None:
+    from fedpara.models import load_pretrained
+
+    given = cfg.get("pretrained") or {}  # runs from before this key have none
+    if file := given.get("file"):
+        load_pretrained(network, Path(file), list(cfg.model.head), given.get("crc32"))
+
+
 def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
     from fedpara.nn import factorize
 
     options: Any = OmegaConf.to_container(cfg.factorization, resolve=True)  # its keys refer to other groups
     recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
-    factorize(network, recipe, list(cfg.model.keep_dense), num_dense=options.get("num_dense", 0))
+    arguments = {key: options[key] for key in ("num_dense", "delta", "trainable") if key in options}
+    factorize(network, recipe, list(cfg.model.keep_dense), **arguments)
 
 
 def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "FederatedDataModule") -> "Executor":

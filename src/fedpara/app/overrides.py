@@ -11,7 +11,9 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import ListConfig, OmegaConf
 
-FOLDERS = re.compile(r"(.*[._])?(dir|folder)|resume")  # keys that name a folder: paths.data_dir, hydra.run.dir
+FOLDERS = re.compile(
+    r"(.*[._])?(dir|folder)|resume|pretrained\.file"
+)  # keys that name a path: paths.data_dir, hydra.run.dir
 
 
 def assignment(key: str, text: str) -> str:

@@ -23,11 +23,12 @@ RESUMABLE = (
     "federation.num_rounds", "federation.max_crashes", "logger", "callbacks", "resume", "trusted", "paths",
     "trainer.accelerator", "data.dataset.data_dir", "data.eval_batch_size", "data.num_workers", "executor.workers",
     "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "executor.capture",
-    "executor.inner.capture", "factors", "paper",
+    "executor.inner.capture", "factors", "paper", "pretrained.file",
 )  # fmt: skip
 KEYS_ADDED = {  # the behaviour of runs from before these keys existed
     "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
     "federation.catch_up": False, "link.error_feedback": False,
+    "factorization.delta": False, "factorization.trainable": [],
 }  # fmt: skip
 
 

@@ -128,7 +128,13 @@ class Own(Partition):
 
 
 def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
-    """The same experiment on the data of one folder. They are split and capped already."""
+    """The same experiment on the data of one folder. They are split and capped already.
+
+    Raises:
+        ValueError: it starts from a file, whose path would be the server's.
+    """
+    if OmegaConf.select(cfg, "pretrained.file"):
+        raise ValueError(f"pretrained.file={cfg.pretrained.file}: must be null with real clients")
     cfg = cfg.copy()
     dataset = {"_target_": "fedpara.deployment.read_data", "folder": str(folder.resolve()), "trusted": cfg.trusted}
     with open_dict(cfg):

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedpara.nn import Factorization
+from fedpara.nn.frozen import Base
 from fedpara.private.torch import own_buffers, own_parameters
 from fedpara.state import State, copy_of, on_cpu, tensors
 
+PARTS_OF_WEIGHTS = Factorization, Base, nn.utils.parametrize.ParametrizationList
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -104,9 +106,7 @@ class Folded(nn.Module):
             setattr(self.network.get_submodule(parent), last, Dropouts(layer.p, self))
         elif forward and getattr(layer, "padding_mode", "zeros") == "zeros" and getattr(layer, "affine", True):
             layer.forward = forward
-        elif own_buffers(layer) or (
-            own and not isinstance(layer, Factorization | nn.utils.parametrize.ParametrizationList)
-        ):
+        elif (own or own_buffers(layer)) and not isinstance(layer, PARTS_OF_WEIGHTS):
             raise ValueError(f"{name or 'the network'} is a {type(layer).__name__}")
         for key in own:
             parameter = own_parameters(layer)[key]
@@ -115,6 +115,9 @@ class Folded(nn.Module):
                 stacked = parameter.detach().new_empty(self.num_clients, *parameter.shape)
                 stacks[parameter] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
             own_parameters(layer)[key] = stacks[parameter]
+        if forward:
+            for key, constant in layer.named_buffers(recurse=False):  # of fine-tuning
+                own_buffers(layer)[key] = constant.expand(self.num_clients, *constant.shape)
 
     @property
     def drawing(self) -> Sequence[torch.Generator]:

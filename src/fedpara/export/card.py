@@ -32,8 +32,8 @@ USE = {
     "hub": "`model.safetensors` has the merged weights, those of a dense network: the factors are multiplied out.",
     "loha": (
         "`adapter_model.safetensors` is a LoHa adapter for PEFT (`lycoris.safetensors` is the same one for LyCORIS). "
-        "FedPara's product is the whole weight and no change of one, so **the base weight of every adapted layer is "
-        "zero**, and alpha is r. `base.safetensors` has the biases and all other layers. The last line merges the "
+        "alpha is r. `base.safetensors` has everything else. **What it lacks is zero in the base**: without "
+        "fine-tuning FedPara's product is the whole weight of a layer and no change of one. The last line merges the "
         "adapter into the base; networks that read their weights without calling their layers, such as `CharLSTM`, "
         "need that."
     ),

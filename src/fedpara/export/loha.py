@@ -1,7 +1,8 @@
 """Identity FedPara as the adapter that PEFT and LyCORIS call LoHa, which took its formula from the FedPara paper.
 
 LoHa is W = W0 + alpha / r (W1 * W2), and FedPara is W = W1 * W2. So FedPara is a LoHa over a base whose weight W0 is
-zero, with alpha = r. Its factors (`hada_*`) are ours after renaming, for each branch i:
+zero, with alpha = r. After fine-tuning (`fedpara.nn.frozen`) W0 is the pretrained weight. Its factors (`hada_*`) are
+ours after renaming, for each branch i:
 
 - linear, and convolutions without a core: `hada_w{i}_a` = X_i (O, r), `hada_w{i}_b` = Y_i^T (r, I K).
 - convolutions with a core: `hada_t{i}` = T_i (r, r, k, k), `hada_w{i}_a` = X_i^T (r, O), `hada_w{i}_b` = Y_i^T (r, I).
@@ -26,6 +27,7 @@ from fedpara.export.formats import write_tensors
 from fedpara.files import write_atomically
 from fedpara.nn import Factorization, Hadamard, merge
 from fedpara.nn.factorizations import Factors, rows_of
+from fedpara.nn.frozen import Base
 from fedpara.state import State
 
 LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d  # that PEFT's LoHa can adapt
@@ -63,7 +65,7 @@ def export_loha(network: nn.Module, folder: Path, metadata: dict[str, str]) -> N
     """Write a network as an adapter for PEFT and for LyCORIS, and merge it in place.
 
     `base.safetensors` has the rest of the network (biases, norms, layers that are not factorised), for a base whose
-    other weights are zero.
+    other weights are zero; after fine-tuning it has those too.
 
     Args:
         folder: a folder that exists; files in it are replaced.
@@ -85,10 +87,11 @@ def export_loha(network: nn.Module, folder: Path, metadata: dict[str, str]) -> N
     write_tensors(_of_lycoris(layers), folder / LYCORIS, metadata)
     config = adapter_config({name: factors.rank for name, factors in found.items()}, cores)
     write_atomically(folder / ADAPTER_CONFIG, json.dumps(config, indent=2).encode())
+    pretrained = dict(_bases(network))
     dense = merge(network).state_dict()
     adapted = {f"{name}.weight" for name in found}
     rest = {name: tensor for name, tensor in dense.items() if name not in adapted}
-    write_tensors(rest, folder / BASE, metadata)
+    write_tensors(rest | pretrained, folder / BASE, metadata)
 
 
 def adapter_config(ranks: dict[str, int], cores: bool) -> dict[str, object]:
@@ -156,6 +159,13 @@ def _factorized(network: nn.Module) -> Iterator[tuple[str, nn.Module, Factorizat
         for tensor, steps in getattr(layer, "parametrizations", {}).items():
             if isinstance(steps[0], Factorization):
                 yield f"{name}.{tensor}".removesuffix(".weight").removeprefix("."), layer, steps[0]
+
+
+def _bases(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The pretrained weight under the factors of each layer, in fine-tuning."""
+    for name, layer in network.named_modules():
+        for tensor, steps in getattr(layer, "parametrizations", {}).items():
+            yield from ((f"{name}.{tensor}", step.get_buffer("weight")) for step in steps if isinstance(step, Base))
 
 
 def _have_cores(found: Iterable[Factorization]) -> bool:

@@ -4,7 +4,17 @@ from fedpara.models.char_lstm import CharLSTM, LSTMLayer
 from fedpara.models.contract import FederatedModule
 from fedpara.models.mlp import MLP
 from fedpara.models.module import ClassificationModule
+from fedpara.models.pretrained import load_pretrained
 from fedpara.models.resnet import ResNet
 from fedpara.models.vgg import VGG
 
-__all__ = ["MLP", "VGG", "CharLSTM", "ClassificationModule", "FederatedModule", "LSTMLayer", "ResNet"]
+__all__ = [
+    "MLP",
+    "VGG",
+    "CharLSTM",
+    "ClassificationModule",
+    "FederatedModule",
+    "LSTMLayer",
+    "ResNet",
+    "load_pretrained",
+]

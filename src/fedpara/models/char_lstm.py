@@ -11,6 +11,7 @@ from pydantic import Field, validate_call
 from torch import Tensor, nn
 
 from fedpara.private.torch import lstm
+from fedpara.state import State
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -68,6 +69,22 @@ class LSTMLayer(nn.Module):
         }
         layer.load_state_dict(weights)
         return layer
+
+    def from_plain(self, state: State, name: str) -> State:
+        """`state` with this layer's tensors in place of those of its `plain()`, if it has these.
+
+        Args:
+            name: the layer's name, in front of the names in `state`.
+        """
+        given, own = dict(state), {"input": "ih", "recurrent": "hh"}
+        if f"{name}.weight_ih_l0" not in given:
+            return given
+        for layer, plain in own.items():
+            weight = given[f"{name}.{layer}.weight"] = given.pop(f"{name}.weight_{plain}_l0")
+            given[f"{name}.{layer}.bias"] = given.pop(f"{name}.bias_{plain}_l0")
+            if self.input_gain is not None:
+                given[f"{name}.{layer}_gain"] = weight.norm(dim=1, keepdim=True)
+        return given
 
 
 def _normalized(weight: Tensor, gain: Tensor | None) -> Tensor:

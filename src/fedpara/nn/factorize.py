@@ -5,7 +5,7 @@ ordinary dense network again, with the same outputs.
 """
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -20,6 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
+from fedpara.nn.frozen import Base, freeze, matches, unfreeze
 from fedpara.nn.initialization import INITIALIZATIONS, mean_step
 from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, ranks_within, tucker_size
 from fedpara.private.torch import flat_weights_names, own_parameters
@@ -305,7 +306,14 @@ class Weight:
 
 
 @validate_call(config={"arbitrary_types_allowed": True})
-def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None, num_dense: int = 0) -> nn.Module:
+def factorize(
+    network: nn.Module,
+    recipe: Any,
+    exclude: list[str] | None = None,
+    num_dense: int = 0,
+    delta: bool = False,
+    trainable: list[str] | None = None,
+) -> nn.Module:
     """Replace the weights of every `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` by factorisations, in place.
 
     Biases, norms and frozen weights stay. A weight has its layer's name; those of a recurrent layer have names of their
@@ -316,6 +324,10 @@ def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None,
         recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or any object with the protocol `Recipe`.
         exclude: fnmatch patterns of names that stay dense; a shared weight can be given by any of its names.
         num_dense: so many of the first layers stay dense too: a hybrid network, as in Pufferfish (Wang et al. 2021).
+        delta: fine-tuning, see `fedpara.nn.frozen`: the factors compose what is added to each weight, which is 0 at the
+            start, so that the outputs stay as they are. All other parameters become constants, which are not in the
+            network's state, except those that match `trainable`.
+        trainable: fnmatch patterns of the names of parameters that are trained beside the factors, as they are.
 
     Raises:
         ValueError: a pattern matches no name, for instance a misspelt one; no layer is left to factorise; or a weight
@@ -330,32 +342,48 @@ def factorize(network: nn.Module, recipe: Any, exclude: list[str] | None = None,
         >>> network[0].weight.shape
         torch.Size([64, 64])
     """
-    weights = _weights(network)
-    exclude = exclude or []
+    weights, exclude, trainable = _weights(network), exclude or [], trainable or []
     _require_matches(weights, exclude, recipe.patterns)
-    chosen = [weight for weight in weights if not weight.matches(exclude) and not weight.frozen]
+    _require_trainable(network, trainable, delta)
+    kept = {tensor for name, tensor in network.named_parameters(remove_duplicate=False) if matches(name, trainable)}
+    chosen = [
+        weight
+        for weight in weights
+        if not weight.matches(exclude) and (delta or not weight.frozen) and weight.parameter not in kept
+    ]
     if num_dense and not 0 < num_dense < len(chosen):
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
     if isinstance(recipe, Dense):
         return network
-    made = _factors(network, recipe, chosen[num_dense:])
+    made = _factors(network, recipe, chosen[num_dense:], kept if delta else None)
     if not made:
         left = "each one is excluded, frozen or smaller than its factors"
         raise ValueError(f"no layer is left to factorise, {left}; take Dense() (factorization=dense)")
     for weight, factors in made:
+        steps = [factors, Base(weight.require_plain().detach())] if delta else [factors]
         for layer, tensor in weight.holders:
             _own_class(layer)
-            parametrize.register_parametrization(layer, tensor, factors)
+            for step in steps:
+                parametrize.register_parametrization(layer, tensor, step)
+    if delta:
+        freeze(network, kept)
     return network
 
 
-def _factors(network: nn.Module, recipe: Recipe, weights: Sequence[Weight]) -> list[tuple[Weight, Factorization]]:
-    """The factors of each weight. The network is not changed yet, so an error here leaves it as it was."""
+def _factors(
+    network: nn.Module, recipe: Recipe, weights: Sequence[Weight], beside: Collection[nn.Parameter] | None
+) -> list[tuple[Weight, Factorization]]:
+    """The factors of each weight. The network is not changed yet, so an error here leaves it as it was.
+
+    Args:
+        beside: in fine-tuning, the parameters that are trained beside the factors, which then start at 0.
+    """
     plain, made = [weight.require_plain() for weight in weights], []
     if isinstance(recipe, _RankByGamma):
-        values = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
         shapes = {weight.names[0]: tuple(dense.shape) for weight, dense in zip(weights, plain, strict=True)}
-        recipe = recipe.within_budget(shapes, values - sum(map(prod, shapes.values())))
+        factorized = set(plain)
+        others = {*network.parameters(), *network.buffers()} - factorized if beside is None else beside
+        recipe = recipe.within_budget(shapes, sum(tensor.numel() for tensor in others))
     for weight, dense in zip(weights, plain, strict=True):
         if (factors := recipe(weight.names[0], dense.detach())) is not None:
             factors.to(dense.device, dense.dtype)
@@ -363,8 +391,28 @@ def _factors(network: nn.Module, recipe: Recipe, weights: Sequence[Weight]) -> l
                 shape = factors().shape
             if shape != dense.shape:
                 raise ValueError(f"{weight}: the recipe's weight is {tuple(shape)}, but must be {tuple(dense.shape)}")
+            if beside is not None:
+                _start_at_zero(factors, getattr(recipe, "step", None))
             made.append((weight, factors))
     return made
+
+
+@torch.no_grad()
+def _start_at_zero(factors: Factorization, step: float | None) -> None:
+    """Let the factors compose 0, with a gradient for the first branch's X alone, as LoRA does (Hu et al. 2022)."""
+    factors.branches()[0]["x"].zero_()
+    if step is not None:
+        factors.gradient_scale = step / mean_step(factors)
+
+
+def _require_trainable(network: nn.Module, trainable: Sequence[str], delta: bool) -> None:
+    """Refuse a pattern that matches no parameter, or any without `delta`, where all parameters are trained."""
+    names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
+    for pattern in trainable:
+        if not delta:
+            raise ValueError(f"trainable={trainable}: must be empty without delta, all parameters are trained then")
+        if not any(matches(name, [pattern]) for name in names):
+            raise ValueError(f"trainable={pattern!r}: matches no parameter; they are {', '.join(names)}")
 
 
 def _require_matches(weights: Sequence[Weight], exclude: Sequence[str], rules: Sequence[str]) -> None:
@@ -437,7 +485,8 @@ def stacked_factors(network: nn.Module) -> list[str]:
 def merge(network: nn.Module) -> nn.Module:
     """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit.
 
-    A deep copy of the network stays factorised. Layers that shared factors share a weight afterwards.
+    Constants of fine-tuning are parameters again. A deep copy of the network stays factorised. Layers that shared
+    factors share a weight afterwards.
 
     Example:
         >>> network = factorize(nn.Sequential(nn.Linear(32, 16)), FedPara(gamma=0.1))
@@ -455,4 +504,5 @@ def merge(network: nn.Module) -> nn.Module:
                 parametrize.remove_parametrizations(layer, tensor, leave_parametrized=True)
                 weight = merged.setdefault(tuple(steps), nn.Parameter(getattr(layer, tensor), trained))
                 setattr(layer, tensor, weight)
+    unfreeze(network)
     return network

@@ -20,6 +20,7 @@ from fedpara.sharing.split import Split
 from fedpara.state import Parts, State
 
 FACTOR = re.compile(r"\.parametrizations\.\w+\.0\.([xyt])([12]?)$")
+TURNS = ("", "1", "2", "x", "y", "t", "x1", "y1", "t1", "x2", "y2", "t2")  # groups in their order, by label
 MOVES = ("weight_decay", "lambd")  # an optimizer's keys by which it changes parameters without a gradient
 
 
@@ -68,7 +69,7 @@ class Rotating(Split):
                 f"groups={groups}: must give two groups of factors that travel, and gives {len(turns)}; a dense "
                 "network has no factors, a low-rank one has no branches"
             )
-        self.turns = [turns[label] for label in sorted(turns)]
+        self.turns = [turns[label] for label in TURNS if label in turns]
         self._factors = set().union(*self.turns)
 
     def require(self, optimizer: Optimizer) -> None:

@@ -1,0 +1,131 @@
+"""Fine-tuning: factors are added to frozen weights, and only what is trained is part of the network's state."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from fedpara.models import VGG
+from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorize, merge
+from fedpara.state import tensors
+
+RECIPES = [EqualSizeLowRank(gamma=0.1), FedPara(gamma=0.1), FedPara(gamma=0.1, nonlinearity="identity"), PFedPara()]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return VGG([[16], [16, 32]], hidden=[64], num_classes=10, dropout=0.0)
+
+
+def images(number: int = 4) -> torch.Tensor:
+    return torch.randn(number, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: type(recipe).__name__)
+def test_only_factors_and_what_is_named_are_trained_and_the_start_is_the_pretrained_network(recipe):
+    dense = network()
+    tuned = factorize(copy.deepcopy(dense), recipe, delta=True, trainable=["classifier.3.*", "*norm*"])
+    assert torch.equal(tuned(images()), dense(images()))
+    state = tensors(tuned)
+    beside = {name for name in state if ".parametrizations." not in name}
+    assert beside == {name for name in tensors(dense) if "classifier.3" in name or "norm" in name}
+    assert {name for name, _ in tuned.named_parameters()} == set(state)
+
+    before = copy.deepcopy(tuned)
+    optimizer = torch.optim.SGD(tuned.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(tuned(images()), torch.arange(4)).backward()
+        optimizer.step()
+    for name, constant in before.named_buffers():
+        assert torch.equal(tuned.get_buffer(name), constant), name
+    moved = [name for name, tensor in tensors(tuned).items() if not torch.equal(tensor, tensors(before)[name])]
+    assert len(moved) == len(
+        state
+    )  # every factor has moved by the third step, also those without a gradient in the first
+
+    outputs = tuned(images())
+    merged = merge(tuned)
+    assert torch.equal(merged(images()), outputs)
+    assert {name: t.shape for name, t in merged.state_dict().items()} == {
+        n: t.shape for n, t in dense.state_dict().items()
+    }
+
+
+def test_low_rank_is_lora():
+    """Hu et al. 2022: h = W0 x + B A x with B = 0 at the start, W0 and the bias frozen."""
+    torch.manual_seed(0)
+    dense = nn.Linear(24, 16)
+    tuned = factorize(nn.Sequential(copy.deepcopy(dense)), EqualSizeLowRank(gamma=0.3), delta=True)
+    factors = tuned[0].parametrizations.weight[0]
+    b, a = (tensor.detach().clone().requires_grad_() for tensor in (factors.x, factors.y))
+    assert not b.any()
+    x, y = torch.randn(8, 24), torch.randn(8, 16)
+    ours, lora = torch.optim.SGD(tuned.parameters(), lr=0.1), torch.optim.SGD([b, a], lr=0.1)
+    for _ in range(5):
+        for optimizer, outputs in ((ours, tuned(x)), (lora, dense(x) + x @ a @ b.mT)):
+            optimizer.zero_grad()
+            (outputs - y).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(factors.x, b)
+    torch.testing.assert_close(factors.y, a)
+
+
+def test_shared_weights_share_their_base_and_their_constants():
+    first, second = nn.Linear(20, 20), nn.Linear(20, 20)
+    second.weight, second.bias = first.weight, first.bias
+    tuned = factorize(nn.Sequential(first, second), FedPara(gamma=0.1), delta=True)
+    assert tuned[0].bias is tuned[1].bias
+    merged = merge(tuned)
+    assert merged[0].weight is merged[1].weight
+    assert merged[0].bias is merged[1].bias
+    assert list(tensors(merged)) == ["0.weight", "0.bias"] or set(tensors(merged)) == {"0.weight", "0.bias"}
+
+
+def test_a_transformer_can_be_tuned():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    dense = nn.Sequential(nn.Embedding(11, 32), nn.TransformerEncoder(layer, 2), nn.Linear(32, 5))
+    tokens = torch.arange(6).view(2, 3)
+    tuned = factorize(copy.deepcopy(dense), FedPara(gamma=0.1), delta=True, trainable=["2.*"])
+    torch.testing.assert_close(tuned(tokens), dense(tokens))
+    state = tensors(tuned)
+    assert all(".parametrizations." in name or name.startswith("2.") for name in state)
+    tuned(tokens).sum().backward()
+    assert all(parameter.grad is not None for parameter in tuned.parameters())
+    with parametrize.cached():
+        outputs = tuned(tokens)
+    torch.testing.assert_close(merge(tuned)(tokens), outputs)
+
+
+def test_step_is_that_of_the_start_at_zero():
+    tuned = factorize(nn.Sequential(nn.Linear(64, 64)), FedPara(gamma=0.3, step=0.5), delta=True)
+    layer = tuned[0]
+    gradient = torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
+    before = layer.weight.detach().clone()
+    (layer.weight * gradient).sum().backward()
+    rate = 1e-3
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter -= rate * parameter.grad
+    moved = (layer.weight.detach() - before) * -gradient / rate  # along the gradient, of mean square 1
+    assert 0.35 < float(moved.mean()) < 0.65
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"trainable": ["0.*"]}, r"trainable=\['0.\*'\]: must be empty without delta"),
+        ({"delta": True, "trainable": ["head.*"]}, r"trainable='head.\*': matches no parameter; they are 0.weight"),
+        ({"delta": True, "trainable": ["0.*", "1.*"]}, "no layer is left to factorise"),
+    ],
+)
+def test_errors(arguments, message):
+    net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    before = list(net.state_dict())
+    with pytest.raises(ValueError, match=message):
+        factorize(net, FedPara(), **arguments)
+    assert list(net.state_dict()) == before

@@ -1,0 +1,52 @@
+"""Fine-tuning from the command line: pretrained weights, factors that are added to them, resumes, exports, errors."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedpara.app import evaluation
+from helpers.runs import rows
+from helpers.shell import SMALL, newest
+
+TUNE = [*SMALL, "factorization.delta=true", "factorization.trainable=[classifier.*]", "seed=1"]
+
+
+@pytest.fixture
+def pretrained(shell, tmp_path):
+    """The merged weights of a run."""
+    assert shell(*SMALL)[0] == 0
+    run = newest(tmp_path)
+    assert shell(f"run={run}", "export=dense", program=evaluation)[0] == 0
+    return run / "model.safetensors"
+
+
+def test_only_factors_and_the_head_travel_and_the_rest_stays_as_pretrained(shell, tmp_path, pretrained):
+    command = [*TUNE, f"pretrained.file={pretrained}"]
+    assert shell(*command, "federation.num_rounds=2")[0] == 0
+    whole = newest(tmp_path)
+    state = load_file(whole / "checkpoint.safetensors")
+    assert all(".parametrizations." in name or "classifier" in name for name in state), list(state)
+    status, _, out = shell(f"run={whole}", "export=dense", program=evaluation)
+    assert status == 0
+    assert f"test/acc: {float(rows(whole)[-1]['test/acc'])}" in out
+    tuned, base = load_file(whole / "model.safetensors"), load_file(pretrained)
+    assert tuned.keys() == base.keys()
+    moved = {name for name in base if not torch.equal(tuned[name], base[name])}
+    assert {name for name in base if "norm" in name or (name.endswith("bias") and "features" in name)}.isdisjoint(moved)
+    assert "classifier.0.weight" in moved
+    assert any(name.startswith("features.conv") for name in moved)
+
+    assert shell(*command, "federation.num_rounds=1")[0] == 0
+    resumed = newest(tmp_path)
+    assert shell(f"resume={resumed}", "federation.num_rounds=2")[0] == 0
+    again = load_file(resumed / "checkpoint.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+
+    changed = load_file(pretrained)
+    save_file({name: tensor + 1 for name, tensor in changed.items()}, pretrained)
+    status, err, _ = shell(f"resume={resumed}", "federation.num_rounds=3")
+    assert status == 2
+    assert "cannot be resumed with another pretrained.crc32" in err
+    status, err, _ = shell(f"run={resumed}", program=evaluation)
+    assert status == 2
+    assert "has changed since the run began" in err
