@@ -62,7 +62,8 @@ class Downlink:
             raise ValueError(f"packet with {len(sent)} of {len(pieces)} pieces: a client that holds no model needs all")
         parts = dict(self.layout) | {"model": layout_of(sent)}
         read = self.link.decode_down(Packet(packet.payload[size:]), parts)
-        return read | {"model": self.split.put(held or shapes, read["model"])}
+        before = {name: held.get(name, shape) for name, shape in shapes.items()}  # a file has another order
+        return read | {"model": self.split.put(before, read["model"])}
 
 
 @dataclass

@@ -4,8 +4,8 @@ The scheme is that of alternating low-rank adapters, RoLoRA (Chen et al., NeurIP
 (Koo et al., ACL 2025, arXiv 2410.22815), for FedPara's two branches. Where W is linear in a group, the mean of the
 clients' W is the W of the mean: that is so with `groups=factors` and without tanh, and for the low-rank baseline.
 
-Both papers count the uploads. A frozen factor is also no news to a client that kept it; `federation.catch_up` sends a
-client only what it lacks, with all rounds that it missed.
+LoRA-A^2 counts uploads alone. A frozen factor is also no news to a client that kept it: `federation.catch_up` sends a
+client only what it lacks, of all rounds that it missed, and counts it.
 """
 
 import re
