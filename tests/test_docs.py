@@ -179,6 +179,13 @@ def test_a_percent_sign_has_a_space_before_it(page):
     assert not re.findall(r".{20}\d%", LINK.sub("", prose))
 
 
+def test_what_is_printed_has_a_space_before_the_percent_sign_too():
+    """The format `:.2%` writes none."""
+    written = [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    written += [path for name in ("deploy", "tools", "benchmarks") for path in (ROOT / name).glob("*.py")]
+    assert not [str(path) for path in written if re.search(r"\{[^{}]*:[^{}]*\d%\}", path.read_text())]
+
+
 @pytest.mark.parametrize("page", sorted(set(PAGES) - COMING))
 def test_every_block_of_code_says_what_it_is(page):
     """So that no commands hide from the tests below."""

@@ -19,7 +19,7 @@ LAYERS = {
     "products": set(), "installation": set(), "__main__": {"app"},
     "runs": {"files", "metric", "record", "old_runs"},
     "export": {"nn", "models", "data", "state", "metric", "record", "files", "runs", "installation"},
-    "dashboard": {"metric", "record"},
+    "dashboard": {"cost", "metric", "record"},
     "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
     "communication": {"state"},

@@ -4,6 +4,7 @@ In the paper's model a round takes t = t_comp + 2 size / speed, with clients in 
 energy is the user-to-data-centre figure of Yan et al. 2019, which is 5.1 MJ for 205.3 GiB in Fig. 3.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -53,7 +54,8 @@ def cost_to_target(
     """The cost until a metric first reached `target` (accuracy: 0 to 1), or None if it never did.
 
     Args:
-        rows: all rounds from the first, with the columns of metrics.csv; untested rounds count too.
+        rows: all rounds from the first, with the columns of metrics.csv; untested rounds count too. Without the seconds
+            of a round, as in old run folders, those to the target are NaN.
         metric: a column.
 
     Example:
@@ -65,7 +67,7 @@ def cost_to_target(
     """
     seconds = 0.0
     for row in rows:
-        seconds += row[f"cost/round_s_{speed_mbps:g}mbps"]
+        seconds += row.get(f"cost/round_s_{speed_mbps:g}mbps", math.nan)
         if metric.name in row and metric.reaches(row[metric.name], target):
             total = int(row["comm/total_bytes"])
             return CostToTarget(int(row["round"]), seconds, total, megajoules(total))

@@ -14,7 +14,7 @@ class Metric:
 
     Example:
         >>> Metric().shown(0.7123), Metric("mse", higher_is_better=False).shown(0.7123)
-        ('71.23%', '0.7123')
+        ('71.23 %', '0.7123')
     """
 
     name: str = "acc"
@@ -67,7 +67,7 @@ class Metric:
         """A readable value; empty for None."""
         if value is None:
             return ""
-        return f"{value:.2%}" if self.is_share else f"{value:.4g}"
+        return f"{100 * value:.2f} %" if self.is_share else f"{value:.4g}"
 
     def scaled(self, value: float) -> float:
         """The value for tables: in percent if it is a share."""

@@ -1,10 +1,11 @@
 """The record of one round: metrics, bytes and times."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedpara.cost import SPEEDS_MBPS, megajoules, round_seconds
+from fedpara.cost import SPEEDS_MBPS, cost_to_target, megajoules, round_seconds
 from fedpara.metric import Metric
 
 GIGABYTE = 1e9
@@ -30,6 +31,8 @@ def columns(headline: Metric = ACCURACY) -> tuple[str, ...]:
 
 
 COLUMNS = columns()
+SIZES = tuple(f"parameters/{name}" for name in ("dense", "factorized", "shared", "personal", "share_of_dense"))
+COSTS = ("rounds", "gb", *(f"minutes_{speed}mbps" for speed in SPEEDS_MBPS), "mj")  # of a target, in W&B's summary
 CLIENT_COLUMNS = (
     "round", "client", "outcome", "examples", "steps", "train_loss", "seconds", "up_bytes", "down_bytes",
 )  # fmt: skip
@@ -153,6 +156,46 @@ def spread(name: str, values: tuple[float, ...], worst: int = 10) -> dict[str, f
     if not values:
         return {}
     return {f"{name}_mean": float(np.mean(values)), f"{name}_p{worst}": float(np.percentile(values, worst))}
+
+
+def sizes(parameters: Mapping[str, int]) -> dict[str, float]:
+    """The sizes of a model for W&B's summary, by the names in `SIZES`; empty if they are not known.
+
+    Args:
+        parameters: numbers of parameters: `dense`, `factorized`, `shared`, `personal`.
+    """
+    named: dict[str, float] = {f"parameters/{name}": number for name, number in parameters.items()}
+    if {"dense", "shared"} <= parameters.keys():
+        named["parameters/share_of_dense"] = parameters["shared"] / parameters["dense"]
+    return named
+
+
+def target_group(target: float, metric: Metric) -> str:
+    """The group of a target's costs in W&B's summary, in characters that a key may have: `to_80` for 80 %."""
+    value = f"{100 * target:g}" if metric.is_share else f"{target:g}"
+    return "to_" + re.sub(r"\W", "_", value)
+
+
+def costs(rows: Sequence[Mapping[str, float]], target: float, metric: Metric) -> dict[str, float]:
+    """The cost until a metric first reached a target for W&B's summary, by the names in `COSTS`; empty if it never did.
+
+    Args:
+        rows: all rounds from the first, with the columns of metrics.csv.
+        metric: a column.
+
+    Example:
+        >>> rounds = {f"cost/round_s_{speed}mbps": 120.0 for speed in (2, 10, 50)}
+        >>> found = costs([rounds | {"round": 1, "comm/total_bytes": 2e9, "test/acc": 0.9}], 0.8, Metric("test/acc"))
+        >>> found["to_80/rounds"], found["to_80/gb"], found["to_80/minutes_10mbps"]
+        (1, 2.0, 2.0)
+    """
+    found = [cost for speed in SPEEDS_MBPS if (cost := cost_to_target(rows, target, speed, metric))]
+    if not found:
+        return {}
+    first = found[0]
+    values = (first.rounds, first.num_bytes / GIGABYTE, *(cost.seconds / 60 for cost in found), first.megajoules)
+    named = zip(COSTS, values, strict=True)
+    return {f"{target_group(target, metric)}/{name}": value for name, value in named if not math.isnan(value)}
 
 
 def three_digits(value: float) -> str:

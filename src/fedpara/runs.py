@@ -101,6 +101,12 @@ class Run:
                 return typed_values(map(str, _read_yaml(path, list)))
         return {}
 
+    @property
+    def setting(self) -> str:
+        """What differs between runs except their seeds, `gamma=0.1 algorithm=scaffold`; empty if nothing was typed."""
+        names = short_names(self.overrides)
+        return " ".join(f"{names[key]}={value}" for key, value in self.overrides.items() if key != "seed")
+
     def last(self, metric: str) -> float | None:
         """The latest value of a metric, which not every round measures."""
         return next((row[metric] for row in reversed(self.rows) if metric in row), None)

@@ -71,7 +71,7 @@ def lines(out, name="tiny"):
 
 def test_a_queue_that_is_stopped_goes_on_to_the_same_bits_and_lists_what_is_left(shell, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Process}))
-    monkeypatch.setattr("fedpara.report.page.draw", lambda found, target: {})  # tests/report draws
+    monkeypatch.setattr("fedpara.report.page.charts", lambda *_: {})  # tests/report draws
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}:{ROOT / 'tests' / 'app'}")
     monkeypatch.setenv("STOP_ONCE", str(tmp_path / "mark"))
     assert shell(*FOUR, "factorization=dense", "hydra.run.dir=whole")[0] == 0  # and the jobs' imports, before they fork
@@ -183,7 +183,7 @@ def test_a_list_composes_at_most_once_and_a_start_checks_every_entry_first(shell
 
 
 def test_a_report_is_written_before_the_baseline_has_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedpara.report.page.draw", lambda found, target: {})
+    monkeypatch.setattr("fedpara.report.page.charts", lambda *_: {})
     entry = reproduce.Entry(name="a", common="seed=0", jobs=["method=local,fedavg,fedpara"], baseline="fedavg")
     for number, method in enumerate(["local", "fedpara", "fedavg"]):
         folder = tmp_path / "a" / f"method={method}"

@@ -17,7 +17,7 @@ from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.execution import FaultInjection, ProcessesExecutor
 from fedpara.federation import FederationCallback, simulated
 from fedpara.models import MLP
-from fedpara.record import CLIENT_COLUMNS
+from fedpara.record import CLIENT_COLUMNS, FATES, RoundRecord
 from fedpara.runs import Run
 from fedpara.state import load_state
 from helpers.federations import make_federation
@@ -61,7 +61,8 @@ def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
     assert len(rows) == 6  # a row and a histogram a round
     assert "histogram" in str(summary["summary"]["personal/acc"])
     logged = summary["summary"]
-    assert logged["gb_to_target"] == pytest.approx(logged["comm/total_gb"] / 3)  # met in the first of three rounds
+    assert logged["to_1/rounds"] == 1
+    assert logged["to_1/gb"] == pytest.approx(logged["comm/total_gb"] / 3)  # met in the first of three rounds
     assert {"test/acc", "train/loss", "comm/total_gb", "time/round_s"} <= set(summary["summary"])
     assert summary["config"]["factorization"]["gamma"] == 0.25
     axes = {m["metric"].get("name") or m["metric"]["glob_name"]: m["metric"] for m in records if m["type"] == "metric"}
@@ -77,6 +78,20 @@ def test_what_is_personal_is_judged_by_the_clients_own_models(offline, monkeypat
     monkeypatch.setattr(logger.experiment, "log", rows.append)
     make_federation(personal=["*2"], num_rounds=1, callbacks=[LoggerForwarding([logger], offline)]).fit()
     assert rows[0]["acc_over_gb"] == rows[0]["personal/acc_mean"] != rows[0]["test/acc"]
+
+
+def test_numbers_of_clients_are_logged_from_the_first_failure_on(offline, monkeypatch):
+    """Until then they would be charts of zeros, in front of all others; metrics.csv has them in each round."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger, rows = FederationWandbLogger(project="test", save_dir=str(offline)), []
+    monkeypatch.setattr(logger.experiment, "log", rows.append)
+    for number, dropped in enumerate([0, 1, 0], start=1):
+        counts = dict.fromkeys(FATES, 0) | {"succeeded": 5 - dropped, "dropped": dropped}
+        logger.log_metrics(RoundRecord(number, 0.5, {"test/acc": 0.5}, 1, 2, 3, 5, 0.1, 0.2, clients=counts).as_row())
+    named = {f"clients/{fate}" for fate in FATES}
+    assert [named & row.keys() for row in rows] == [set(), named, named]
+    assert {"test/acc", "train/loss", "comm/total_gb"} <= rows[0].keys()
+    assert not any("comm/total_bytes" in row for row in rows)
 
 
 class Told(list):
@@ -218,7 +233,7 @@ def test_a_run_that_goes_on_logs_each_round_that_wandb_lacks_once(offline, monke
     """Offline W&B sees nothing of what was before; online it has what a killed process had sent."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     make_federation(num_rounds=2, callbacks=[RunFolder(offline, {}), Checkpoint(offline)]).fit()
-    logger = FederationWandbLogger(project="test", save_dir=str(offline), id="again")
+    logger = FederationWandbLogger(project="test", save_dir=str(offline), id="again", target=[0.01, 0.99])
     logger.rounds, rows = known, []
     monkeypatch.setattr(logger.experiment, "log", rows.append)
     federation = make_federation(num_rounds=3)
@@ -226,6 +241,8 @@ def test_a_run_that_goes_on_logs_each_round_that_wandb_lacks_once(offline, monke
     federation.callbacks = [RunFolder(offline, {}), LoggerForwarding([logger], offline)]
     federation.fit()
     assert [row["round"] for row in rows] == logged
+    assert logger.experiment.summary["to_1/rounds"] == 1  # of the whole run
+    assert logger.targets == [0.99]
 
 
 def finished(folder, **options):

@@ -204,6 +204,22 @@ def test_caps_take_the_same_examples_for_every_seed_and_shape_is_checked():
         FederatedDataModule(tiny_images, IID(), num_classes=10, **options).setup()
 
 
+def test_a_range_of_classes_is_labelled_from_zero():
+    options = {"partition": IID(), "num_clients": 2, "in_channels": 1, "batch_size": 8}
+    whole = FederatedDataModule(mnist_small, num_classes=10, **options)
+    data = FederatedDataModule(mnist_small, class_range=(4, 7), num_classes=3, **options)
+    for module in (whole, data):
+        module.setup()
+    for part, of_all in zip(data.examples, whole.examples, strict=True):
+        chosen = (of_all.labels >= 4) & (of_all.labels < 7)
+        assert torch.equal(part.inputs, of_all.inputs[chosen])
+        assert torch.equal(part.labels, of_all.labels[chosen] - 4)
+    for wrong in ((7, 4), (4, 11)):
+        message = rf"class_range=\[{wrong[0]}, {wrong[1]}\]: must be a first class and a later end"
+        with pytest.raises(ValueError, match=message):
+            FederatedDataModule(mnist_small, class_range=wrong, num_classes=3, **options).setup()
+
+
 def test_mnist_small_is_real_and_balanced():
     images = mnist_small()
     assert len(images.train) == 4000

@@ -1,7 +1,8 @@
-"""The part of W&B's server that sweeps need, on the loopback interface, for `wandb sweep` and `wandb agent`.
+"""The part of W&B's server that sweeps and workspaces need, on the loopback interface.
 
 It answers the operations of the client's GraphQL by their names, and goes through a grid. openwandb 0.5 lacks them all
-(`upsertSweep`, `project.sweep`, `createAgent`, `agentHeartbeat`). Given another server, it forwards the rest to that.
+(`upsertSweep`, `project.sweep`, `createAgent`, `agentHeartbeat`, `upsertView`). Given another server, it forwards the
+rest to that.
 """
 
 import itertools
@@ -32,12 +33,13 @@ class SweepServer(ThreadingHTTPServer):
         sweeps: configurations by name.
         operations: names of the operations that were asked for, in their order.
         commands: run id to arguments, of the runs that agents were told to start.
+        views: workspaces that were saved: what was sent, with `spec` read from its JSON.
     """
 
     def __init__(self, behind=None, port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.behind, self.sweeps, self.operations, self.commands, self._left = behind, {}, [], {}, []
-        self.states = []
+        self.states, self.views = [], []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -48,6 +50,7 @@ class SweepServer(ThreadingHTTPServer):
         known = {
             "UpsertSweep": self._create, "SweepWithRuns": self._sweep, "GetSweepState": self._sweep,
             "CreateAgent": lambda given: {"createAgent": {"agent": {"id": "agent-1"}}}, "Heartbeat": self._next,
+            "UpsertView2": self._save_view,
         }  # fmt: skip
         if name == "Viewer" and self.behind is None:
             return {"viewer": VIEWER}
@@ -65,6 +68,10 @@ class SweepServer(ThreadingHTTPServer):
         config = self.sweeps.get(given["sweep"])
         sweep = {"id": "s", "name": "grid1", "state": "RUNNING", "config": config, "runs": {"edges": []}}
         return {"project": {"sweep": sweep if config else None}}
+
+    def _save_view(self, given):
+        self.views.append({**given, "spec": json.loads(given["spec"])})
+        return {"upsertView": {"view": {"id": f"view{len(self.views)}", "name": given["name"]}, "inserted": True}}
 
     def _next(self, given):
         """The next run if the agent has none, and the end after the last."""

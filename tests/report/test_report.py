@@ -94,7 +94,8 @@ class Cells(HTMLParser):
 
 def test_the_page_stands_alone_and_says_the_answer_first(sweep, tmp_path):
     written = write_report(find_runs(sweep), tmp_path / "out", "a <b> sweep")
-    assert {path.name for path in written} == {"report.html", "report.md", "report.csv", "accuracy.png", "cost.png"}
+    pictures = {f"{name}.{kind}" for name in ("accuracy", "cost") for kind in ("png", "csv")}
+    assert {path.name for path in written} == {"report.html", "report.md", "report.csv", *pictures}
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "a &lt;b&gt; sweep" in page
@@ -332,7 +333,7 @@ def test_the_difference_to_the_paper(tmp_path):
     run = write_run(tmp_path / "run", [0.81] * 200, config=configured("experiment=fedpara_cifar10"))
     found = {(c.source, c.quantity): c for c in compare(settings([run]))}
     assert found["Table 2", "accuracy after 200 rounds, %"].difference == pytest.approx(81 - 82.88)
-    assert found["Fig. 3g", "GiB to 80%"].difference == pytest.approx(4 * CLIENT_BYTES / 2**30 - 20.3)
+    assert found["Fig. 3g", "GiB to 80 %"].difference == pytest.approx(4 * CLIENT_BYTES / 2**30 - 20.3)
     page = write_report([run], tmp_path / "out", "t")[-3].read_text()
     assert [
         "Table 2",
@@ -389,9 +390,9 @@ def test_status_lists_runs_and_sees_which_still_have_a_process(sweep, monkeypatc
         status_program.main()
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
     by_name = {line[0]: line for line in cells}
-    assert by_name["gamma=0.10_seed=1"][:5] == ["gamma=0.10_seed=1", "running", "1/4", "10.00%", "1.00 MB"]
+    assert by_name["gamma=0.10_seed=1"][:5] == ["gamma=0.10_seed=1", "running", "1/4", "10.00 %", "1.00 MB"]
     assert by_name["gamma=0.10_seed=1"][6] == "0:00:08"
-    assert by_name["gamma=0.2_seed=0"][1:4] == ["finished", "4/4", "70.00%"]
+    assert by_name["gamma=0.2_seed=0"][1:4] == ["finished", "4/4", "70.00 %"]
     status_program.main()
     assert "running" not in capsys.readouterr().out  # the process is gone, whatever its summary says
     monkeypatch.setattr("sys.argv", ["status.py", "nowhere"])

@@ -42,12 +42,13 @@ def test_where_something_is_personal_runs_are_judged_by_the_clients_own_models(s
     assert sweep.job(finished, OmegaConf.create(), cli.TRAIN) == personal[-1]
     assert summary["metrics"]["best"]["personal/acc_mean"] == max(personal)
     assert f"personal accuracy {100 * personal[-1]:.2f} % after 2 rounds" in out
-    assert f"acc {personal[-1]:.2%}" in out
+    assert f"acc {100 * personal[-1]:.2f} %" in out
     made = sweep_table.table([Run(folder)], "t")
     assert [column.header for column in made.columns][1] == "personal accuracy"
-    assert [list(column.cells) for column in made.columns[1:3]] == [[f"{personal[-1]:.2%}"], [f"{max(personal):.2%}"]]
+    shown = [[f"{100 * value:.2f} %"] for value in (personal[-1], max(personal))]
+    assert [list(column.cells) for column in made.columns[1:3]] == shown
     status, _, out = shell(str(folder), program=stand)
-    assert f"{personal[-1]:.2%}" in out
+    assert f"{100 * personal[-1]:.2f} %" in out
     shell(str(folder), program=reporting)
     assert f">{100 * personal[-1]:.1f}<" in (folder / "report" / "report.html").read_text()
 

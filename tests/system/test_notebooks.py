@@ -13,7 +13,7 @@ SHOWN = {
         "round 5: ",
     ],  # Fig. 6
     "rank_sweep": ["15 runs: finished", "gamma=0.1: 52,314 parameters", "image/png", "report.html"],
-    "personalisation": ["pFedPara    travels  50%", "local only  travels   0%  sent   0.0 MB", "image/png"],
+    "personalisation": ["pFedPara    travels  50 %", "local only  travels   0 %  sent   0.0 MB", "image/png"],
 }
 
 

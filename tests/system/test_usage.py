@@ -53,11 +53,11 @@ DOCUMENTED = {
     "logger.wandb.tags": "[a,b] logger=wandb", "logger.wandb.notes": "pilot logger=wandb",
     "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
     "logger.wandb.client_rows": "10 logger=wandb",
+    "factorization.delta": "true", "factorization.trainable": "[classifier.*] factorization.delta=true",
+    "pretrained.file": "null", "data.class_range": "[0,5] data.num_classes=5",
     "algorithm.recycled": "0.3 algorithm=fedluar", "link.up_codec.share": "0.2 link=topk",
     "link.error_feedback": "true link=fedpaq", "sharing.groups": "factors sharing=rotating",
-    "factorization.delta": "true", "factorization.trainable": "[classifier.*] factorization.delta=true",
-    "pretrained.file": "null", "federation.catch_up": "true", "data.validation": "0.2",
-    "sharing.personal_rate": "4 sharing=fedper",
+    "federation.catch_up": "true", "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
     "logger.wandb.log_model": "true logger=wandb",
     "logger.wandb.registry": "wandb-registry-model/digits logger=wandb logger.wandb.log_model=true",
 }  # fmt: skip
@@ -72,8 +72,9 @@ TOGETHER = {
     "data.max_test", "data.local_fraction", "executor.whole_epochs", "executor.capture", "link.up_codec.bits",
     "faults.dropout", "federation.min_clients", "federation.retries", "seed", "callbacks.checkpoint.every",
     "partition.alpha", "callbacks.clients.every", "callbacks.clients.max_rows",
-    "callbacks.checkpoint.memory_gb", "federation.catch_up", "link.error_feedback", "sharing.groups",
-    "data.lone_example", "federation.max_crashes", "data.validation", "factorization.delta", "pretrained.file",
+    "callbacks.checkpoint.memory_gb", "federation.catch_up", "link.error_feedback",
+    "sharing.groups", "data.lone_example", "federation.max_crashes", "data.validation",
+    "factorization.delta", "pretrained.file",
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from fedpara.metric import Metric
 from fedpara.report.differences import difference
 from fedpara.report.settings import Estimate, Setting, settings
 from fedpara.runs import Run, find_runs
-from fig5 import METHODS, PAPER, SETTINGS
+from fig5 import METHODS, PAIRS, PAPER, SETTINGS
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
@@ -169,23 +169,21 @@ def algorithms() -> str:
 
 
 def personalisation() -> str:
-    """Fig. 5's four methods in its three scenarios: just trained | after averaging."""
-    trained, averaged = "personal/trained_acc_mean", "personal/acc_mean"
-    of = {
-        (scenario, metric): found(f"fig5_two_cores/{scenario}", metric)
-        for scenario in SETTINGS for metric in (trained, averaged)
-    }  # fmt: skip
-    rows = []
+    """Fig. 5's four methods in its three scenarios, just trained | after averaging, and pFedPara's differences."""
+    metrics = "personal/trained_acc_mean", "personal/acc_mean"
+    of = {(scenario, metric): found(f"fig5/final/{scenario}", metric) for scenario in SETTINGS for metric in metrics}
+    rows, differences = [], []
     for method, shown in METHODS.items():
-        sizes = [megabytes(of[scenario, trained][method]) for scenario in SETTINGS]
-        sent = ", ".join(sizes if len(set(sizes)) > 1 else sizes[:1])
-        cells = [
-            f"{estimate(of[scenario, trained][method].last)} | {of[scenario, averaged][method].last.mean:.1f}"  # type: ignore[union-attr]
-            for scenario in SETTINGS
-        ]
-        rows.append([shown, sent, *cells])
+        sizes = [megabytes(of[scenario, metrics[0]][method]) for scenario in SETTINGS]
+        pairs = [[estimate(of[scenario, metric][method].last) for metric in metrics] for scenario in SETTINGS]
+        rows.append([shown, ", ".join(dict.fromkeys(sizes)), *(" | ".join(pair) for pair in pairs)])
     rows.append(["*paper's order*", "", *PAPER.values()])
-    return f"{table(['', 'sent, MB', *SETTINGS.values()], rows)}\n\n{origin('fig5_two_cores')}"
+    for a, b in PAIRS:
+        pairs = [[points(of[one, metric][a], of[one, metric][b]) for metric in metrics] for one in SETTINGS]
+        differences.append([f"{METHODS[a]} − {METHODS[b]}", *(" | ".join(pair) for pair in pairs)])
+    heads = ["", "sent, MB (FEMNIST, MNIST)", *SETTINGS.values()]
+    heads_of_differences = ["points, paired by seed", *SETTINGS.values()]
+    return f"{table(heads, rows)}\n\n{table(heads_of_differences, differences)}\n\n{origin('fig5/final')}"
 
 
 def shakespeare() -> str:

@@ -2,15 +2,20 @@
 
 import math
 import sys
+from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 from fedpara.app.errors import show_usage, stop
 from fedpara.installation import command_of
 from fedpara.report import write_report
-from fedpara.runs import find_runs
+from fedpara.runs import Run, find_runs
 
-USAGE = "<folder> [<folder> ...] [target=0.8] [metric=test/acc] [baseline=dense] [output=<folder>] [title=<text>]"
-KEYS = {"target", "metric", "baseline", "output", "title"}
+USAGE = (
+    "<folder> [<folder> ...] [target=0.8] [metric=test/acc] [baseline=dense] [pool=true] [output=<folder>] "
+    "[title=<text>]"
+)
+KEYS = {"target", "metric", "baseline", "pool", "output", "title"}
 
 
 def report(arguments: list[str]) -> list[Path]:
@@ -23,10 +28,42 @@ def report(arguments: list[str]) -> list[Path]:
     roots = [Path(argument) for argument in arguments if argument.partition("=")[0] not in KEYS]
     if not roots:
         raise ValueError(f"folder: missing; {command_of('report')} {USAGE}")
-    output = Path(options.get("output", roots[0] / "report"))
+    _refuse_twice(roots)
+    runs = find_runs(*roots)
+    sweeps = None if _pooled(options) else _sweeps(roots, runs)
+    _, *others = dict.fromkeys(sweeps.values()) if sweeps else [""]
+    own = "_with_".join(["report", *(Path(name).name for name in others)])  # a sweep keeps the report of itself
+    output = Path(options.get("output", roots[0] / own))
     title = options.get("title", ", ".join(map(str, roots)))
     target, metric, baseline = _target(options), options.get("metric"), options.get("baseline")
-    return write_report(find_runs(*roots), output, title, target, metric, baseline)
+    return write_report(runs, output, title, target, metric, baseline, sweeps)
+
+
+def _refuse_twice(roots: list[Path]) -> None:
+    for one, other in permutations(roots, 2):
+        if one.resolve().is_relative_to(other.resolve()):
+            same = one.resolve() == other.resolve()
+            raise ValueError(f"{one}: given twice" if same else f"{one}: must not be within another folder, {other}")
+
+
+def _sweeps(roots: list[Path], runs: list[Run]) -> dict[Path, str] | None:
+    """The name of each run folder's sweep, in the order of the folders; None if all runs are of one sweep.
+
+    A folder that is given is a sweep; if it is itself a run folder, the one around it is.
+    """
+    within = [(root, run.folder) for root in roots for run in runs if run.folder.is_relative_to(root)]
+    of = {folder: (root.parent if root == folder else root).resolve() for root, folder in within}
+    names = Counter(sweep.name for sweep in set(of.values()))
+    if len(names) == 1 == names.total():
+        return None
+    return {folder: sweep.name if names[sweep.name] == 1 else str(sweep) for folder, sweep in of.items()}
+
+
+def _pooled(options: dict[str, str]) -> bool:
+    pool = options.get("pool", "false")
+    if pool not in ("true", "false"):
+        raise ValueError(f"pool={pool}: must be true or false")
+    return pool == "true"
 
 
 def _target(options: dict[str, str]) -> float | None:

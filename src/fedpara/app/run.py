@@ -163,8 +163,7 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
         saved = f", the dense model would have sent {size(federation.total_bytes * ratio)} ({ratio:.1f}x)"
     judged = federation.judged
     group, value = judged.name.partition("/")[0], last.get(judged.name)
-    reached = "not tested" if value is None else f"{group} {federation.headline.label} {judged.written(value)}"
-    reached += " %" if value is not None and judged.is_share else ""
+    reached = "not tested" if value is None else f"{group} {federation.headline.label} {judged.shown(value)}"
     sent = size(federation.total_bytes)
     log.info("%s after %s | sent %s%s", reached, counted(federation.round, "round"), sent, saved)
     log.info("run folder: %s (%s)", folder, ", ".join((METRICS, SUMMARY, CONFIG, CHECKPOINT)))

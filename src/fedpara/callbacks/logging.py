@@ -43,9 +43,11 @@ class LoggerForwarding(FederationCallback):
     def on_fit_start(self, federation: Federation) -> None:
         """Log the earlier rounds that W&B lacks, because a killed process loses W&B's buffer."""
         self.judge_by(federation.judged, federation.headline)
+        run = Run(self.folder)
         for logger in self.loggers:
             if isinstance(logger, FederationWandbLogger):
-                for row in Run(self.folder).rows:
+                logger.describe(run.summary.get("parameters", {}), run.setting)
+                for row in run.rows:
                     logger.log_metrics(row)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from fedpara.cost import TEST_ACCURACY
 from fedpara.metric import Metric
-from fedpara.record import ACCURACY, COLUMNS
+from fedpara.record import ACCURACY, COLUMNS, FATES, costs, sizes
 from fedpara.runs import sample_of_clients
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ SETTINGS = {
     "id": "run_id",
     "tags": "run_tags",
 }  # key: W&B's setting with the same rule; entity and project are both parts of a URL
+OUTCOMES = {f"clients/{fate}" for fate in FATES}
+TWICE = {"comm/total_bytes"}  # in another unit it is comm/total_gb
 LONGEST = dict.fromkeys(("project", "entity", "id", "group", "job_type", "name"), 128)  # limits of W&B's server
 
 
@@ -36,9 +38,9 @@ class FederationWandbLogger(WandbLogger):
         project: argument of `wandb.init`.
         save_dir: the folder that contains `wandb/`, one for all runs of a project.
         resumed: whether to continue the run `id`; otherwise W&B starts it anew.
-        target: a value of the headline (accuracy: 0 to 1). When it is first reached, the GB so far go into the summary
-            as `gb_to_target`. It is compared with the global model, or with the clients' own models if a part of the
-            model is personal. None: no target.
+        target: a value of the headline (accuracy: 0 to 1), or several. When one is first reached, the rounds, GB,
+            minutes and MJ until then go into the summary, see `fedpara.record.costs`. It is compared with the global
+            model, or with the clients' own models if a part of the model is personal. None: no target.
         alerts: whether W&B tells (by mail or Slack, as set there) of a run that fails and of clients that diverge.
         client_rows: largest number of rows of the table of clients, from `callbacks=clients`; 0: no table.
         log_model: whether the final model of a finished run is logged as an artifact of type `model`, with its
@@ -57,24 +59,27 @@ class FederationWandbLogger(WandbLogger):
         project: str,
         save_dir: str,
         resumed: Any = None,
-        target: float | None = None,
+        target: float | Sequence[float] | None = None,
         alerts: bool = True,
         client_rows: int = 10_000,
         log_model: bool = False,
         registry: str | None = None,
         **init: Any,
     ) -> None:
-        if target is not None and not math.isfinite(target):
-            raise ValueError(f"target={target}: must be a number")
+        targets = [] if target is None else [target] if isinstance(target, int | float) else list(target)
+        if not all(isinstance(one, int | float) and math.isfinite(one) for one in targets):
+            raise ValueError(f"target={target}: must be a number, or a list of numbers")
         if client_rows < 0:
             raise ValueError(f"client_rows={client_rows}: must be a whole number, at least 0")
         _require_registry(registry, log_model)
-        self.target, self.alerts, self.client_rows = target, alerts, client_rows
+        self.targets, self.alerts, self.client_rows = targets, alerts, client_rows
         self.logs_model, self.registry = log_model, registry
         _require_names({"project": project, **init})
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         run = _start(project=project, dir=save_dir, resume="allow" if resumed else None, **init)
         self.rounds = int(run.summary.get("round") or 0)  # rounds that W&B has; offline it does not see earlier parts
+        self.rows: list[dict[str, float]] = []
+        self.left_out = OUTCOMES | TWICE
         for group in sorted({column.partition("/")[0] for column in COLUMNS} - {"round"}):
             run.define_metric(f"{group}/*", step_metric="round")
         super().__init__(experiment=run)
@@ -88,31 +93,48 @@ class FederationWandbLogger(WandbLogger):
             headline: the metric as the module logs it; it names the column over GB: `acc_over_gb`.
 
         Raises:
-            ValueError: the metric is a share, but the target is not.
+            ValueError: the metric is a share, but a target is not.
         """
-        if self.target is not None and judged.is_share and not 0 < self.target <= 1:
-            raise ValueError(f"target={self.target}: must be a number above 0, at most 1")
+        for target in self.targets:
+            if judged.is_share and not 0 < target <= 1:
+                raise ValueError(f"target={target}: must be a number above 0, at most 1")
         self._judge_by(judged, headline)
 
     def _judge_by(self, judged: Metric, headline: Metric) -> None:
         self.judged, self.over_gb = judged, f"{headline.name}_over_gb"
         best = "max" if judged.higher_is_better else "min"
         self.experiment.define_metric(self.over_gb, step_metric="comm/total_gb")
-        self.experiment.define_metric(judged.name, step_metric="round", summary=best)
+        self.experiment.define_metric(judged.name, step_metric="round", summary=f"{best},last")
+
+    def describe(self, parameters: Mapping[str, int], setting: str) -> None:
+        """Tell W&B the sizes of the model, and the name of what differs between runs except their seeds.
+
+        Args:
+            parameters: see `fedpara.record.sizes`.
+            setting: runs with the same one are grouped by the workspace; empty: it is not known.
+        """
+        self.experiment.summary.update(sizes(parameters))
+        if setting:
+            self.experiment.config.update({"setting": setting}, allow_val_change=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row once; it has its own axes, and W&B's internal step is not set, so that a resumed run appends."""
-        row = dict(metrics)
-        if row["round"] <= self.rounds:
-            return
-        self.rounds = int(row["round"])
+        """Log a row once; it has its own axes, and W&B's internal step is not set, so that a resumed run appends.
+
+        Numbers of clients by outcome are left out until a client fails: charts of zeros would hide the others.
+        """
+        if any(metrics.get(outcome) for outcome in OUTCOMES - {"clients/succeeded"}):
+            self.left_out = TWICE
+        row = {name: value for name, value in metrics.items() if name not in self.left_out}
+        self.rows.append(dict(metrics))
         value = row.get(self.judged.name)
-        if value is not None:
-            row[self.over_gb] = value
-        self.experiment.log(row)
-        reached = self.target is not None and value is not None and self.judged.reaches(value, self.target)
-        if reached and self.experiment.summary.get("gb_to_target") is None:
-            self.experiment.summary["gb_to_target"] = row["comm/total_gb"]
+        if row["round"] > self.rounds:
+            self.rounds = int(row["round"])
+            if value is not None:
+                row[self.over_gb] = value
+            self.experiment.log(row)
+        for target in [one for one in self.targets if value is not None and self.judged.reaches(value, one)]:
+            self.experiment.summary.update(costs(self.rows, target, self.judged))
+            self.targets.remove(target)
 
     def log_histogram(self, name: str, values: Sequence[float], number: int) -> None:
         """Log a vector of round `number` as a histogram."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -30,6 +31,8 @@ class FederatedDataModule(LightningDataModule):
             have no channels: None. Labels that are numbers or masks have no classes: None.
         batch_size: examples in a local step; the last batch of an epoch may have fewer.
         eval_batch_size: examples in a test batch.
+        class_range: the first class that is kept and the one after the last; they are labelled from 0. `num_classes` is
+            their number. None: all.
         max_train, max_test: limits on the examples used, drawn at random, the same for all seeds; None: all.
         local_fraction: share of its training examples that each client keeps, drawn at random, at least one.
         validation: share of its training examples that each client holds out, drawn at random, at least one. They are
@@ -62,6 +65,7 @@ class FederatedDataModule(LightningDataModule):
         in_channels: Positive | None,
         batch_size: Positive,
         eval_batch_size: Positive = 500,
+        class_range: tuple[NonNegative, Positive] | None = None,
         max_train: Positive | None = None,
         max_test: Positive | None = None,
         local_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
@@ -77,6 +81,7 @@ class FederatedDataModule(LightningDataModule):
         self.transform = transform
         self.num_classes, self.in_channels = num_classes, in_channels
         self.num_clients, self.batch_size, self.eval_batch_size = num_clients, batch_size, eval_batch_size
+        self.class_range = class_range
         self.max_train, self.max_test, self.local_fraction = max_train, max_test, local_fraction
         self.validation, self.num_workers, self.seed, self.lone_example = validation, num_workers, seed, lone_example
         self._tested: ClientIndices | None = None
@@ -91,6 +96,8 @@ class FederatedDataModule(LightningDataModule):
         """
         data = self.read()
         self.name, self.prepare = data.name, data.prepare
+        if self.class_range is not None:
+            data = _of_classes(data, *self.class_range)
         self._check(data)
         train, test = _capped(data.train, self.max_train), _capped(data.test, self.max_test)
         self.parts = ClientIndices.of(self.partition(train, self.num_clients, self.seed))
@@ -189,6 +196,18 @@ class FederatedDataModule(LightningDataModule):
         return DataLoader(
             cast(Dataset, batches), None, sampler=keys, num_workers=workers, generator=own, pin_memory=self._pinned
         )
+
+
+def _of_classes(data: DataSet, first: int, end: int) -> DataSet:
+    """The examples of the classes from `first` to the one before `end`, labelled from 0."""
+    if data.num_classes is None or not first < end <= data.num_classes:
+        found = "no classes" if data.num_classes is None else f"the classes 0 to {data.num_classes - 1}"
+        raise ValueError(f"class_range={[first, end]}: must be a first class and a later end, {data.name} has {found}")
+    parts = []
+    for whole in (data.train, data.test):
+        part = whole[((whole.labels >= first) & (whole.labels < end)).nonzero().flatten()]
+        parts.append(replace(part, labels=part.labels - first))
+    return replace(data, train=parts[0], test=parts[1], num_classes=end - first)
 
 
 def _drawn(part: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

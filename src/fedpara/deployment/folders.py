@@ -140,5 +140,6 @@ def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
     with open_dict(cfg):
         cfg.data.dataset = OmegaConf.create({**dataset, "_partial_": True})
         cfg.data.max_train, cfg.data.max_test, cfg.data.local_fraction, cfg.data.validation = None, None, 1.0, 0.0
+        cfg.data.class_range = None
         cfg.partition = OmegaConf.create({"_target_": "fedpara.deployment.folders.Own", "client": client})
     return cfg

@@ -65,9 +65,9 @@ def differences(found: Sequence[Setting], baseline: str | None = None) -> list[D
     """Each variant against the baseline on the same data and partition; none for a variant that has no baseline there.
 
     Args:
-        found: the settings; without `baseline`, the first on its data and partition is the baseline there.
+        found: the settings; without `baseline`, the first of its sweep on its data and partition is the baseline there.
         baseline: a label, or one of its values: `dense`, `factorization=dense`. If several settings have the value, a
-            variant is compared with the one that is most like it otherwise.
+            variant is compared with the one of its sweep, if there is one, that is most like it otherwise.
 
     Raises:
         ValueError: no setting is such a baseline.
@@ -79,21 +79,20 @@ def differences(found: Sequence[Setting], baseline: str | None = None) -> list[D
         raise ValueError(f"baseline={baseline}: must be one of {', '.join(setting.label for setting in found)}")
     made = []
     for members in groups.values():
-        candidates = (
-            members[:1] if baseline is None else [setting for setting in members if is_called(setting, baseline)]
-        )
+        firsts = {setting.sweep: setting for setting in reversed(members)}.values()
+        candidates = firsts if baseline is None else [setting for setting in members if is_called(setting, baseline)]
         for variant in members if candidates else []:
             if variant not in candidates:
-                made.append(difference(variant, max(candidates, key=lambda one: _num_shared_values(one, variant))))
+                made.append(difference(variant, max(candidates, key=lambda one: _likeness(one, variant))))
     return made
 
 
 def difference(variant: Setting, baseline: Setting) -> Difference:
-    """The difference of two settings on the same data and partition."""
+    """The difference of two settings, paired by seed if they are on the same data and partition."""
     from scipy import stats  # takes a second to import
 
     ours, theirs = ({_seed(run): _tested(one, run) for run in one.counted} for one in (variant, baseline))
-    common = sorted(ours.keys() & theirs.keys())
+    common = sorted(ours.keys() & theirs.keys()) if comparable(variant, baseline) else []
     paired = len(common) >= 2 or (bool(common) and min(len(ours), len(theirs)) < 2)
     curves = [[one[seed] for seed in (common if paired else sorted(one))] for one in (ours, theirs)]
     rounds = set.intersection(*(set(curve) for curve in [*curves[0], *curves[1]])) if all(curves) else set()
@@ -125,8 +124,9 @@ def is_called(setting: Setting, baseline: str) -> bool:
     return baseline in {setting.label, *setting.values.values(), *pairs}
 
 
-def _num_shared_values(one: Setting, other: Setting) -> int:
-    return sum(value == other.values.get(name) for name, value in one.values.items())
+def _likeness(one: Setting, other: Setting) -> tuple[bool, int]:
+    """Whether they are of one sweep, and the number of values that they share."""
+    return one.sweep == other.sweep, sum(value == other.values.get(name) for name, value in one.values.items())
 
 
 def _tested(setting: Setting, run: Run) -> dict[int, float]:

@@ -1,134 +1,327 @@
-"""The paper's figures for any runs: accuracy against GB (Fig. 3), against size (Fig. 4), cost to target (Fig. 3g)."""
+"""The paper's figures for any runs: accuracy against GB (Fig. 3), against size (Fig. 4), cost to target (Fig. 3g).
 
-from collections.abc import Sequence
+A chart is its points. They are drawn in one row for a page or in one column for a phone, and are the table beside the
+picture. A number that the paper prints for a set-up that was run is a star; it does not print its curves as numbers.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedpara.cost import SPEEDS_MBPS
 from fedpara.metric import Metric
-from fedpara.record import three_digits
-from fedpara.report.settings import Setting
+from fedpara.record import GIGABYTE, three_digits
+from fedpara.report.paper import GIBIBYTE, Comparison
+from fedpara.report.settings import Estimate, Setting
 
-LEGEND_ENTRIES = 12  # more colours are hard to distinguish: then they go from dark to light by size
+LEGEND_ENTRIES = 12  # more colours are hard to distinguish: then they go from the first setting to the last
 STYLE: Any = {
     "font.size": 10, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
-    "legend.frameon": False,
+    "legend.frameon": False, "svg.hashsalt": "fedpara",
 }  # fmt: skip
-Colours = dict[str, Any]
+WIDE, NARROW = 10.0, 4.6  # inches: a page, a phone
+STAR: Any = {"marker": "*", "markersize": 12, "markeredgecolor": "black", "linestyle": "", "zorder": 3}
+MEAN = "mean"
+COLUMNS = ("panel", "setting", "source", "x", "mean", "low", "high", "n")
 
 
-def draw(found: Sequence[Setting], target: float | None) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Series:
+    """Points of one setting that are drawn with one mark.
+
+    Attributes:
+        setting: the setting's label.
+        source: `mean` over seeds, a run's name, or where the paper prints the number.
+        points: (n, 4) array of x, y and the ends of the 95 % interval of y, NaN where there is none.
+        num_runs: number of runs in a point; 0 for the paper's.
+        style: matplotlib's arguments.
+    """
+
+    setting: str
+    source: str
+    points: np.ndarray
+    num_runs: int
+    style: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart(ABC):
+    """A figure with its data.
+
+    Attributes:
+        panels: what is drawn in each panel, by the name of its axis.
+        label: the name of the y axis.
+        looks: colour, line and marker of each setting in the legend, in the order of the table.
+    """
+
+    panels: dict[str, list[Series]]
+    label: str
+    looks: Mapping[str, dict[str, Any]]
+
+    @property
+    def table(self) -> tuple[Sequence[str], list[list[str]]]:
+        """The drawn points: a row each, under `COLUMNS`."""
+        every = [(panel, series) for panel, drawn in self.panels.items() for series in drawn]
+        rows = [
+            [panel, s.setting, s.source, *(f"{v:.6g}" if math.isfinite(v) else "" for v in point), str(s.num_runs)]
+            for panel, s in every for point in s.points
+        ]  # fmt: skip
+        return COLUMNS, rows
+
+    @property
+    def has_paper(self) -> bool:
+        """Whether a number of the paper is drawn."""
+        return any(series.num_runs == 0 for drawn in self.panels.values() for series in drawn)
+
+    def draw(self, narrow: bool = False) -> Figure:
+        """The figure: its panels side by side or, if `narrow`, one below the other."""
+        with mpl.rc_context(STYLE):
+            width, height = self._size(narrow)
+            figure = Figure(figsize=(width, height), layout="constrained")
+            shape = (len(self.panels), 1) if narrow else (1, len(self.panels))
+            axes = list(figure.subplots(*shape, sharey=True, squeeze=False).flat)
+            for axis, (name, drawn) in zip(axes, self.panels.items(), strict=True):
+                self._panel(axis, name, drawn, narrow)
+            self._finish(figure, axes, narrow)
+        return figure
+
+    @abstractmethod
+    def _size(self, narrow: bool) -> tuple[float, float]:
+        """Width and height in inches."""
+
+    @abstractmethod
+    def _panel(self, axis: Axes, name: str, drawn: list[Series], narrow: bool) -> None: ...
+
+    def _finish(self, figure: Figure, axes: list[Axes], narrow: bool) -> None:
+        """The legend, in the order of the table; for many settings a bar of colours."""
+        if len(self.looks) > LEGEND_ENTRIES:
+            colours = mpl.colors.ListedColormap([look["color"] for look in self.looks.values()])
+            scale = ScalarMappable(Normalize(0.5, len(self.looks) + 0.5), colours)
+            figure.colorbar(scale, ax=axes, label="row in the table of settings").ax.invert_yaxis()
+            return
+        handles = [Line2D([], [], label=fill(name, 44), **look) for name, look in self.looks.items()]
+        if self.has_paper:
+            handles.append(Line2D([], [], label="printed in the paper", color="white", **STAR))
+        if len(handles) > 1:
+            longest = max(min(44, len(str(handle.get_label()))) for handle in handles) + 6
+            columns = max(1, min(len(handles), int((14 * figure.get_figwidth()) // longest)))
+            figure.legend(handles=handles, loc="outside lower left", ncols=columns)
+
+
+class _Curves(Chart):
+    """The metric against GB and rounds: the mean in bold, a thin line per seed, dashed if it is unfinished."""
+
+    def _size(self, narrow: bool) -> tuple[float, float]:
+        return (NARROW, 6.6) if narrow else (WIDE, 4.2)
+
+    def _panel(self, axis: Axes, name: str, drawn: list[Series], narrow: bool) -> None:
+        for series in drawn:
+            axis.plot(series.points[:, 0], series.points[:, 1], **series.style)
+        axis.set_xlabel(name)
+        ends = [series.points[-1, 0] for series in drawn]
+        if name != "round" and max(ends) > 5 * min(ends) > 0:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8 if narrow else 12))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        if narrow or axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            axis.set_ylabel(self.label)
+
+
+class _Sizes(Chart):
+    """The metric in the last test against the share of parameters that travels, with 95 % intervals."""
+
+    def _size(self, narrow: bool) -> tuple[float, float]:
+        return (NARROW, 4.2) if narrow else (0.6 * WIDE, 4.2)
+
+    def _panel(self, axis: Axes, name: str, drawn: list[Series], narrow: bool) -> None:
+        for series in drawn:
+            x, mean, low, high = series.points.T
+            ends = np.nan_to_num([mean - low, high - mean])
+            axis.errorbar(x, mean, yerr=ends if ends.any() else None, capsize=3, **series.style)
+        axis.set_xlabel(name)
+        axis.set_ylabel(self.label)
+        axis.margins(0.12)
+        if "(%)" in self.label:
+            low, high = axis.get_ylim()
+            axis.set_ylim(max(low, -2), min(high, 102))  # the interval of two seeds can be wider than 0 to 100 %
+
+
+class _Costs(Chart):
+    """Bars of the MB, and of the time over links of 2, 10, 50 Mbps, until the target was first reached."""
+
+    def _size(self, narrow: bool) -> tuple[float, float]:
+        height = 0.9 + 0.42 * len(self.looks)
+        return (NARROW, height * len(self.panels)) if narrow else (min(WIDE, 3 + 3 * len(self.panels)), height)
+
+    def _panel(self, axis: Axes, name: str, drawn: list[Series], narrow: bool) -> None:
+        labels = [fill(label, 18 if narrow else 26) for label in self.looks]
+        places = {label: place for place, label in enumerate(self.looks)}
+        for series in drawn:
+            place, value = places[series.setting], series.points[0, 1]
+            if not series.num_runs:
+                axis.plot(value, place, **series.style)
+                continue
+            bars = axis.barh(place, value, **series.style)
+            axis.bar_label(bars, [three_digits(value)], padding=3, fontsize=9)
+        for label in self.looks.keys() - {series.setting for series in drawn if series.num_runs}:
+            axis.annotate(" not reached", (0, places[label]), va="center", fontsize=9)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.set_ylim(len(labels) - 0.5, -0.5)
+        axis.set_title(name, fontsize=10)
+        axis.margins(x=0.3)
+        axis.set_xlim(left=0)
+        axis.set_xticks([])
+        axis.grid(visible=False)
+        axis.spines["bottom"].set_visible(False)
+
+    def _finish(self, figure: Figure, axes: list[Axes], narrow: bool) -> None:
+        if self.has_paper:
+            handle = Line2D([], [], label="printed in the paper", color="white", **STAR)
+            figure.legend(handles=[handle], loc="outside lower left")
+
+
+def draw(found: Sequence[Setting], target: float | None = None) -> dict[str, Figure]:
+    """The figures of `charts`."""
+    return {name: chart.draw() for name, chart in charts(found, target).items()}
+
+
+def charts(
+    found: Sequence[Setting], target: float | None = None, printed: Iterable[Comparison] = ()
+) -> dict[str, Chart]:
     """Figures by name: `accuracy`, or another metric's name; with several settings also `size` and `cost`.
 
     Args:
-        found: the settings in the order of their colours.
+        found: the settings in the order of the legend.
         target: value of the metric for the figure `cost`; None: no such figure.
+        printed: the paper's numbers that are drawn beside those of the settings.
     """
     shown = [setting for setting in found if len(setting.mean_curve)]
     if not shown:
         return {}
-    palette = mpl.colormaps["tab10" if len(shown) <= 10 else "viridis"]
-    scale = 1 if len(shown) <= 10 else 1 / (len(shown) - 1)
-    colours = {s.label: palette(number if scale == 1 else number * scale) for number, s in enumerate(shown)}
-    with mpl.rc_context(STYLE):
-        figures = {shown[0].metric.label.rpartition(" ")[2]: _accuracy(shown, colours)}
-        if len({setting.ratio for setting in shown} - {None}) > 1:
-            figures["size"] = _size(shown, colours)
-        if target is not None and 1 < len(shown) <= LEGEND_ENTRIES and any(s.cost(target, 10) for s in shown):
-            figures["cost"] = _cost(shown, colours, target)
-    return figures
+    looks, metric = _looks(shown), shown[0].metric
+    beside = [one for one in printed if metric.name == "test/acc" and one.setting in looks]
+    label = _name(metric) + (" (%)" if metric.is_share else "")
+    made: dict[str, Chart] = {metric.label.rpartition(" ")[2]: _Curves(_curves(shown, looks, beside), label, looks)}
+    if len({setting.ratio for setting in shown} - {None}) > 1:
+        dots = {name: look | {"linestyle": "", "marker": look.get("marker") or "o"} for name, look in looks.items()}
+        panel = {"parameters that travel, share of the dense model (%)": list(_sizes(shown, dots, beside))}
+        made["size"] = _Sizes(panel, label.replace(_name(metric), f"{_name(metric)}, last"), dots)
+    if target is not None and 1 < len(shown) <= LEGEND_ENTRIES and any(s.cost(target, 10) for s in shown):
+        made["cost"] = _Costs(_costs(shown, looks, beside, target), "", looks)
+    return made
 
 
-def _accuracy(shown: Sequence[Setting], colours: Colours) -> Figure:
-    """The metric against GB and rounds: the mean in bold, a thin line per seed, dashed if it is unfinished."""
-    figure = Figure(figsize=(11, 4.3), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+def _looks(shown: Sequence[Setting]) -> dict[str, dict[str, Any]]:
+    """Equal settings of several sweeps have one colour, and a line and marker of their sweep."""
+    if len(shown) > LEGEND_ENTRIES:
+        colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(shown)))
+        return {setting.label: {"color": colour} for setting, colour in zip(shown, colours, strict=True)}
+    kinds = list(dict.fromkeys(str(setting.values) for setting in shown))
+    sweeps = list(dict.fromkeys(setting.sweep for setting in shown))
+    palette = mpl.colormaps["tab10" if len(kinds) <= 10 else "tab20"]
+    return {
+        setting.label: {
+            "color": palette(kinds.index(str(setting.values))),
+            "linestyle": ("-", "--", ":", "-.")[sweeps.index(setting.sweep) % 4],
+            "marker": "" if len(sweeps) == 1 else "osD^"[sweeps.index(setting.sweep) % 4],
+        }
+        for setting in shown
+    }
+
+
+def _curves(
+    shown: Sequence[Setting], looks: Mapping[str, dict[str, Any]], printed: Sequence[Comparison]
+) -> dict[str, list[Series]]:
     largest = max(setting.mean_curve[-1, 1] for setting in shown)
     unit, factor = ("GB", 1.0) if largest >= 1 else ("MB", 1000.0)
-    for axis, column, label in zip(axes, (1, 0), (f"sent, both ways, all clients ({unit})", "round"), strict=True):
-        for setting in shown:
-            colour, by = colours[setting.label], factor if column == 1 else 1.0
-            if len(setting.runs) > 1 or setting.counted != setting.runs:
-                _seeds(axis, setting, column, by, colour)
-            mean = setting.mean_curve
-            marker = "o" if len(mean) == 1 else ""
-            axis.plot(by * mean[:, column], mean[:, 2], color=colour, linewidth=2, marker=marker, label=setting.label)
-        axis.set_xlabel(label)
-    if largest > 5 * min(setting.mean_curve[-1, 1] for setting in shown):
-        axes[0].set_xscale("log")
-        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes[0].xaxis.set_major_formatter("{x:g}")
-        axes[0].xaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel(_name(shown[0].metric) + (" (%)" if shown[0].metric.is_share else ""))
-    if 1 < len(shown) <= LEGEND_ENTRIES:
-        axes[1].legend(loc="best")
-    elif len(shown) > LEGEND_ENTRIES:
-        axes[1].set_title("colour: fewest parameters dark, most light", fontsize=10)
-    return figure
+    sent, rounds = (
+        [line for setting in shown for line in _lines(setting, looks[setting.label], column, by)]
+        for column, by in ((1, factor), (0, 1.0))
+    )
+    gigabytes = factor * GIBIBYTE / GIGABYTE
+    sent += [_star(one, looks, gigabytes * one.printed, 100 * one.target) for one in printed if one.target is not None]
+    rounds += [_star(one, looks, one.round, one.printed) for one in printed if one.round is not None]
+    return {f"sent, both ways, all clients ({unit})": sent, "round": rounds}
 
 
-def _seeds(axis: Axes, setting: Setting, column: int, factor: float, colour: Any) -> None:
-    for run in setting.runs:
-        curve = setting.curve(run)
-        if len(curve):
-            style = "-" if run.state == "finished" else "--"
-            axis.plot(factor * curve[:, column], curve[:, 2], style, color=colour, alpha=0.35, linewidth=0.8)
+def _lines(setting: Setting, look: dict[str, Any], column: int, by: float) -> Iterator[Series]:
+    if len(setting.runs) > 1 or setting.counted != setting.runs:
+        for run in setting.runs:
+            curve = setting.curve(run)
+            if len(curve):
+                line = "-" if run.state == "finished" else "--"
+                thin = {"color": look["color"], "linestyle": line, "alpha": 0.45, "linewidth": 0.8}
+                yield Series(setting.label, run.name, _points(by * curve[:, column], curve[:, 2]), 1, thin)
+    mean, ends = setting.mean_curve, setting.interval
+    few = {"marker": "o"} if len(mean) == 1 else {"markevery": max(1, len(mean) // 8)}
+    points = _points(by * mean[:, column], mean[:, 2], ends[:, 0], ends[:, 1])
+    yield Series(setting.label, MEAN, points, len(setting.counted), {"linewidth": 2, "markersize": 4} | look | few)
 
 
-def _size(shown: Sequence[Setting], colours: Colours) -> Figure:
-    """The metric in the last test against the share of parameters that travels, with 95 % intervals."""
-    figure = Figure(figsize=(5.6, 4), layout="constrained")
-    axis = figure.subplots()
-    few = len(shown) <= LEGEND_ENTRIES
+def _sizes(
+    shown: Sequence[Setting], looks: Mapping[str, dict[str, Any]], printed: Sequence[Comparison]
+) -> Iterator[Series]:
+    """Also what the paper prints for the last round that was tested."""
     for setting in shown:
         last, ratio = setting.last, setting.ratio
         if last is None or ratio is None:
             continue
-        axis.errorbar(
-            100 * ratio, last.mean, yerr=np.nan_to_num(last.half_width), fmt="o", capsize=3, markersize=6 if few else 3,
-            color=colours[setting.label], label=setting.label,
-        )  # fmt: skip
-    axis.set_xlabel("parameters that travel, share of the dense model (%)")
-    axis.set_ylabel(f"{_name(shown[0].metric)}, last" + (" (%)" if shown[0].metric.is_share else ""))
-    axis.margins(0.12)
-    if shown[0].metric.is_share:
-        low, high = axis.get_ylim()
-        axis.set_ylim(max(low, -2), min(high, 102))  # the interval of two seeds can be wider than 0 to 100 %
-    if few:
-        axis.legend(loc="best")
-    return figure
+        points = _points(100 * ratio, last.mean, last.mean - last.half_width, last.mean + last.half_width)
+        yield Series(setting.label, MEAN, points, last.num_seeds, looks[setting.label])
+        for one in printed:
+            if one.setting == setting.label and one.round == setting.mean_curve[-1, 0]:
+                yield _star(one, looks, 100 * ratio, one.printed)
 
 
-def _cost(shown: Sequence[Setting], colours: Colours, target: float) -> Figure:
-    """Bars of the GB, and of the time over links of 2, 10, 50 Mbps, until the target was first reached."""
-    words = f"{target:.0%}" if shown[0].metric.is_share else f"{target:.4g}"
-    panels = {f"MB to {words}": [_mean([c.num_bytes / 1e6 for c in s.cost(target, 10)]) for s in shown]}
+def _costs(
+    shown: Sequence[Setting], looks: Mapping[str, dict[str, Any]], printed: Sequence[Comparison], target: float
+) -> dict[str, list[Series]]:
+    costs = {speed: [setting.cost(target, speed) for setting in shown] for speed in SPEEDS_MBPS}
+    sent = f"MB to {shown[0].metric.target(target)}"
+    values = {sent: [[cost.num_bytes / 1e6 for cost in found] for found in costs[SPEEDS_MBPS[0]]]}
     for speed in SPEEDS_MBPS:
-        minutes = [_mean([cost.seconds / 60 for cost in setting.cost(target, speed)]) for setting in shown]
-        panels[f"minutes at {speed} Mbps"] = minutes
-    panels = {title: values for title, values in panels.items() if np.isfinite(values).any()}
-    figure = Figure(figsize=(11, 0.9 + 0.42 * len(shown)), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    labels = [setting.label for setting in shown]
-    for axis, (title, values) in zip(axes, panels.items(), strict=True):
-        bars = axis.barh(labels, np.nan_to_num(values), color=[colours[label] for label in labels])
-        axis.bar_label(bars, [three_digits(v) if np.isfinite(v) else "-" for v in values], padding=3, fontsize=9)
-        axis.set_title(title, fontsize=10)
-        axis.margins(x=0.3)
-        axis.set_xticks([])
-        axis.grid(visible=False)
-        axis.spines["bottom"].set_visible(False)
-    axes[0].invert_yaxis()
-    return figure
+        values[f"minutes at {speed} Mbps"] = [[cost.seconds / 60 for cost in found] for found in costs[speed]]
+    panels = {
+        name: [bar for setting, one in zip(shown, column, strict=True) for bar in _bar(setting.label, one, looks)]
+        for name, column in values.items()
+    }
+    panels[sent] += [
+        _star(one, looks, math.nan, one.printed * GIBIBYTE / 1e6)
+        for one in printed if one.target is not None and math.isclose(one.target, target)
+    ]  # fmt: skip
+    return {name: bars for name, bars in panels.items() if bars}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+def _bar(label: str, values: Sequence[float], looks: Mapping[str, dict[str, Any]]) -> Iterator[Series]:
+    """The mean of the values; no bar without a value, or if one was not measured."""
+    if values and np.isfinite(values).all():
+        one = Estimate.of(values)
+        points = _points(math.nan, one.mean, one.mean - one.half_width, one.mean + one.half_width)
+        yield Series(label, MEAN, points, one.num_seeds, {"color": looks[label]["color"]})
+
+
+def _star(one: Comparison, looks: Mapping[str, dict[str, Any]], x: float, y: float) -> Series:
+    """A number that the paper prints."""
+    style = STAR | {"color": looks[one.setting]["color"]}
+    return Series(one.setting, f"paper, {one.source}", _points(x, y), 0, style)
+
+
+def _points(x: Any, y: Any, low: Any = math.nan, high: Any = math.nan) -> np.ndarray:
+    """(n, 4) array."""
+    return np.stack(np.broadcast_arrays(*(np.atleast_1d(values) for values in (x, y, low, high))), axis=1)
 
 
 def _name(metric: Metric) -> str:

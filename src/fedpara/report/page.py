@@ -1,30 +1,32 @@
-"""The files of a report: one self-contained HTML page, its pictures and tables, and a CSV with a row per run."""
+"""The files of a report: one self-contained HTML page, its pictures with their data, its tables, a CSV of the runs."""
 
 import base64
 import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from fedpara.cost import SPEEDS_MBPS
 from fedpara.metric import Metric
 from fedpara.record import size, three_digits
 from fedpara.report.differences import Difference, comparable, difference, differences
-from fedpara.report.figures import draw
+from fedpara.report.figures import STYLE, Chart, charts
 from fedpara.report.paper import Comparison, compare
 from fedpara.report.settings import Estimate, Setting, common_target, settings
+from fedpara.report.sweeps import differences_of_sweeps, differing_keys
 from fedpara.runs import Run, axes, headline, judged
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 NONE = "-"
+LARGEST = 2**20  # bytes of a figure or of its data in the page
+NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?")
+VENDOR = Path(__file__).with_name("vendor")
 
 
 def write_report(
@@ -34,13 +36,15 @@ def write_report(
     target: float | None = None,
     metric: str | None = None,
     baseline: str | None = None,
+    sweeps: Mapping[Path, str] | None = None,
 ) -> list[Path]:
-    """Write report.html, report.md, report.csv and a PNG for each figure into `folder`; returns their paths.
+    """Write report.html, report.md, report.csv, and a PNG and a CSV for each figure into `folder`; returns their paths.
 
     Args:
         target: value of the metric for the cost to target; None: the best value that every setting reached.
         metric: a column of metrics.csv, such as `personal/acc_mean`; None: the column that judges the runs.
         baseline: the setting from which differences are taken, see `differences`; None: the first.
+        sweeps: the name of each run folder's sweep, if there are several; equal settings of them are compared.
 
     Raises:
         ValueError: no run has measured `metric`, or it is a share and the target is not; no setting is the baseline.
@@ -48,21 +52,27 @@ def write_report(
     chosen = _metric(metric, runs)
     if target is not None and chosen.is_share and not 0 < target <= 1:
         raise ValueError(f"target={target:g}: must be a number above 0, at most 1")
-    found = settings(runs, chosen)
+    found = settings(runs, chosen, sweeps)
     if not any(setting.counted for setting in found):
         raise ValueError(f"metric={chosen.name}: no run has measured it")
-    compared = differences([setting for setting in found if setting.counted], baseline)
+    tested = [setting for setting in found if setting.counted]
+    compared, between = differences(tested, baseline), differences_of_sweeps(_in_order(tested, sweeps))
     sign = -1.0 if chosen.higher_is_better else 1.0
     found.sort(key=lambda setting: (0, sign * setting.last.mean) if setting.last else (1, 0.0))
     target = common_target(found) if target is None else target
     folder.mkdir(parents=True, exist_ok=True)
-    in_order = sorted(found, key=lambda setting: setting.ratio or 0.0)
-    pictures = {name: _png(figure) for name, figure in draw(in_order, target).items()}
-    written = {f"{name}.png": content for name, content in pictures.items()}
-    parts = _parts(runs, found, compared, title, target)
-    written["report.html"] = _page(parts, pictures).encode()
+    printed = compare(found)
+    drawn = charts(found, target, printed)
+    written = {f"{name}.png": _picture(chart, "png") for name, chart in drawn.items()}
+    written |= {f"{name}.csv": _csv(chart.table).encode() for name, chart in drawn.items()}
+    parts = _parts(runs, found, title, target, sweeps)
+    parts |= {
+        "differences": difference_table(compared), "between": difference_table(between),
+        "comparisons": _comparison_table(printed),
+    }  # fmt: skip
+    written["report.html"] = _page(parts, drawn, written).encode()
     written["report.md"] = _template("page.md", autoescape=False).render(parts, table=_markdown).encode()
-    written["report.csv"] = _csv(_run_table(runs)).encode()
+    written["report.csv"] = _csv(parts["runs"]).encode()
     for name, content in written.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in written]
@@ -77,10 +87,16 @@ def _metric(column: str | None, runs: Sequence[Run]) -> Metric:
     return Metric(column, own.higher_is_better if own else "loss" not in column)
 
 
+def _in_order(found: Sequence[Setting], sweeps: Mapping[Path, str] | None) -> list[Setting]:
+    """The settings in the order of their sweeps."""
+    names = list(dict.fromkeys((sweeps or {}).values()))
+    return sorted(found, key=lambda setting: names.index(setting.sweep)) if sweeps else []
+
+
 def _parts(
-    runs: Sequence[Run], found: list[Setting], compared: Sequence[Difference], title: str, target: float | None
+    runs: Sequence[Run], found: list[Setting], title: str, target: float | None, sweeps: Mapping[Path, str] | None
 ) -> dict[str, Any]:
-    """The texts and tables of a report."""
+    """The texts of a report and the tables of its settings and runs."""
     states = Counter(run.state for run in runs)
     return {
         "title": title,
@@ -90,16 +106,42 @@ def _parts(
         "label": found[0].metric.label,
         "target": "" if target is None else found[0].metric.target(target),
         "settings": _setting_table(found, target),
-        "differences": difference_table(compared),
-        "comparisons": _comparison_table(compare(found)),
-        "runs": _run_table(runs),
+        "sweeps": list(dict.fromkeys((sweeps or {}).values())),
+        "keys": differing_keys(runs, sweeps or {}),
+        "runs": _run_table(runs, sweeps or {}),
         "origin": _origin(runs),
     }
 
 
-def _page(parts: dict[str, Any], pictures: dict[str, bytes]) -> str:
-    figures = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()}
-    return _template("page.html", autoescape=True).render(parts, figures=figures, table=_html)
+def _page(parts: dict[str, Any], drawn: Mapping[str, Chart], beside: Mapping[str, bytes]) -> str:
+    """The page; figures are in it twice, as wide and as narrow ones.
+
+    Args:
+        beside: the files beside the page, by name.
+    """
+    figures = {
+        name: {
+            "wide": _embedded_picture(chart, False), "narrow": _embedded_picture(chart, True), "paper": chart.has_paper,
+            "data": _embedded(beside[f"{name}.csv"], "text/csv") or f"{name}.csv",
+        }
+        for name, chart in drawn.items()
+    }  # fmt: skip
+    runs = _embedded(_csv(parts["runs"]).encode(), "text/csv") or "report.csv"
+    scripts = [path.read_text() for path in sorted(VENDOR.glob("*.js"))]
+    template = _template("page.html", autoescape=True)
+    return template.render(parts, figures=figures, run_data=runs, scripts=scripts, columns=_columns, sort_key=_sort_key)
+
+
+def _embedded(content: bytes, kind: str) -> str:
+    """A data URI; empty for what is too large for a page."""
+    return "" if len(content) > LARGEST else f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _embedded_picture(chart: Chart, narrow: bool) -> str:
+    """A sharp picture or, if it has very many lines, one in pixels."""
+    return _embedded(_picture(chart, "svg", narrow), "image/svg+xml") or _embedded(
+        _picture(chart, "png", narrow), "image/png"
+    )
 
 
 def _template(name: str, autoescape: bool) -> Template:
@@ -137,11 +179,11 @@ def _answer(found: list[Setting], target: float | None) -> str:
 def _setting_table(found: list[Setting], target: float | None) -> Table:
     names = list(dict.fromkeys(name for setting in found for name in setting.values))  # runs without overrides have one
     metric = found[0].metric
-    heads = [*names, "seeds", "parameters", "of dense, %", f"last{metric.unit}", f"best{metric.unit}", "GB"]
+    heads = ["sweep", *names, "seeds", "parameters", "of dense, %", f"last{metric.unit}", f"best{metric.unit}", "GB"]
     if target is not None:
         heads += [f"MB to {metric.target(target)}", "rounds", *(f"min at {speed} Mbps" for speed in SPEEDS_MBPS), "MJ"]
     heads = ["setting" if head == "" else head for head in heads]
-    values = [[setting.values.get(name, NONE) for name in names] for setting in found]
+    values = [[setting.sweep, *(setting.values.get(name, NONE) for name in names)] for setting in found]
     return _measured(heads, [own + _setting_row(setting, target) for own, setting in zip(values, found, strict=True)])
 
 
@@ -196,19 +238,20 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return heads, rows
 
 
-def _run_table(runs: Sequence[Run]) -> Table:
+def _run_table(runs: Sequence[Run], sweeps: Mapping[Path, str]) -> Table:
     varying, metric = axes(runs), headline(runs)
     tested, personal = metric.judged(False), metric.judged(True)
     heads = [
-        "run", *varying, "state", "rounds", f"{tested.name} last{tested.unit}", f"{tested.name} best{tested.unit}",
-        f"{personal.name} last{personal.unit}", "GB", "seconds", "error",
+        "sweep", "run", *varying, "state", "rounds", f"{tested.name} last{tested.unit}",
+        f"{tested.name} best{tested.unit}", f"{personal.name} last{personal.unit}", "GB", "seconds", "error",
     ]  # fmt: skip
     rows = []
     for number, run in enumerate(runs):
         values = (run.last(tested.name), run.best(tested), run.last(personal.name))
         sent = f"{run.rows[-1]['comm/total_bytes'] / 1e9:.4f}" if run.rows else NONE
         rows.append([
-            run.name, *(column[number] for column in varying.values()), run.state, str(len(run.rows)),
+            sweeps.get(run.folder, ""), run.name, *(column[number] for column in varying.values()),
+            run.state, str(len(run.rows)),
             *(NONE if value is None else metric.written(value) for value in values),
             sent, NONE if run.seconds is None else f"{run.seconds:.1f}", run.summary.get("error", ""),
         ])  # fmt: skip
@@ -221,21 +264,17 @@ def _origin(runs: Sequence[Run]) -> str:
     return f"Commit {', '.join(commits[:5])}; torch {', '.join(versions)}. Paper: FedPara, ICLR 2022, arXiv 2108.06098."
 
 
-def _html(table: Table) -> Markup:
-    """A table as HTML; a column whose first filled cell is not a number is aligned left, and states have colours."""
+def _columns(table: Table) -> list[tuple[str, bool]]:
+    """The heads, and whether their columns are of text: the first filled cell is not a number."""
     heads, rows = table
     first = [next((row[n] for row in rows if row[n] not in ("", NONE)), "") for n in range(len(heads))]
-    text = [not re.match(r"[-+]?[\d.]", cell) for cell in first]
-    parts = ['<div class="scroll"><table><thead><tr>']
-    parts += [f"<th{_text(is_text)}>{escape(head)}" for head, is_text in zip(heads, text, strict=True)]
-    parts.append("</thead><tbody>")
-    for row in rows:
-        parts.append("<tr>")
-        for cell, is_text in zip(row, text, strict=True):
-            state = f" {cell}" if cell in ("failed", "interrupted", "running") else ""
-            parts.append(f"<td{_text(is_text, state)}>{escape(cell)}")
-    parts.append("</tbody></table></div>")
-    return Markup("".join(parts))
+    return [(head, not NUMBER.match(cell)) for head, cell in zip(heads, first, strict=True)]
+
+
+def _sort_key(cell: str, is_text: bool) -> str:
+    """What a column is sorted by: the number at the start of `55.8 ± 2.0` and `982,538`; empty cells are last."""
+    number = None if is_text else NUMBER.match(cell)
+    return number[0].replace(",", "") if number else cell if cell != NONE else ""
 
 
 def _markdown(table: Table) -> str:
@@ -244,19 +283,17 @@ def _markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
-def _text(is_text: bool, state: str = "") -> str:
-    return f' class="text{state}"' if is_text else ""
-
-
 def _csv(table: Table) -> str:
     stream = io.StringIO()
     csv.writer(stream).writerows([table[0], *table[1]])
     return stream.getvalue()
 
 
-def _png(figure: Figure) -> bytes:
+def _picture(chart: Chart, kind: str, narrow: bool = False) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
+    dated = {"metadata": {"Date": None}} if kind == "svg" else {}  # the same runs give the same bytes
+    with mpl.rc_context(STYLE):
+        chart.draw(narrow).savefig(stream, format=kind, dpi=130, transparent=kind == "svg", **dated)
     return stream.getvalue()
 
 

@@ -48,6 +48,8 @@ class Comparison:
         printed: the paper's number.
         measured: ours, over seeds; None if no run reached it.
         note: differences from the paper's set-up, and the runs' rounds if they are not at the paper's round.
+        round: the round of a printed accuracy; None for a cost.
+        target: the accuracy, 0 to 1, to which a printed cost leads; None for an accuracy.
     """
 
     source: str
@@ -57,6 +59,8 @@ class Comparison:
     printed: float
     measured: Estimate | None
     note: str = ""
+    round: int | None = None
+    target: float | None = None
 
     @property
     def difference(self) -> float | None:
@@ -112,7 +116,9 @@ def _accuracies(found: list[Setting]) -> Iterator[Comparison]:
             note = f"so far, after {' and '.join([*map(str, fewer), counted(most, 'round')])}"
         if values:
             notes = "; ".join(filter(None, [others, note]))
-            yield Comparison(table["source"], row, setting.label, quantity, printed, Estimate.of(values), notes)
+            yield Comparison(
+                table["source"], row, setting.label, quantity, printed, Estimate.of(values), notes, table["rounds"]
+            )
 
 
 def _costs(found: list[Setting]) -> Iterator[Comparison]:
@@ -122,7 +128,8 @@ def _costs(found: list[Setting]) -> Iterator[Comparison]:
         note = "" if len(reached) == len(costs) else f"reached by {len(reached)} of {len(costs)} runs"
         notes = "; ".join(filter(None, [others, note]))
         measured = Estimate.of(reached) if reached else None
-        yield Comparison(table["source"], row, setting.label, f"GiB to {table['target']:.0%}", printed, measured, notes)
+        quantity = f"GiB to {100 * table['target']:g} %"
+        yield Comparison(table["source"], row, setting.label, quantity, printed, measured, notes, None, table["target"])
 
 
 def _rows(kind: str, found: list[Setting]) -> Iterator[tuple[dict[str, Any], str, float, Setting, str]]:

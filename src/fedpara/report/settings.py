@@ -1,9 +1,11 @@
 """Groups runs that differ only in their seed into settings, with means over seeds and 95 % intervals."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +28,16 @@ class Estimate:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
         """The estimate from at least one value."""
-        mean, half_width = float(np.mean(values)), math.nan
-        if len(values) > 1:
-            from scipy import stats  # takes a second to import
+        return cls(float(np.mean(values)), float(half_widths(np.array(values))), len(values))
 
-            half_width = float(stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-        return cls(mean, half_width, len(values))
+
+def half_widths(values: np.ndarray) -> np.ndarray:
+    """Half widths of 95 % confidence intervals (Student's t): (seeds, ...) values to (...), NaN for one seed."""
+    if len(values) < 2:
+        return np.full(values.shape[1:], math.nan)
+    from scipy import stats  # takes a second to import
+
+    return stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
 
 
 @dataclass(frozen=True)
@@ -42,16 +48,19 @@ class Setting:
         values: the values that distinguish it from the others, by axis.
         runs: one run per seed, in any state.
         metric: the reported column; shares are reported in percent.
+        sweep: name of the sweep that its runs are of; empty if there is only one.
     """
 
     values: dict[str, str]
     runs: list[Run]
     metric: Metric = TEST_ACCURACY
+    sweep: str = ""
 
     @property
     def label(self) -> str:
-        """`gamma=0.1, algorithm=scaffold`."""
-        return ", ".join(f"{name}={value}" if name else value for name, value in self.values.items()) or "all runs"
+        """`gamma=0.1, algorithm=scaffold`; of several sweeps `monday: gamma=0.1, algorithm=scaffold`."""
+        own = ", ".join(f"{name}={value}" if name else value for name, value in self.values.items()) or "all runs"
+        return f"{self.sweep}: {own}" if self.sweep else own
 
     @cached_property
     def counted(self) -> list[Run]:
@@ -67,9 +76,20 @@ class Setting:
     @cached_property
     def mean_curve(self) -> np.ndarray:
         """The mean of the counted runs over their common rounds: (n, 3), empty if nothing was tested."""
+        return self._curves.mean(axis=0) if self._curves.size else np.empty((0, 3))
+
+    @cached_property
+    def interval(self) -> np.ndarray:
+        """The ends of the 95 % interval of the metric in `mean_curve`: (n, 2), NaN for one seed."""
+        mean, half = self.mean_curve[:, 2], half_widths(self._curves[..., 2])
+        return np.stack([mean - half, mean + half], axis=1)
+
+    @cached_property
+    def _curves(self) -> np.ndarray:
+        """The counted runs in their common rounds: (runs, n, 3)."""
         curves = [self.curve(run) for run in self.counted]
         length = min(map(len, curves), default=0)
-        return np.mean([curve[:length] for curve in curves], axis=0) if length else np.empty((0, 3))
+        return np.array([curve[:length] for curve in curves]).reshape(len(curves), length, 3)
 
     def estimate(self, value: Callable[[Run], float | None]) -> Estimate | None:
         """The estimate of a figure over the counted runs; None if no run has it."""
@@ -116,17 +136,29 @@ def _cost(run: Run, metric: Metric, target: float, speed_mbps: float) -> CostToT
     return cost_to_target([unknown | row for row in run.rows], target, speed_mbps, metric)
 
 
-def settings(runs: Sequence[Run], metric: Metric = TEST_ACCURACY) -> list[Setting]:
-    """Runs grouped by everything that varies except the seed.
+def settings(
+    runs: Sequence[Run], metric: Metric = TEST_ACCURACY, sweeps: Mapping[Path, str] | None = None
+) -> list[Setting]:
+    """Runs grouped by everything that varies within a sweep except the seed.
 
     Runs without an overrides.yaml are named by their folder; a number at its end is the seed: `dense-0`.
+
+    Args:
+        sweeps: the name of each run folder's sweep, if there are several; None: all runs are of one sweep.
     """
-    varying = {name: values for name, values in axes(runs).items() if name != "seed"}
-    groups: dict[tuple[tuple[str, str], ...], tuple[dict[str, str], list[Run]]] = {}
+    of = ["" if sweeps is None else sweeps[run.folder] for run in runs]
+    varying = {name: values for name, values in axes(runs).items() if name != "seed" and _varies(values, of)}
+    groups: dict[tuple[Any, ...], Setting] = {}
     for number, run in enumerate(runs):
         values = {name: column[number] for name, column in varying.items()} if run.overrides else {"": _stem(run.name)}
-        groups.setdefault(tuple(values.items()), (values, []))[1].append(run)
-    return [Setting(values, members, metric) for values, members in groups.values()]
+        group = groups.setdefault((of[number], *values.items()), Setting(values, [], metric, of[number]))
+        group.runs.append(run)
+    return list(groups.values())
+
+
+def _varies(values: Sequence[str], sweeps: Sequence[str]) -> bool:
+    """Whether a key has several values in one of the sweeps."""
+    return len(set(zip(sweeps, values, strict=True))) > len(set(sweeps))
 
 
 def _stem(name: str) -> str:

@@ -1,0 +1,45 @@
+"""Several sweeps on one page: the differences of their equal settings, and the keys in which they differ."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from fedpara.report.differences import Difference, difference
+from fedpara.report.settings import Setting
+from fedpara.runs import UNINTERESTING, Run
+
+MOST_VALUES = 6  # of a key in a sweep
+
+
+def differences_of_sweeps(found: Sequence[Setting]) -> list[Difference]:
+    """Each setting of a later sweep against the first of the settings that has the same values in a sweep before it."""
+    first: dict[tuple[tuple[str, str], ...], Setting] = {}
+    pairs = [(one, first.setdefault(tuple(sorted(one.values.items())), one)) for one in found]
+    return [difference(one, other) for one, other in pairs if one is not other]
+
+
+def differing_keys(runs: Sequence[Run], sweeps: Mapping[Path, str]) -> tuple[list[str], list[list[str]]]:
+    """A table: the keys whose values differ between the sweeps, with their values in each of them.
+
+    Keys that do not change a result and seeds are left out, and all keys if a sweep has no config.yaml.
+    """
+    members = {name: [run for run in runs if sweeps.get(run.folder) == name] for name in sweeps.values()}
+    known = all(any(run.config for run in of) for of in members.values())
+    keys = dict.fromkeys(key for run in runs for key in run.config if known and not key.startswith(UNINTERESTING))
+    read: dict[str, Callable[[Run], object]] = {key: partial(_value, key) for key in keys if key != "seed"}
+    read |= {"commit": lambda run: run.summary.get("git_commit")}
+    read |= {"torch": lambda run: run.summary.get("versions", {}).get("torch")}
+    rows = [[key, *(_values(map(value, of)) for of in members.values())] for key, value in read.items()]
+    return ["key", *members], [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _value(key: str, run: Run) -> object:
+    """The value in the run's configuration; None if it has none."""
+    return run.config.get(key, "-") if run.config else None
+
+
+def _values(found: Iterable[object]) -> str:
+    """The different values that are known."""
+    shown = sorted({str(value) for value in found if value is not None})
+    more = f" and {len(shown) - MOST_VALUES} more" if len(shown) > MOST_VALUES else ""
+    return ", ".join(shown[:MOST_VALUES]) + more or "unknown"
