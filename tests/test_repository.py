@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -22,7 +24,7 @@ LAYERS = {
     "dashboard": {"cost", "metric", "record"},
     "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
-    "communication": {"state"},
+    "communication": {"state"}, "privacy": {"state", "algorithms", "communication", "sampling"},
     "algorithms": {"state", "sampling"},
     "data": {"sampling"},
     "execution": {
@@ -31,11 +33,11 @@ LAYERS = {
     },
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "storage", "metric",
+        "storage", "metric", "privacy",
     },
     "callbacks": {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",
-        "installation", "export",
+        "installation", "export", "privacy",
     },
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
@@ -80,6 +82,22 @@ def test_environment_yaml_lists_what_pyproject_lists():
     assert versions == [f"3.{minor}" for minor in tested]
 
 
+@pytest.mark.slow  # asks the package index
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_what_environment_yaml_gives_pip_can_be_resolved(tmp_path, minor):
+    """For each Python that conda may choose, with the versions that were tested; conda's own part is not tried."""
+    assert minor in ci_pythons()
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text())
+    (wanted,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    (tmp_path / "wanted.txt").write_text("\n".join(wanted))
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "wanted.txt", "--no-annotate", "--no-header"]
+    command += ["-c", ROOT / "constraints.txt", "--python-version", f"3.{minor}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = {canonicalize_name(Requirement(line).name) for line in done.stdout.splitlines()}
+    assert found >= {canonicalize_name(Requirement(line).name) for line in wanted}
+
+
 def ci_pythons():
     """The minor versions of Python 3 that CI tests, in order."""
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
@@ -98,7 +116,10 @@ def test_every_requirement_has_a_pin_that_it_allows():
     """`make lock` writes constraints.txt; Flower and Slurm have environments of their own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *(one for name in ("export", "dashboard", "ray", "dev") for one in extras[name])]
+    asked = [
+        *project["dependencies"],
+        *(one for name in ("export", "dashboard", "privacy", "ray", "dev") for one in extras[name]),
+    ]
     pinned = pins("constraints.txt")
     for requirement in map(Requirement, asked):
         name = canonicalize_name(requirement.name)
@@ -121,4 +142,4 @@ def test_no_path_of_one_machine_and_no_secret_in_configs():
 def test_what_is_optional_is_imported_only_when_it_is_used(path):
     top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", None) or node.names[0].name for node in top}
-    assert not {name.partition(".")[0] for name in names} & {"ray", "flwr"}
+    assert not {name.partition(".")[0] for name in names} & {"ray", "flwr", "dp_accounting"}

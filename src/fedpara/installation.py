@@ -1,6 +1,7 @@
 """Where this copy of the package is: in a checkout (also with `pip install -e .`), or installed from a wheel."""
 
 import os
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -8,9 +9,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = None if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1]  # setup.py puts configs/ into the wheel
 CONFIGS = (CHECKOUT or PACKAGE) / "configs"
-# what Python runs to train; -P: no file of the current folder hides a package
-TRAIN = (str(CHECKOUT / "src" / "train.py"),) if CHECKOUT else ("-P", "-m", "fedpara", "train")
 COMMAND = "fedpara", "__main__.py"  # the files by which `fedpara` and `python -m fedpara` start
+HERE = Path.cwd()  # a run may go into its folder later
+
+
+def _is_command() -> bool:
+    """Whether this process is the command `fedpara`, and not a script of src/."""
+    return CHECKOUT is None or Path(sys.argv[0]).name in COMMAND
+
+
+# what Python runs to train, by the program that runs now; -P: no file of the current folder hides a package
+TRAIN = ("-P", "-m", "fedpara", "train") if _is_command() else (str(PACKAGE.parent / "train.py"),)
 
 
 def root() -> Path:
@@ -19,10 +28,11 @@ def root() -> Path:
 
 
 def command_of(program: str) -> str:
-    """How a user starts a program: `fedpara train`, or `python src/train.py` if a script of src/ is running now."""
-    if CHECKOUT is None or Path(sys.argv[0]).name in COMMAND:
+    """How a user starts a program from here: `fedpara train`, or `python src/train.py` if a script of src/ runs."""
+    if _is_command():
         return f"fedpara {program}"
-    return f"python src/{program}.py"
+    script = PACKAGE.parent / f"{program}.py"
+    return f"python {shlex.quote(str(script.relative_to(HERE) if HERE == CHECKOUT else script))}"
 
 
 def install_line(extra: str) -> str:

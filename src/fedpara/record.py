@@ -31,6 +31,7 @@ def columns(headline: Metric = ACCURACY) -> tuple[str, ...]:
 
 
 COLUMNS = columns()
+PRIVACY_COLUMNS = ("privacy/epsilon", "privacy/clip", "privacy/noise_multiplier", "privacy/unclipped")  # where used
 SIZES = tuple(f"parameters/{name}" for name in ("dense", "factorized", "shared", "personal", "share_of_dense"))
 COSTS = ("rounds", "gb", *(f"minutes_{speed}mbps" for speed in SPEEDS_MBPS), "mj")  # of a target, in W&B's summary
 CLIENT_COLUMNS = (
@@ -44,7 +45,8 @@ class RoundRecord:
 
     Attributes:
         round: number of the round, from 1.
-        train_loss: mean loss over the round's training examples, in nats; NaN if no client succeeded.
+        train_loss: mean loss over the round's training examples, in nats; NaN if no client succeeded, or if privacy
+            does not allow it to be recorded.
         metrics: test metrics by name (for classification `test/acc` from 0 to 1, `test/loss` in nats); empty if the
             round was not tested.
         up_bytes, down_bytes: bytes from all clients of the round to the server, and back.
@@ -61,6 +63,7 @@ class RoundRecord:
             if they were not measured.
         trained_scores: the same for the models that the round's clients had just trained, before averaging.
         headline: the metric of these scores, as the module logs it.
+        privacy: values of `PRIVACY_COLUMNS` after the round; empty without privacy.
     """
 
     round: int
@@ -80,6 +83,7 @@ class RoundRecord:
     trained_scores: tuple[float, ...] = ()
     clients: Mapping[str, int] = field(default_factory=dict)
     headline: Metric = ACCURACY
+    privacy: Mapping[str, float] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, float]:
         """The record by the names of `columns`, without values that were not measured."""
@@ -102,6 +106,7 @@ class RoundRecord:
             "time/idle_s": self.idle_seconds,
             "time/wait_s": self.wait_seconds,
             **self._cost(),
+            **self.privacy,
         }
 
     def _cost(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shlex
+import subprocess
 import sys
 import tomllib
 from email import message_from_string
@@ -119,6 +120,20 @@ def test_a_checkout_and_an_installed_package(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", [started])
         assert installation.command_of("train") == shown
         assert wheel.command_of("train") == "fedpara train"
+
+
+def test_a_script_outside_its_checkout_is_named_in_full(monkeypatch):
+    monkeypatch.setattr(installation, "HERE", Path("/elsewhere"))
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "src" / "train.py")])
+    assert installation.command_of("train") == f"python {shlex.quote(str(ROOT / 'src' / 'train.py'))}"
+
+
+def test_the_jobs_of_a_command_are_commands():
+    """So the lines that they print, such as how to resume, are right where the command was typed."""
+    code = "import sys; sys.argv[0] = {!r}; from fedpara.installation import TRAIN; print(*TRAIN)"
+    for started, train in (("/bin/fedpara", "-P -m fedpara train"), ("src/train.py", str(ROOT / "src" / "train.py"))):
+        done = subprocess.run([sys.executable, "-c", code.format(started)], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == train
 
 
 def test_an_extra_is_installed_from_the_checkout_or_by_its_packages_names(monkeypatch, tmp_path):

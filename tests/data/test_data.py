@@ -254,8 +254,13 @@ def test_checksums_are_verified_once_and_remembered(tmp_path):
 def test_missing_files_and_no_network_name_folder_and_files(tmp_path):
     archive = write_cifar(tmp_path / "c100")
     os.remove(tmp_path / "c100" / "test")
-    with pytest.raises(FileNotFoundError, match=r"c100: missing test, and http.* cannot be fetched .*paths.data_dir"):
+    archive = replace(archive, url="http://127.0.0.1:9/c100.tar.gz")  # nobody listens there
+    with pytest.raises(FileNotFoundError) as caught:
         present(archive, tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'c100'}: missing test, and http://127.0.0.1:9/c100.tar.gz cannot be fetched (no connection to "
+        "127.0.0.1:9); put the files there or set paths.data_dir (or DATA_DIR)"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c100"]
 
 
@@ -268,6 +273,9 @@ def test_download_is_verified_unpacked_and_moved_into_place(tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/c100.tar.gz"
+        lost = Archive("c100", url.replace("c100", "c10"), checksum, archive.files)
+        with pytest.raises(FileNotFoundError, match=rf"\(127.0.0.1:{server.server_port} answers 404 File not found\)"):
+            present(lost, tmp_path / "there")
         with pytest.raises(FileNotFoundError, match="cannot be fetched"):
             present(Archive("c100", url, "0" * 32, archive.files), tmp_path / "there")
         folder = present(Archive("c100", url, checksum, archive.files), tmp_path / "there")

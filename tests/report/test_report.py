@@ -1,11 +1,13 @@
 """Reports from run folders: settings over seeds, costs to target, the paper's numbers, one page; status of runs."""
 
+import base64
 import csv
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 from importlib import resources
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -16,7 +18,7 @@ from fedpara.app import status as status_program
 from fedpara.app.composition import compose
 from fedpara.files import reserve
 from fedpara.record import three_digits
-from fedpara.report import common_target, compare, differences, draw, settings, write_report
+from fedpara.report import charts, common_target, compare, differences, draw, settings, write_report
 from fedpara.report import paper as report_paper
 from fedpara.runs import Run, axes, find_runs
 from helpers import ROOT
@@ -78,18 +80,28 @@ class Cells(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.rows = []
+        self.rows, self.inside = [], False
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
+        self.inside = self.inside or tag in ("td", "th")
         if tag == "tr":
             self.rows.append([])
-        elif tag in ("td", "th") and self.rows:
+        elif tag in ("td", "th"):
             self.rows[-1].append("")
 
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
     def handle_data(self, data):
-        if self.rows and self.rows[-1]:
+        if self.inside:
             self.rows[-1][-1] += data.strip()
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Pictures take a second of a test that does not look at them."""
+    monkeypatch.setattr("fedpara.report.page._picture", lambda *_: b"")
 
 
 def test_the_page_stands_alone_and_says_the_answer_first(sweep, tmp_path):
@@ -108,6 +120,7 @@ def test_the_page_stands_alone_and_says_the_answer_first(sweep, tmp_path):
     assert states["gamma=0.10_seed=1"] == "interrupted"
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_answer_says_where_seeds_are_missing(sweep, tmp_path):
     write_report([run for run in find_runs(sweep) if "0.10" in run.name], tmp_path, "t")
     assert "Best: all runs, 40.0 % for 4.00 MB (of 1 of its 2 seeds)." in (tmp_path / "report.html").read_text()
@@ -125,6 +138,7 @@ def test_numbers_have_three_digits_and_no_exponent():
     assert [three_digits(value) for value in values] == ["12,346", "1,000", "24.0", "0.0599", "0.000550", "0"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_answer_names_those_that_the_best_is_not_told_apart_from(tmp_path):
     """All five algorithms of Table 3 at two cores; dense is told apart from fedpara and low rank by pairs of seeds."""
     write_report(find_runs(KEPT.parent / "table3_two_cores"), tmp_path, "t")
@@ -140,6 +154,7 @@ def write_seeds(folder, name, last, **options):
         write_run(folder / f"{name}-{seed}", [0.1, accuracy], [f"factorization={name}", f"seed={seed}"], **options)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_differences_are_paired_by_seed_with_an_interval_of_student(tmp_path):
     """Pairs differ by 4, 5 and 9 points: 6 ± 4.303 sqrt(7 / 3) = 6 ± 6.57; others by 10, 11, 12: 11 ± 2.48."""
     write_seeds(tmp_path, "dense", {0: 0.50, 1: 0.70, 2: 0.90, 7: 0.1})
@@ -225,6 +240,7 @@ def test_runs_tested_on_held_out_examples_are_compared_with_their_like_alone(tmp
     assert found.variant.values == {"algorithm": "b"}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_personal_results_are_judged_by_the_clients_own_models_and_local_ones_send_nothing(tmp_path):
     write_report(find_runs(KEPT.parent / "fig5_two_cores" / "mnist_shards"), tmp_path, "t")
     page = (tmp_path / "report.html").read_text()
@@ -329,6 +345,7 @@ def test_every_row_is_recognised_as_what_is_typed_for_it():
         assert report_paper.is_of(run, setup), (setup, row)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_difference_to_the_paper(tmp_path):
     run = write_run(tmp_path / "run", [0.81] * 200, config=configured("experiment=fedpara_cifar10"))
     found = {(c.source, c.quantity): c for c in compare(settings([run]))}
@@ -370,6 +387,10 @@ def test_many_runs_and_folders_that_are_half_there(sweep, tmp_path):
         ([], "folder: missing; python src/report.py <folder>"),
         (["nowhere"], "nowhere: holds no run folder (metrics.csv, summary.json)"),
         ([str(KEPT), "target=80"], "target=80: must be a number above 0, at most 1"),
+        ([str(KEPT), str(KEPT)], f"{KEPT}: given twice"),
+        ([str(KEPT / "dense-0"), str(KEPT)], f"{KEPT / 'dense-0'}: must not be within another folder, {KEPT}"),
+        ([str(KEPT), str(ROOT / "docs")], f"{ROOT / 'docs'}: holds no run folder"),
+        ([str(KEPT), "pool=yes"], "pool=yes: must be true or false"),
         ([str(KEPT), "baseline=vgg"], "baseline=vgg: must be one of dense, fedpara, low_rank"),
         ([str(KEPT), "metric=personal/acc_mean"], "metric=personal/acc_mean: no run has measured it"),
     ],
@@ -400,6 +421,7 @@ def test_status_lists_runs_and_sees_which_still_have_a_process(sweep, monkeypatc
         status_program.main()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_runs_without_a_record_of_what_was_typed_share_a_table_with_those_that_have_one(tmp_path):
     """Each value stands under its own head, whichever setting is the best."""
     write_run(tmp_path / "dense-0", [0.5])
@@ -410,3 +432,215 @@ def test_runs_without_a_record_of_what_was_typed_share_a_table_with_those_that_h
     assert ["gamma", "lr", "setting", "seeds"] in [row[:4] for row in rows]
     for shown in (["0.1", "1", "-", "1"], ["-", "-", "dense", "1"], ["0.2", "2", "-", "1"]):
         assert shown in [row[:4] for row in rows]
+
+
+class Strict(HTMLParser):
+    """Elements that are closed in order, and the addresses that they load; void elements are not closed."""
+
+    VOID = {"meta", "img", "source"}
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.loaded, self.ids, self.starts = [], [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        assert len({name for name, _ in attrs}) == len(attrs), (tag, attrs)
+        self.starts.append((tag, dict(attrs)))
+        self.loaded += [value for name, value in attrs if name in ("src", "srcset", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def two_sweeps(folder):
+    """The same three seeds twice: the second is 1, 2 and 3 points better for dense, and has another second setting."""
+    write_seeds(folder / "a", "dense", {0: 0.5, 1: 0.6, 2: 0.7})
+    write_seeds(folder / "a", "low_rank", {0: 0.3, 1: 0.4, 2: 0.5}, parameters=500)
+    write_seeds(folder / "b", "dense", {0: 0.51, 1: 0.62, 2: 0.73})
+    write_seeds(folder / "b", "fedpara", {0: 0.4, 1: 0.5, 2: 0.6}, parameters=300)
+    return folder / "a", folder / "b"
+
+
+def made(*arguments):
+    """The page of a report of folders, and its files by name."""
+    files = {path.name: path for path in program.report([*map(str, arguments)])}
+    return files["report.html"].read_text(), files
+
+
+def test_the_page_is_whole_html_that_loads_nothing_and_has_the_sorting_library(sweep):
+    text, _ = made(sweep)
+    page = Strict(text)
+    assert text.startswith("<!doctype html>")
+    assert page.open == []
+    assert page.loaded
+    assert all(address.startswith("data:") for address in page.loaded)
+    assert not re.search(r"url\(|@import|https?://", re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))
+    vendor = resources.files("fedpara.report") / "vendor"
+    assert all((vendor / name).read_text() in text for name in ("sortable.min.js", "sortable.a11y.min.js"))
+    assert "public domain" in (vendor / "LICENSE").read_text()
+    tables = [attrs for tag, attrs in page.starts if tag == "table"]
+    assert tables
+    assert all("sortable" in attrs["class"].split() for attrs in tables)
+    assert {attrs["scope"] for tag, attrs in page.starts if tag == "th"} == {"col"}
+    cells = [attrs for tag, attrs in page.starts if tag == "td"]
+    assert {"data-label": "last, %", "data-sort": "80.0"} in cells  # 80.0 ± 127.1
+    assert all("data-label" in attrs for attrs in cells)  # the heads of cards on a phone
+
+
+def test_figures_have_a_narrow_form_and_a_dark_one_and_print_in_light_colours(sweep):
+    text, _ = made(sweep)
+    (wide, narrow), *_ = re.findall(r'srcset="data:(\S+?)"><img alt="[^"]+" src="data:(\S+?)"', text)
+    shapes = []
+    for form in (wide, narrow):
+        kind, _, content = form.partition(";base64,")
+        assert kind == "image/svg+xml"
+        svg = ElementTree.fromstring(base64.b64decode(content))
+        width, height = (float(svg.get(side).removesuffix("pt")) for side in ("width", "height"))
+        shapes.append(width > height)
+        assert not [rect for rect in svg.iter() if rect.get("style", "").startswith("fill: #ffffff; stroke")]
+    assert shapes == [True, False]
+    (dark,) = re.findall(r"@media screen and \(prefers-color-scheme: dark\) \{(.*?)\n  \}", text, re.DOTALL)
+    assert "img { filter: invert(1) hue-rotate(180deg) }" in dark
+    assert set(re.findall(r"(--\w+): ", text[: text.index("@media")])) == set(re.findall(r"(--\w+): ", dark))
+
+
+def drawn_points(figure):
+    """(panel, x, y) of all lines of a figure, rounded as in its table."""
+    return {
+        (axis.get_xlabel(), f"{x:.6g}", f"{y:.6g}")
+        for axis in figure.axes for line in axis.lines for x, y in zip(*line.get_data(), strict=True)
+    }  # fmt: skip
+
+
+def read_points(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_data_beside_a_figure_is_what_is_drawn(tmp_path):
+    """And the link on the page gives the file beside it."""
+    folder, _ = two_sweeps(tmp_path)
+    text, files = made(folder)
+    found = charts(settings(find_runs(folder)), common_target(settings(find_runs(folder))))
+    points = read_points(files["accuracy.csv"])
+    assert {(point["panel"], point["x"], point["mean"]) for point in points} == drawn_points(found["accuracy"].draw())
+    means = {(p["setting"], p["x"]): p for p in points if p["source"] == "mean" and p["panel"] == "round"}
+    last = means["factorization=low_rank", "2"]
+    assert (last["mean"], last["n"]) == ("40", "3")
+    assert float(last["high"]) - 40 == pytest.approx(4.3027 * 10 / 3**0.5, abs=1e-3)
+    runs = {f"{name}-{seed}" for name in ("dense", "low_rank") for seed in range(3)}
+    assert {point["source"] for point in points if point["n"] == "1"} == runs
+    (axis,) = found["size"].draw().axes
+    ends = {(f"{x:.6g}", f"{y:.6g}") for bars in axis.collections for line in bars.get_segments() for x, y in line}
+    sizes = read_points(files["size.csv"])
+    assert ends == {(point["x"], point[end]) for point in sizes for end in ("low", "high")}
+    costs = read_points(files["cost.csv"])
+    widths = {
+        (axis.get_title(), f"{bar.get_width():.6g}") for axis in found["cost"].draw().axes for bar in axis.patches
+    }
+    assert widths == {(point["panel"], point["mean"]) for point in costs}
+    for name in ("accuracy.csv", "size.csv", "cost.csv", "report.csv"):
+        (link,) = re.findall(rf'<a download="{name}" href="data:text/csv;base64,([^"]+)"', text)
+        assert base64.b64decode(link) == files[name].read_bytes()
+
+
+def test_what_is_too_large_for_a_page_is_beside_it(sweep, monkeypatch):
+    monkeypatch.setattr("fedpara.report.page.LARGEST", 300)
+    text, files = made(sweep)
+    assert '<a download="accuracy.csv" href="accuracy.csv">' in text
+    assert files["accuracy.csv"].stat().st_size > 300
+    assert 'src="data:image/png;base64,iVBOR' in text
+
+
+def test_figures_are_in_the_order_of_the_table(tmp_path):
+    folder, _ = two_sweeps(tmp_path)
+    _, files = made(folder)
+    found = charts(sorted(settings(find_runs(folder)), key=lambda one: -one.last.mean), 0.4)
+    order = ["factorization=dense", "factorization=low_rank"]
+    assert [text.get_text() for text in found["accuracy"].draw().legends[0].get_texts()] == order
+    bars = found["cost"].draw().axes[0]
+    assert [text.get_text() for text in bars.get_yticklabels()] == order
+    assert bars.get_ylim()[0] > bars.get_ylim()[1]  # the first is on top
+    rows = files["report.md"].read_text().split("## Settings")[1]
+    assert rows.index("| dense |") < rows.index("| low_rank |")
+    assert list(dict.fromkeys(point["setting"] for point in read_points(files["cost.csv"]))) == order
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_two_sweeps_are_marked_and_their_equal_settings_compared_by_seed(tmp_path):
+    """Dense differs by 1, 2 and 3 points: 2 ± 4.303 / sqrt(3) = 2 ± 2.48."""
+    folders = two_sweeps(tmp_path)
+    text, files = made(*folders)
+    assert files["report.html"].parent == tmp_path / "a" / "report_with_b"
+    rows = Cells(text).rows
+    between = ["b: factorization=dense", "a: factorization=dense", "2", "+2.0", "-0.5 to +4.5", "3 paired"]
+    assert between in [row[:6] for row in rows]
+    within = ["b: factorization=fedpara", "b: factorization=dense", "2", "-12.0", "-14.5 to -9.5", "3 paired"]
+    assert within in [row[:6] for row in rows]  # the baseline of its own sweep
+    assert [row[:3] for row in rows if row[0] in ("a", "b") and row[2] == "3"] == [
+        ["b", "dense", "3"], ["a", "dense", "3"], ["b", "fedpara", "3"], ["a", "low_rank", "3"],
+    ]  # fmt: skip
+    assert f"| {' | '.join(between)} |" in files["report.md"].read_text()
+    found = settings(find_runs(*folders), sweeps={run.folder: run.folder.parent.name for run in find_runs(*folders)})
+    looks = charts(found)["accuracy"].looks
+    assert looks["a: factorization=dense"]["color"] == looks["b: factorization=dense"]["color"]
+    assert looks["a: factorization=dense"]["linestyle"] != looks["b: factorization=dense"]["linestyle"]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_key_that_a_whole_sweep_has_otherwise_is_named_and_does_not_part_equal_settings(tmp_path):
+    for name, rate in (("slow", 0.01), ("fast", 0.1)):
+        for seed in (0, 1):
+            typed = [f"seed={seed}", f"model.optimizer.lr={rate}"]
+            config = {"model": {"optimizer": {"lr": rate}}, "partition": {"alpha": 0.5}, "seed": seed}
+            write_run(tmp_path / name / f"run-{seed}", [0.5 + seed / 10 + rate * (1 + seed)], typed, config=config)
+    rows = Cells(made(tmp_path / "slow", tmp_path / "fast")[0]).rows
+    assert ["model.optimizer.lr", "0.01", "0.1"] in rows
+    assert not [row for row in rows if row and row[0] in ("partition.alpha", "seed")]
+    assert ["fast: all runs", "slow: all runs", "1", "+13.5"] in [row[:4] for row in rows]
+    assert "## Differences" not in made(tmp_path / "slow", tmp_path / "fast")[1]["report.md"].read_text()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_sweeps_on_other_partitions_are_compared_without_pairs(tmp_path):
+    for name, alpha in (("a", 0.1), ("b", 0.5)):
+        for seed in (0, 1):
+            config = {"partition": {"alpha": alpha}, "seed": seed}
+            write_run(tmp_path / name / f"run-{seed}", [0.5 + seed / 10], [f"seed={seed}"], config=config)
+    rows = Cells(made(tmp_path / "a", tmp_path / "b")[0]).rows
+    assert "2 and 2, unpaired" in next(row for row in rows if row and row[0] == "b: all runs")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_folders_are_pooled_if_they_are_runs_of_one_sweep_or_if_it_is_asked_for(tmp_path):
+    one, other = two_sweeps(tmp_path)
+    runs, _ = made(one / "dense-0", one / "dense-1", f"output={tmp_path}/o")
+    pooled, files = made(one, other, "pool=true")
+    for page in (runs, pooled):
+        assert "<h2>Sweeps</h2>" not in page
+        assert ">sweep</th>" not in page
+    assert files["report.html"].parent == one / "report"
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_papers_numbers_are_stars_where_it_prints_them(tmp_path):
+    """Table 2 after 200 rounds, Fig. 3g in GiB to 80 %; not those of Table 9 after 1000 rounds, which were not run."""
+    runs = {"fedpara": [], "dense": ["factorization=dense"]}
+    for name, overrides in runs.items():
+        config = configured("experiment=fedpara_cifar10", *overrides)
+        write_run(tmp_path / name, [0.5, 0.81, *[0.82] * 198], [f"factorization={name}"], config=config)
+    text, files = made(tmp_path, "target=0.8")
+    points = [point for point in read_points(files["accuracy.csv"]) if point["n"] == "0"]
+    stars = {(p["setting"].partition("=")[2], p["source"], p["panel"][:5], p["x"], p["mean"]) for p in points}
+    assert stars == {
+        ("fedpara", "paper, Table 2", "round", "200", "82.88"), ("dense", "paper, Table 9", "round", "200", "83.68"),
+        ("fedpara", "paper, Fig. 3g", "sent,", f"{20.3 * 2**30 / 1e6:.6g}", "80"),
+        ("dense", "paper, Fig. 3g", "sent,", f"{205.3 * 2**30 / 1e6:.6g}", "80"),
+    }  # fmt: skip
+    bars = [point["mean"] for point in read_points(files["cost.csv"]) if point["n"] == "0"]
+    assert sorted(bars) == sorted(f"{gib * 2**30 / 1e6:.6g}" for gib in (20.3, 205.3))
+    assert "Stars are numbers that the paper prints." in text

@@ -53,7 +53,7 @@ def test_where_something_is_personal_runs_are_judged_by_the_clients_own_models(s
     assert f">{100 * personal[-1]:.1f}<" in (folder / "report" / "report.html").read_text()
 
 
-def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
+def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path, monkeypatch):
     assert shell(*SMALL)[0] == 0
     folder = newest(tmp_path)
     assert {"config.yaml", "metrics.csv", "summary.json", "checkpoint.safetensors"} <= {
@@ -93,6 +93,12 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path):
     )
     status, error, _ = shell("--config-dir", str(tmp_path), f"resume={folder}", "federation.num_rounds=4")
     assert status == 0, error  # the refusal has spoilt nothing
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    status, error, out = shell(f"resume={folder}", "logger=wandb")
+    assert status == 0, error
+    assert "round 4/4" not in out
+    assert not (tmp_path / "logs" / "wandb").exists()  # no run of W&B for a run that does nothing
 
 
 def test_a_damaged_run_folder_is_one_line(shell, tmp_path):
@@ -466,7 +472,7 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
     (folder,) = runs.iterdir()
     assert process.returncode == 130
     assert error.strip().splitlines()[-1] == "error: interrupted"
-    assert f"to resume: python src/train.py {flag} resume={folder.relative_to(tmp_path)}\n" in out
+    assert f"to resume: python {ROOT / 'src' / 'train.py'} {flag} resume={folder.relative_to(tmp_path)}\n" in out
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["state"] == "interrupted"
     assert len(rows(folder)) == summary["rounds"]

@@ -41,6 +41,7 @@ OPTIONS = [*TINY[:3], "model=mlp", "model.network.widths=[784,16,10]", "federati
 OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callbacks.partition_picture=null"]
 CHOICES = ["method=fedavg", "method=pfedpara link.down_codec.dtype=bfloat16"]
 CHOICES += ["algorithm=scaffold link=fedpaq partition=dirichlet"]
+CHOICES += ["privacy=distributed privacy.noise_multiplier=1 privacy.seed=0 federation.min_clients=2"]
 VALUES = {"client", "last", "run", "round", "attempt", "test"}
 ANSWERS = {"num_examples", "num_steps", "finite", "learning_rate_sum", "train_loss", "seconds", "score"}
 
@@ -114,6 +115,8 @@ def simulate(tmp_path, overrides):
 
 @pytest.mark.parametrize("choices", CHOICES)
 def test_deployed_is_simulated_bit_for_bit(tmp_path, choices):
+    if "privacy" in choices:
+        pytest.importorskip("dp_accounting")
     overrides, nodes = cut(tmp_path, choices)
     deployed, simulated = deploy(tmp_path, overrides, nodes), simulate(tmp_path, overrides)
     assert same(checkpoint(deployed), checkpoint(simulated))
@@ -339,9 +342,10 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
             KeptStates(tmp_path, name, {})
     for typed, line in (
         ("callbacks.checkpoint.every=2", "every=2: must be 1"), ("faults.dropout=0.1", "faults.dropout=0.1: must be 0"),
+        ("privacy=distributed privacy.target_epsilon=8", "privacy.noise_multiplier=None: must be given, real clients"),
     ):  # fmt: skip
         with pytest.raises(ConfigurationError, match=line):
-            server.build(compose([*overrides, typed]), [], tmp_path, nodes)
+            server.build(compose([*overrides, *typed.split()]), [], tmp_path, nodes)
 
 
 class Shifted:

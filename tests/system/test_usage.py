@@ -59,6 +59,9 @@ DOCUMENTED = {
     "link.error_feedback": "true link=fedpaq", "sharing.groups": "factors sharing=rotating",
     "federation.catch_up": "true", "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
     "logger.wandb.log_model": "true logger=wandb",
+    "privacy": "gaussian privacy.noise_multiplier=0", "privacy.target_epsilon": "50 privacy=gaussian",
+    "privacy.noise_multiplier": "0 privacy=gaussian", "privacy.clip": "0.5 privacy=adaptive privacy.noise_multiplier=0",
+    "privacy.delta": "0.1 privacy=gaussian privacy.noise_multiplier=0",
     "logger.wandb.registry": "wandb-registry-model/digits logger=wandb logger.wandb.log_model=true",
 }  # fmt: skip
 # tried one by one where it matters what a key does alone; the others one by one are slow, and all in one run besides

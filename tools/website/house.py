@@ -22,6 +22,7 @@ ROWS: list[tuple[str, list[Box]]] = [
     ]),
     ("training clients", [
         ("execution", "serial, processes, vectorized, ray", "client"),
+        ("privacy", "clip, noise, epsilon", "server"),
         ("record", "a round's figures", "record"),
     ]),
     ("what it is made of", [

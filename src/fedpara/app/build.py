@@ -24,7 +24,7 @@ NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense", "delta",
 READ_ELSEWHERE = {"network", "keep_dense", "head"}  # the same for `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
-    "data.dataset", "partition", "federation", "faults", "trainer", "callbacks", "paths",
+    "data.dataset", "partition", "federation", "privacy", "faults", "trainer", "callbacks", "paths",
 )  # fmt: skip
 
 
@@ -192,9 +192,11 @@ def build_federation(
     make.call(made_by, split.require, optimizer)
     make.call("factorization", split.require_plain_steps, training.jacobian_correction)
     link = make("link")
+    privacy = make("privacy") if cfg.get("privacy") else None
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
+    options |= {"seed": cfg.seed, "clients": clients, "privacy": privacy}
     parts = (experiment.executor, algorithm, link, split, list(callbacks))
-    federation: Federation = make.call("federation", Federation, *parts, seed=cfg.seed, clients=clients, **options)
+    federation: Federation = make.call("federation", Federation, *parts, **options)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
     return federation
@@ -234,7 +236,10 @@ def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "t
     executor = Make(cfg)("faults", executor=experiment.executor)
     checkpoint = next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
     clients = checkpoint.clients(executor) if checkpoint else simulated(executor)
-    return experiment, build_federation(cfg, experiment, clients, callbacks)
+    federation = build_federation(cfg, experiment, clients, callbacks)
+    if checkpoint:
+        Make(cfg).call("callbacks.checkpoint", checkpoint.require, federation)
+    return experiment, federation
 
 
 def _require_real(network: "nn.Module") -> None:

@@ -60,6 +60,13 @@ def is_finished(cfg: DictConfig) -> bool:
     return bool(run.state == "finished" and ended)
 
 
+def has_nothing_left(cfg: DictConfig) -> bool:
+    """Whether a run that is resumed has finished all its rounds, so that no logger need start for it."""
+    summary = Run(Path(cfg.paths.output_dir)).summary
+    done = summary.get("state") == "finished" and summary.get("rounds", 0) >= cfg.federation.num_rounds
+    return bool(cfg.resume and done)
+
+
 def resuming(folder: Path) -> list[str]:
     """The override `resume=<folder>` if the folder holds a checkpoint; otherwise none, and the run starts anew."""
     return [assignment("resume", str(folder))] if Run(folder).has_checkpoint else []

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedpara.app.build import Build, Experiment, build, groups, has_own_module
 from fedpara.app.errors import FAILED, line_of, one_line, require_nodes, stop
 from fedpara.app.make import Make, present
-from fedpara.app.resume import check_same, require_nothing_lost, restore_begun
+from fedpara.app.resume import check_same, has_nothing_left, require_nothing_lost, restore_begun
 from fedpara.app.trust import require_resolved
 from fedpara.app.values import check_values
 from fedpara.files import reserve, write_atomically
@@ -97,7 +97,7 @@ def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:
 
     from fedpara.callbacks import LoggerForwarding
 
-    loggers = make.each("logger", Logger)
+    loggers = [] if has_nothing_left(cfg) else make.each("logger", Logger)
     with LoggerForwarding(loggers, Path(cfg.paths.output_dir)) as forwarding:
         for logger in loggers:
             make.call("logger", logger.log_hyperparams, resolved)
@@ -119,6 +119,8 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     make.call("model.network", experiment.executor.prepare)
     make.call("model" if has_own_module(cfg) else "trainer", experiment.executor.rehearse)
     _describe(experiment, federation)
+    if federation.privacy:
+        log.info("%s", make.call("privacy", federation.privacy.promise))
     record = RunFolder(folder, experiment.parameters)
     make.call("paths.output_dir", _keep_configuration, cfg, folder, launch)
     # the run folder first, so that a round that is logged or checkpointed has its row on disk

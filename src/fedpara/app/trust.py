@@ -25,6 +25,7 @@ PARTS = (
     "execution",
     "models",
     "nn",
+    "privacy",
     "sharing",
 )  # the packages whose classes the configs build
 TRUSTED = (

@@ -8,6 +8,7 @@ from pydantic import BaseModel, DirectoryPath, Field, NonNegativeInt, validate_c
 from fedpara.execution.base import Executor
 from fedpara.federation import Federation, FederationCallback, MakeClients, Outcome, simulated
 from fedpara.files import UnusableFile
+from fedpara.privacy import PrivacyState
 from fedpara.record import RoundRecord
 from fedpara.runs import CHECKPOINT, CLIENTS
 from fedpara.state import Parts, join, layout_of, require_same_names, separate
@@ -25,6 +26,7 @@ class Progress(BaseModel):
     personal: Versions = Field(default_factory=dict)
     memories: Versions = Field(default_factory=dict)
     crashes: dict[NonNegativeInt, NonNegativeInt] = Field(default_factory=dict)
+    privacy: PrivacyState | None = None
     changed: dict[str, NonNegativeInt] = Field(default_factory=dict)
     last: Versions = Field(default_factory=dict)
 
@@ -57,12 +59,23 @@ class Checkpoint(FederationCallback):
         """Simulated clients whose states are in this checkpoint's files, for `Federation(clients=...)`."""
         return simulated(executor, self.folder / CLIENTS, self.memory_gb)
 
+    def require(self, federation: Federation) -> None:
+        """Refuse checkpoints that lose rounds of a private run.
+
+        Raises:
+            ValueError: rounds that have been released and counted would be done again after an interruption.
+        """
+        if federation.privacy and self.every != 1:
+            raise ValueError(f"every={self.every}: must be 1 with privacy, a round done again would be released twice")
+
     def on_fit_start(self, federation: Federation) -> None:
         """Write a checkpoint, so that there is one even if the run is killed in its first round.
 
         Raises:
-            ValueError: clients keep their states in memory or in another folder, where no checkpoint can name them.
+            ValueError: clients keep their states in memory or in another folder, where no checkpoint can name them; or
+                see `require`.
         """
+        self.require(federation)
         store = federation.clients.store
         if store and store.is_used and store.folder != self.folder / CLIENTS:
             kept = store.folder or "memory"
@@ -82,10 +95,14 @@ class Checkpoint(FederationCallback):
     def write(self, federation: Federation) -> None:
         """Write the checkpoint of the finished round, and delete the files of clients that only older ones name."""
         store = federation.clients.store
-        figures = {"round": federation.round, "total_bytes": federation.total_bytes, "crashes": federation.crashes}
+        figures = {
+            "round": federation.round, "total_bytes": federation.total_bytes, "crashes": federation.crashes,
+            "privacy": federation.privacy and federation.privacy.state,
+        }  # fmt: skip
         held = {"changed": catch_up.changed, "last": catch_up.last} if (catch_up := federation.catch_up) else {}
         progress = Progress.model_validate(figures | held | dict(store.save() if store else {}))
-        write_tensors(self.folder / CHECKPOINT, join(_on_file(federation)), {"progress": progress.model_dump_json()})
+        metadata = {"progress": progress.model_dump_json(exclude_none=True)}
+        write_tensors(self.folder / CHECKPOINT, join(_on_file(federation)), metadata)
         if store:
             store.prune()
         self._written = federation.round
@@ -115,6 +132,8 @@ def restore(federation: Federation, folder: Path) -> None:
         federation.clients.store.load(folder / CLIENTS, versions)
     federation.round, federation.total_bytes = progress.round, progress.total_bytes
     federation.crashes = progress.crashes
+    if federation.privacy:
+        federation.privacy.resume(progress.privacy, progress.round)
     if federation.catch_up:
         federation.catch_up.changed, federation.catch_up.last = progress.changed, progress.last
 

@@ -30,6 +30,8 @@ class ClientTable(FederationCallback):
         max_rows: largest number of rows of the file; a round that would exceed it, and all later ones, are left out.
     """
 
+    shows_clients = True
+
     @validate_call
     def __init__(self, folder: DirectoryPath, every: Positive = 1, max_rows: Positive = 1_000_000) -> None:
         self.path: Path = folder / CLIENT_TABLE

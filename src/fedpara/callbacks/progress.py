@@ -3,6 +3,7 @@
 import logging
 import time
 from datetime import timedelta
+from math import isnan
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -53,11 +54,14 @@ class ProgressDisplay(FederationCallback):
         self._reached = record.as_row().get(federation.judged.name, self._reached)
         shown = federation.judged.shown(self._reached)
         reached = f"{federation.headline.name} {shown}" if shown else ""
+        if "privacy/epsilon" in record.privacy:
+            reached += f"{' | ' if reached else ''}epsilon {record.privacy['privacy/epsilon']:.3g}"
         if self._bar:
             self._bar.update(self._task, completed=record.round, reached=reached, sent=size(record.total_bytes))
         else:
             parts = [
-                f"round {record.round}/{federation.num_rounds}", f"loss {record.train_loss:.4f}", reached,
+                f"round {record.round}/{federation.num_rounds}",
+                "" if federation.privacy and isnan(record.train_loss) else f"loss {record.train_loss:.4f}", reached,
                 f"sent {size(record.total_bytes)}", f"{record.seconds:.1f} s",
                 f"left {self.time_left(record.round, federation.num_rounds)}",
             ]  # fmt: skip

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from fedpara.cost import TEST_ACCURACY
 from fedpara.metric import Metric
-from fedpara.record import ACCURACY, COLUMNS, FATES, costs, sizes
+from fedpara.record import ACCURACY, COLUMNS, FATES, PRIVACY_COLUMNS, costs, sizes
 from fedpara.runs import sample_of_clients
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class FederationWandbLogger(WandbLogger):
         self.rounds = int(run.summary.get("round") or 0)  # rounds that W&B has; offline it does not see earlier parts
         self.rows: list[dict[str, float]] = []
         self.left_out = OUTCOMES | TWICE
-        for group in sorted({column.partition("/")[0] for column in COLUMNS} - {"round"}):
+        for group in sorted({column.partition("/")[0] for column in COLUMNS + PRIVACY_COLUMNS} - {"round"}):
             run.define_metric(f"{group}/*", step_metric="round")
         super().__init__(experiment=run)
         self._judge_by(TEST_ACCURACY, ACCURACY)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pooch
 
@@ -143,7 +144,7 @@ def present(source: Archive | Loose, data_dir: Path, *others: Archive | Loose) -
         except (OSError, ValueError, tarfile.TarError) as error:
             raise FileNotFoundError(
                 f"{folder}: missing {', '.join(missing)}, and {source.url} cannot be fetched "
-                f"({_first_line(error)}); put the files there or set paths.data_dir (or DATA_DIR)"
+                f"({_reason(error, source.url)}); put the files there or set paths.data_dir (or DATA_DIR)"
             ) from error
     _verify(folder, source)
     return folder
@@ -203,5 +204,10 @@ def _remember(memory: Path, seen: Mapping[str, str]) -> None:
         return
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException, url: str) -> str:
+    """Why a download failed, in a few words: errors of requests have the server's answer, and pages of causes."""
+    host = urlsplit(url).netloc
+    if hasattr(error, "response"):
+        answer = error.response
+        return f"no connection to {host}" if answer is None else f"{host} answers {answer.status_code} {answer.reason}"
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

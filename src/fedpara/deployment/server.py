@@ -28,7 +28,8 @@ def build(
         data: the folder with the server's test set.
 
     Raises:
-        ConfigurationError: checkpoints would be further apart than clients can go back, or faults would be injected.
+        ConfigurationError: checkpoints would be further apart than clients can go back, faults would be injected, or
+            clients would each choose the noise.
     """
     for name, share in cfg.faults.items():
         if name != "_target_" and share:
@@ -37,6 +38,8 @@ def build(
     if checkpoint and checkpoint.every != 1:
         every = f"callbacks.checkpoint.every={checkpoint.every}"
         raise ConfigurationError(f"{every}: must be 1, a client can go back by one round")
+    if cfg.privacy.get("noise") == "clients" and cfg.privacy.noise_multiplier is None:
+        raise ConfigurationError("privacy.noise_multiplier=None: must be given, real clients cannot agree on another")
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(localised(cfg, data, None))
     participants = Participants(folder)

@@ -15,7 +15,12 @@ class FederationCallback:
     """Base of objects that watch, log or store a run. Every method does nothing by default.
 
     Each method may call `federation.stop(reason)`. The run then ends in good order after the current round.
+
+    Attributes:
+        shows_clients: whether it records figures of single clients, which differential privacy does not cover.
     """
+
+    shows_clients: bool = False
 
     def on_fit_start(self, federation: "Federation") -> None:
         """Before the first round; a resumed federation has `round` > 0."""

@@ -10,6 +10,7 @@ from fedpara.communication import Link, Packet
 from fedpara.communication.link import RESIDUAL
 from fedpara.execution.base import ClientTask, LocalResult
 from fedpara.federation.catch_up import Downlink
+from fedpara.privacy import PrivateMean
 from fedpara.sampling import derive_seed
 from fedpara.sharing import Split
 from fedpara.state import Layout, Parts, PartsLayout, State, arranged, is_finite, layout_of, parts_layout_of, typed
@@ -142,6 +143,7 @@ class ClientSide:
         layouts: of the messages and of the states that clients keep.
         seed: of the federation.
         learning_rate_factor: of the federation, from the number of finished rounds.
+        privacy: clips uploads, and may add noise to them; None: they are sent as they are.
     """
 
     algorithm: FedAvg
@@ -151,6 +153,7 @@ class ClientSide:
     layouts: Layouts
     seed: int
     learning_rate_factor: Callable[[int], float]
+    privacy: PrivateMean | None = None
 
     @property
     def downlink(self) -> Downlink:
@@ -215,8 +218,11 @@ class ClientSide:
         shared = self.split.moving(self.split.shared_part(result.state), broadcast.round)
         own = _of_algorithm(kept.memory)
         upload = arranged(self.algorithm.upload(received, shared, result.learning_rate_sum, own), layout)
+        known = self.known_to_both(broadcast)
+        if self.privacy:
+            upload = self.privacy.uploaded(upload, known, broadcast.round, result.client)
         upload = self.link.with_residual(upload, kept.memory)
-        seed, known = derive_seed(self.seed, broadcast.round, result.client, "upload"), self.known_to_both(broadcast)
+        seed = derive_seed(self.seed, broadcast.round, result.client, "upload")
         packet = self.link.encode_up(upload, known, seed)
         memory: State = {}
         if self.layouts.memory:

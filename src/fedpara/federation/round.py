@@ -21,6 +21,7 @@ from fedpara.federation.clients import Clients, MakeClients, simulated
 from fedpara.federation.tally import Tally
 from fedpara.interruption import interruption
 from fedpara.metric import Metric
+from fedpara.privacy import ClientLevelPrivacy, PrivateMean
 from fedpara.record import ClientRecord, RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
@@ -57,6 +58,7 @@ class Federation:
         lr_schedule: `cosine` multiplies it by (1 + cos(pi t / num_rounds)) / 2 after t rounds; None: lr_decay alone.
         seed: seed of cohorts, batch orders, augmentation and dropout.
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
+        privacy: clips and noises the clients' updates, counts epsilon, and ends a run that would exceed its target.
 
     Attributes:
         server: the server's state: the shared part of the global model under "model", and the algorithm's parts.
@@ -67,10 +69,11 @@ class Federation:
         catch_up: with `catch_up`, what the server knows of what its clients hold; else None.
         crashes: for each client that crashed in its last rounds, the number of these rounds in a row.
         stopped: the reason of a callback that ended the run; None if none did.
+        privacy: the private mean of uploads, with its account; None without privacy.
 
     Raises:
         ValueError: `clients_per_round` is above `num_clients`, or `min_clients` above `clients_per_round`; or split,
-            algorithm and link do not go together.
+            algorithm and link do not go together, or something breaks the promise of `privacy`.
 
     Example:
         >>> import torch
@@ -111,6 +114,7 @@ class Federation:
         catch_up: bool = False,
         seed: Annotated[int, Field(ge=0)] = 0,
         clients: MakeClients | None = None,
+        privacy: ClientLevelPrivacy | None = None,
     ) -> None:
         if clients_per_round > num_clients:
             raise ValueError(f"clients_per_round={clients_per_round}: must be 1 to num_clients ({num_clients})")
@@ -125,14 +129,17 @@ class Federation:
         self.link, self.split = link or Link(Cast(), Cast()), split or Split(initial)
         self.tests_personal = bool(self.split.personal) if evaluate_personal is None else evaluate_personal
         shared = self.split.shared_part(initial)
-        self.algorithm = (algorithm or FedAvg()).bound(
-            [name for name in executor.trainable if name in shared], num_clients
-        )
+        trained = [name for name in executor.trainable if name in shared]
+        self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
         self.split.require_server(self.server)
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
+        self.privacy: PrivateMean | None = None
+        if privacy:
+            self.privacy = privacy.start(trained, num_clients, clients_per_round, min_clients, num_rounds)
+            self._require_private(self.privacy, layouts)
         self.client_side = ClientSide(
-            self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor
+            self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor, self.privacy
         )
         self.catch_up = CatchUp(self.client_side.downlink) if catch_up else None
         self.clients: Clients = (clients or simulated(executor))(self.client_side)
@@ -151,7 +158,7 @@ class Federation:
             try:
                 for callback in self.callbacks:
                     callback.on_fit_start(self)
-                while self.round < self.num_rounds and not self.stopped:
+                while self.round < self.num_rounds and not self._has_stopped():
                     record = self.run_round()
                     with interruption.held_back():  # a round is in all files and logs, or in none
                         for callback in self.callbacks:
@@ -184,6 +191,7 @@ class Federation:
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
         broadcast = self.broadcast(self.round, chosen)
         due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
+        due = due or bool(self.privacy and self.privacy.exhausted(2))  # the last one within the target
         tally = Tally()
         try:
             uploads = self._uploads(chosen, broadcast, tally, test=due and self.tests_personal)
@@ -198,10 +206,11 @@ class Federation:
         self.total_bytes += tally.up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
+        shown = self.privacy is None or self.privacy.terms.client_metrics
         self.round += 1  # last, so that a round that is interrupted during its test does not count
         return RoundRecord(
             round=self.round,
-            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples else float("nan"),
+            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples and shown else float("nan"),
             metrics=metrics,
             up_bytes=tally.up_bytes,
             down_bytes=down_bytes,
@@ -217,6 +226,7 @@ class Federation:
             personal_scores=personal,
             trained_scores=tuple(tally.trained_scores),
             headline=self.headline,
+            privacy=self.privacy.figures() if self.privacy else {},
         )
 
     def model(self, client: int | None = None) -> State:
@@ -272,9 +282,11 @@ class Federation:
         self.clients.close()
         self.executor.close()
 
-    def _aggregate(self, broadcast: Broadcast, uploads: Iterator[Upload]) -> Parts:
+    def _aggregate(self, broadcast: Broadcast, uploads: Iterable[Upload]) -> Parts:
         """The server's next state: the algorithm's step on what moves, and the rest as it was."""
         before = self.client_side.moving(self.server, broadcast.round)
+        if self.privacy:
+            uploads = self.privacy.released(uploads, self.client_side.known_to_both(broadcast), broadcast.round)
         after = self.algorithm.aggregate(before, broadcast.moving, uploads)
         return after | {"model": self.split.moved(self.server["model"], after["model"])}
 
@@ -324,6 +336,26 @@ class Federation:
         )  # fmt: skip
         tally.add(report)
         return Upload(parts, report.num_examples)
+
+    def _has_stopped(self) -> bool:
+        """Whether a callback ended the run, or another round would exceed the privacy target."""
+        if self.privacy and (reason := self.privacy.exhausted()):
+            self.stop(reason)
+        return self.stopped is not None
+
+    def _require_private(self, privacy: PrivateMean, layouts: Layouts) -> None:
+        """Refuse what would break the promise of `privacy`."""
+        buffers = [name for name, _ in self.executor.module.network.named_buffers()]
+        privacy.require(layouts.upload, bool(self.algorithm.remembered(self.server)), self.link.up_codec, buffers)
+        if privacy.terms.client_metrics:
+            return
+        way_out = "or privacy.client_metrics=true if nobody else will see them"
+        if self.tests_personal:
+            raise ValueError(f"evaluate_personal=True: clients' own scores are not private; must be False, {way_out}")
+        if getattr(self.executor.datamodule, "validation", 0):
+            raise ValueError(f"privacy does not cover tests on clients' own examples: data.validation=0, {way_out}")
+        for shown in (type(callback).__name__ for callback in self.callbacks if callback.shows_clients):
+            raise ValueError(f"privacy does not cover the figures of clients in {shown}: leave it out, {way_out}")
 
     def _tell(self, record: ClientRecord) -> None:
         for callback in self.callbacks:

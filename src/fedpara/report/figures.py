@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fedpara.cost import SPEEDS_MBPS
 from fedpara.metric import Metric
@@ -109,14 +109,16 @@ class Chart(ABC):
         if len(self.looks) > LEGEND_ENTRIES:
             colours = mpl.colors.ListedColormap([look["color"] for look in self.looks.values()])
             scale = ScalarMappable(Normalize(0.5, len(self.looks) + 0.5), colours)
-            figure.colorbar(scale, ax=axes, label="row in the table of settings").ax.invert_yaxis()
+            bar = figure.colorbar(scale, ax=axes, label="row in the table of settings", ticks=MaxNLocator(integer=True))
+            bar.ax.invert_yaxis()
             return
-        handles = [Line2D([], [], label=fill(name, 44), **look) for name, look in self.looks.items()]
+        names = {name: fill(name, 44, break_long_words=False) for name in self.looks}
+        handles = [Line2D([], [], label=names[name], **look) for name, look in self.looks.items()]
         if self.has_paper:
             handles.append(Line2D([], [], label="printed in the paper", color="white", **STAR))
         if len(handles) > 1:
             longest = max(min(44, len(str(handle.get_label()))) for handle in handles) + 6
-            columns = max(1, min(len(handles), int((14 * figure.get_figwidth()) // longest)))
+            columns = max(1, min(len(handles), int((11 * figure.get_figwidth()) // longest)))
             figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 
@@ -130,10 +132,12 @@ class _Curves(Chart):
         for series in drawn:
             axis.plot(series.points[:, 0], series.points[:, 1], **series.style)
         axis.set_xlabel(name)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=name == "round"))
         ends = [series.points[-1, 0] for series in drawn]
         if name != "round" and max(ends) > 5 * min(ends) > 0:
             axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8 if narrow else 12))
+            decades = np.log10(max(ends) / min(series.points[0, 0] for series in drawn))
+            axis.xaxis.set_major_locator(LogLocator(subs=(1,) if decades > (2.5 if narrow else 4) else (1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
         if narrow or axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
@@ -167,12 +171,12 @@ class _Costs(Chart):
         return (NARROW, height * len(self.panels)) if narrow else (min(WIDE, 3 + 3 * len(self.panels)), height)
 
     def _panel(self, axis: Axes, name: str, drawn: list[Series], narrow: bool) -> None:
-        labels = [fill(label, 18 if narrow else 26) for label in self.looks]
+        labels = [fill(label, 18 if narrow else 26, break_long_words=False) for label in self.looks]
         places = {label: place for place, label in enumerate(self.looks)}
         for series in drawn:
             place, value = places[series.setting], series.points[0, 1]
             if not series.num_runs:
-                axis.plot(value, place, **series.style)
+                axis.plot(value, place + 0.36, **series.style | {"markersize": 9})  # below the bar's number
                 continue
             bars = axis.barh(place, value, **series.style)
             axis.bar_label(bars, [three_digits(value)], padding=3, fontsize=9)
@@ -227,10 +231,10 @@ def charts(
 def _looks(shown: Sequence[Setting]) -> dict[str, dict[str, Any]]:
     """Equal settings of several sweeps have one colour, and a line and marker of their sweep."""
     if len(shown) > LEGEND_ENTRIES:
-        colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(shown)))
+        colours = mpl.colormaps["viridis"](np.linspace(0, 0.8, len(shown)))
         return {setting.label: {"color": colour} for setting, colour in zip(shown, colours, strict=True)}
     kinds = list(dict.fromkeys(str(setting.values) for setting in shown))
-    sweeps = list(dict.fromkeys(setting.sweep for setting in shown))
+    sweeps = sorted({setting.sweep for setting in shown})
     palette = mpl.colormaps["tab10" if len(kinds) <= 10 else "tab20"]
     return {
         setting.label: {
@@ -253,7 +257,10 @@ def _curves(
     )
     gigabytes = factor * GIBIBYTE / GIGABYTE
     sent += [_star(one, looks, gigabytes * one.printed, 100 * one.target) for one in printed if one.target is not None]
-    rounds += [_star(one, looks, one.round, one.printed) for one in printed if one.round is not None]
+    after = [one for one in printed if one.round is not None]
+    last = max(setting.mean_curve[-1, 0] for setting in shown)
+    last = max(last, min((one.round or 0 for one in after), default=0))  # later ones would squeeze the curves
+    rounds += [_star(one, looks, one.round, one.printed) for one in after if (one.round or 0) <= last]
     return {f"sent, both ways, all clients ({unit})": sent, "round": rounds}
 
 

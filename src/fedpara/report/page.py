@@ -121,27 +121,30 @@ def _page(parts: dict[str, Any], drawn: Mapping[str, Chart], beside: Mapping[str
     """
     figures = {
         name: {
-            "wide": _embedded_picture(chart, False), "narrow": _embedded_picture(chart, True), "paper": chart.has_paper,
-            "data": _embedded(beside[f"{name}.csv"], "text/csv") or f"{name}.csv",
+            "wide": _embedded(chart, narrow=False), "narrow": _embedded(chart, narrow=True), "paper": chart.has_paper,
+            "data": _data(f"{name}.csv", beside[f"{name}.csv"]),
         }
         for name, chart in drawn.items()
     }  # fmt: skip
-    runs = _embedded(_csv(parts["runs"]).encode(), "text/csv") or "report.csv"
+    runs = _data("report.csv", _csv(parts["runs"]).encode())
     scripts = [path.read_text() for path in sorted(VENDOR.glob("*.js"))]
     template = _template("page.html", autoescape=True)
     return template.render(parts, figures=figures, run_data=runs, scripts=scripts, columns=_columns, sort_key=_sort_key)
 
 
-def _embedded(content: bytes, kind: str) -> str:
-    """A data URI; empty for what is too large for a page."""
-    return "" if len(content) > LARGEST else f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _embedded_picture(chart: Chart, narrow: bool) -> str:
+def _data(name: str, content: bytes) -> str:
+    """The address of a CSV: its content or, if that is too large for a page, the file beside it."""
+    return name if len(content) > LARGEST else _uri(content, "text/csv")
+
+
+def _embedded(chart: Chart, narrow: bool) -> str:
     """A sharp picture or, if it has very many lines, one in pixels."""
-    return _embedded(_picture(chart, "svg", narrow), "image/svg+xml") or _embedded(
-        _picture(chart, "png", narrow), "image/png"
-    )
+    sharp = _picture(chart, "svg", narrow)
+    return _uri(sharp, "image/svg+xml") if len(sharp) <= LARGEST else _uri(_picture(chart, "png", narrow), "image/png")
 
 
 def _template(name: str, autoescape: bool) -> Template:

@@ -1,7 +1,6 @@
 """Several sweeps on one page: the differences of their equal settings, and the keys in which they differ."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedpara.report.differences import Difference, difference
@@ -21,21 +20,16 @@ def differences_of_sweeps(found: Sequence[Setting]) -> list[Difference]:
 def differing_keys(runs: Sequence[Run], sweeps: Mapping[Path, str]) -> tuple[list[str], list[list[str]]]:
     """A table: the keys whose values differ between the sweeps, with their values in each of them.
 
-    Keys that do not change a result and seeds are left out, and all keys if a sweep has no config.yaml.
+    Keys that do not change a result and seeds are left out, and all keys if a run has no config.yaml.
     """
     members = {name: [run for run in runs if sweeps.get(run.folder) == name] for name in sweeps.values()}
-    known = all(any(run.config for run in of) for of in members.values())
-    keys = dict.fromkeys(key for run in runs for key in run.config if known and not key.startswith(UNINTERESTING))
-    read: dict[str, Callable[[Run], object]] = {key: partial(_value, key) for key in keys if key != "seed"}
-    read |= {"commit": lambda run: run.summary.get("git_commit")}
-    read |= {"torch": lambda run: run.summary.get("versions", {}).get("torch")}
-    rows = [[key, *(_values(map(value, of)) for of in members.values())] for key, value in read.items()]
-    return ["key", *members], [row for row in rows if len(set(row[1:])) > 1]
-
-
-def _value(key: str, run: Run) -> object:
-    """The value in the run's configuration; None if it has none."""
-    return run.config.get(key, "-") if run.config else None
+    keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith((*UNINTERESTING, "seed")))
+    if not all(run.config for run in runs):
+        keys = {}
+    known = {key: [_values(run.config.get(key, "-") for run in of) for of in members.values()] for key in keys}
+    known["commit"] = [_values(run.summary.get("git_commit") for run in of) for of in members.values()]
+    known["torch"] = [_values(run.summary.get("versions", {}).get("torch") for run in of) for of in members.values()]
+    return ["key", *members], [[key, *values] for key, values in known.items() if len(set(values)) > 1]
 
 
 def _values(found: Iterable[object]) -> str:
