@@ -12,6 +12,7 @@ from fedpara.execution import FaultInjection, ProcessesExecutor, SerialExecutor,
 from fedpara.federation import Kept
 from fedpara.models import VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara
+from fedpara.privacy import ClientLevelPrivacy
 from fedpara.sampling import cohort
 from fedpara.sharing import Rotating, Split
 from fedpara.state import join, num_elements
@@ -142,6 +143,21 @@ def test_a_personal_branch_is_trained_in_every_round():
     federation.run_round()
     initial = federation.executor.initial_state()
     assert all(not torch.equal(x, initial[name]) for kept in federation.personal.values() for name, x in kept.items())
+
+
+def test_privacy_clips_the_pieces_that_move():
+    """It knows them by the names that they have on the wire; others it would put back to where they were."""
+    privacy = ClientLevelPrivacy(clip=0.01, noise_multiplier=0.0, seed=0)
+    federation = make_federation(**rotating("factors", privacy=privacy))
+    for index in range(2):
+        before = federation.split.cut(federation.server["model"])
+        federation.run_round()
+        after = federation.split.cut(federation.server["model"])
+        steps = {name: piece - before[name] for name, piece in after.items()}
+        assert {name for name, step in steps.items() if step.any()} == set(
+            federation.split.moving(federation.server["model"], index)
+        )
+        assert 0.001 < sum(float(step.square().sum()) for step in steps.values()) ** 0.5 < 0.01 * (1 + 1e-4)
 
 
 @pytest.mark.parametrize(("options", "message"), [

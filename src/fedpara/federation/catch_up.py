@@ -1,7 +1,6 @@
 """Broadcasts that depend on the client: each is sent the pieces of the model that changed since it last took part.
 
-Papers that freeze parts of a model assume either that every client takes part in every round, or that only uploads
-count. Here a client keeps the model that it received in its last round that counted. The server knows that round, and
+A client keeps the model that it received in its last round that counted. The server knows that round, and
 for every piece the last round that changed it. The client lacks what changed in its own last round or later: that
 round's mean was made from its upload, but it has not seen the mean. A client in its first round is sent everything.
 
@@ -39,7 +38,7 @@ class Downlink:
             )
 
     def encode(self, message: Parts, lacking: Sequence[bool], seed: int) -> Packet:
-        """The bits, and the pieces for which they are set, in the order of `pieces`."""
+        """The bits, and the pieces for which they are set, in the order of `Split.cut`."""
         pieces = self.split.cut(message["model"])
         sent = {name: piece for (name, piece), lacks in zip(pieces.items(), lacking, strict=True) if lacks}
         body = self.link.encode_down(message | {"model": sent}, seed)
@@ -63,7 +62,8 @@ class Downlink:
             raise ValueError(f"packet with {len(sent)} of {len(pieces)} pieces: a client that holds no model needs all")
         parts = dict(self.layout) | {"model": layout_of(sent)}
         read = self.link.decode_down(Packet(packet.payload[size:]), parts)
-        return read | {"model": self.split.put(held or shapes, read["model"])}
+        before = {name: held.get(name, shape) for name, shape in shapes.items()}  # a file has another order
+        return read | {"model": self.split.put(before, read["model"])}
 
 
 @dataclass

@@ -136,7 +136,8 @@ class Federation:
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
         self.privacy: PrivateMean | None = None
         if privacy:
-            self.privacy = privacy.start(trained, num_clients, clients_per_round, min_clients, num_rounds)
+            travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
+            self.privacy = privacy.start(travelling, num_clients, clients_per_round, min_clients, num_rounds)
             self._require_private(self.privacy, layouts)
         self.client_side = ClientSide(
             self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor, self.privacy

@@ -4,8 +4,8 @@ The scheme is that of alternating low-rank adapters, RoLoRA (Chen et al., NeurIP
 (Koo et al., ACL 2025, arXiv 2410.22815), for FedPara's two branches. Where W is linear in a group, the mean of the
 clients' W is the W of the mean: that is so with `groups=factors` and without tanh, and for the low-rank baseline.
 
-Both papers count the uploads. A frozen factor is also no news to a client that kept it; `federation.catch_up` sends a
-client only what it lacks, with all rounds that it missed.
+LoRA-A^2 counts uploads alone. A frozen factor is also no news to a client that kept it: `federation.catch_up` sends a
+client only what it lacks, of all rounds that it missed, and counts it.
 """
 
 import re
@@ -20,6 +20,7 @@ from fedpara.sharing.split import Split
 from fedpara.state import Parts, State
 
 FACTOR = re.compile(r"\.parametrizations\.\w+\.0\.([xyt])([12]?)$")
+TURNS = ("", "1", "2", "x", "y", "t", "x1", "y1", "t1", "x2", "y2", "t2")  # groups in their order, by label
 MOVES = ("weight_decay", "lambd")  # an optimizer's keys by which it changes parameters without a gradient
 
 
@@ -68,7 +69,7 @@ class Rotating(Split):
                 f"groups={groups}: must give two groups of factors that travel, and gives {len(turns)}; a dense "
                 "network has no factors, a low-rank one has no branches"
             )
-        self.turns = [turns[label] for label in sorted(turns)]
+        self.turns = [turns[label] for label in TURNS if label in turns]
         self._factors = set().union(*self.turns)
 
     def require(self, optimizer: Optimizer) -> None:

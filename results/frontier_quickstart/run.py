@@ -1,0 +1,28 @@
+"""Run the table of this folder's README, run after run in this process: `python results/frontier_quickstart/run.py`.
+
+Each run is `python src/train.py <SETTING> <its words> seed=<seed> paths.output_dir=<folder>`. Finished runs are left as
+they are. `OUT` is where the run folders go.
+"""
+
+import os
+from itertools import product
+from pathlib import Path
+
+from fedpara.app.composition import compose
+from fedpara.app.run import Launch, run
+
+OUT = Path(os.environ.get("OUT", "logs/frontier_quickstart"))
+SETTING = ["experiment=quickstart", "model=mlp", "logger=none", "callbacks.partition_picture=null"]
+RUNS = {
+    "dense": "factorization=dense",
+    "fedpara": "",
+    "fedpara rotating, catch-up": "sharing=rotating federation.catch_up=true",
+    "fedpara fedpaq 8": "link=fedpaq",
+    "fedpara top-k 0.1": "link=topk",
+}
+
+for seed, (name, words) in product((0, 1, 2), RUNS.items()):
+    folder = OUT / f"{name.replace(',', '').replace(' ', '_')}-{seed}"
+    if not (folder / "summary.json").is_file():
+        typed = [*SETTING, *words.split(), f"seed={seed}", f"paths.output_dir={folder}"]
+        run(compose(typed, folder), launch=Launch(typed))
