@@ -218,8 +218,9 @@ def test_the_account_is_the_librarys_own(accounting):
 def test_the_published_table_of_fixed_size_rounds(accounting, num_clients, published):
     """Ramaswamy et al. 2020 (arXiv 2009.10031): 2,000 rounds of 20,000 clients, noise 0.8, delta N^-1.1.
 
-    Their epsilons are quoted from memory; the paper could not be read here. All four agree to the last digit. Their noise is in units of the sensitivity, of which a clip is half here. They turned Renyi divergences into epsilon
-    by Mironov 2017, Proposition 3; the library has a later bound, which is smaller.
+    Their epsilons are quoted from memory; the paper could not be read here. Their noise is in units of the sensitivity,
+    of which a clip is half here. They turned Renyi divergences into epsilon by Mironov 2017, Proposition 3; the library
+    has a later bound, which is smaller.
     """
     from fedpara.privacy import accounting as ours
 
