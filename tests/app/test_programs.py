@@ -89,7 +89,7 @@ def test_folders_start_at_the_current_one(command, tmp_path):
         ("fedpara ", "train eval report status reproduce dashboard"),
         ("fedpara re", "report reproduce"),
         ("fedpara report lo", ""),
-        ("fedpara train model=vg", "model=vgg16 model=vgg_small"),
+        ("fedpara train model=vg", "model=vgg16 model=vgg16_quarter model=vgg_small"),
         ("fedpara train model=mlp federation.num_c", "federation.num_clients="),
     ],
 )
