@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from fedpara.export import export_dense
 from fedpara.files import UnusableFile
@@ -54,6 +55,10 @@ def test_wrong_files_are_one_line_and_change_nothing(tmp_path):
     save_file(MLP([8, 5, 4]).state_dict(), file)
     with pytest.raises(UnusableFile, match=r"must be of this network, but layers.1.bias, layers.1.weight, layers.3.w"):
         load_pretrained(network, file, ["layers.3.bias"])
+    plain = nn.LSTM(8, 6, bias=False).state_dict()
+    save_file({f"layers.0.{name}": tensor for name, tensor in plain.items()}, file)
+    with pytest.raises(UnusableFile, match="must be of this network"):
+        load_pretrained(CharLSTM(11, hidden=6), file)
     save_file(network.state_dict(), file)
     with pytest.raises(UnusableFile, match="has changed since the run began"):
         load_pretrained(network, file, checksum=1)

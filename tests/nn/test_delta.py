@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from fedpara.models import VGG
-from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorize, merge
+from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize, merge
 from fedpara.state import tensors
 
 RECIPES = [EqualSizeLowRank(gamma=0.1), FedPara(gamma=0.1), FedPara(gamma=0.1, nonlinearity="identity"), PFedPara()]
@@ -101,6 +101,30 @@ def test_a_transformer_can_be_tuned():
     torch.testing.assert_close(merge(tuned)(tokens), outputs)
 
 
+def test_a_network_that_was_frozen_first_trains_what_is_named():
+    net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 4)).requires_grad_(False)
+    tuned = factorize(net, FedPara(), delta=True, trainable=["1.*"])
+    assert all(parameter.requires_grad for parameter in tuned.parameters())
+
+
+class Own(nn.Module):
+    """Its attribute has a name that the bookkeeping once had."""
+
+    def __init__(self):
+        super().__init__()
+        self.constants, self.scale, self.layer = [1.0, 2.0], nn.Parameter(torch.ones(1)), nn.Linear(32, 32)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_attributes_of_a_users_network_are_left_alone(delta):
+    tuned = factorize(Own(), FedPara(), delta=delta)
+    if delta:
+        del tuned.scale
+        tuned.scale = nn.Parameter(torch.zeros(1))  # in place of the constant
+    assert merge(tuned).constants == [1.0, 2.0]
+    assert tuned.scale.item() == (0 if delta else 1)
+
+
 def test_step_is_that_of_the_start_at_zero():
     tuned = factorize(nn.Sequential(nn.Linear(64, 64)), FedPara(gamma=0.3, step=0.5), delta=True)
     layer = tuned[0]
@@ -121,11 +145,12 @@ def test_step_is_that_of_the_start_at_zero():
         ({"trainable": ["0.*"]}, r"trainable=\['0.\*'\]: must be empty without delta"),
         ({"delta": True, "trainable": ["head.*"]}, r"trainable='head.\*': matches no parameter; they are 0.weight"),
         ({"delta": True, "trainable": ["0.*", "1.*"]}, "no layer is left to factorise"),
+        ({"delta": True, "recipe": Dense()}, r"delta=True: must be False with Dense\(\)"),
     ],
 )
 def test_errors(arguments, message):
     net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     before = list(net.state_dict())
     with pytest.raises(ValueError, match=message):
-        factorize(net, FedPara(), **arguments)
+        factorize(net, **{"recipe": FedPara()} | arguments)
     assert list(net.state_dict()) == before

@@ -1,8 +1,10 @@
 """Client-level differential privacy: bits without noise, sensitivity, statistics of the noise, the account."""
 
 import csv
+import json
+from dataclasses import replace
 from functools import cache
-from math import exp, inf, sqrt
+from math import exp, inf, nan, sqrt
 
 import pytest
 import torch
@@ -14,10 +16,14 @@ from torch import nn
 
 from fedpara.algorithms import FedAvg, FedDyn, Scaffold, Upload
 from fedpara.callbacks import Checkpoint, ClientTable, restore
+from fedpara.callbacks.logging import _divergence
 from fedpara.execution import FaultInjection, SerialExecutor, VectorizedExecutor
+from fedpara.export import Card
 from fedpara.federation import Federation
 from fedpara.privacy import ClientLevelPrivacy, PrivacyState, Spent, calibrated, clipped, epsilon
 from fedpara.privacy.accounting import _library as library
+from fedpara.record import RoundRecord
+from fedpara.runs import Run
 from fedpara.state import combine, parts_layout_of
 from helpers import ROOT
 from helpers.configured import ALGORITHMS, of_yaml
@@ -171,7 +177,7 @@ def test_the_noise_has_its_deviation_whoever_fails(noise, arrived):
 def test_noise_does_not_come_from_the_experiments_seed_unless_told(accounting, caplog):
     def model(seed):
         federation = make_federation(
-            seed=7, num_rounds=1, max_epochs=1, privacy=ClientLevelPrivacy(noise_multiplier=1.0, seed=seed)
+            seed=2**40, num_rounds=1, max_epochs=1, privacy=ClientLevelPrivacy(noise_multiplier=1.0, seed=seed)
         )
         federation.fit()
         return federation.server["model"]
@@ -360,6 +366,7 @@ def normed():
 REFUSED = {
     "the algorithm also uploads its control": {"algorithm": Scaffold()},
     "must be null with an algorithm whose clients remember": {"algorithm": FedDyn(), "privacy": {"quantile": 0.5}},
+    "would tell a client's own noise": {"algorithm": FedDyn(), "privacy": {"noise": "clients"}},
     "no trained value travels": {"personal": ["*"], "evaluate_personal": False},
     "a statistic of clients' data that noise would spoil": {"network": normed},
     "evaluate_personal=True: clients' own scores are not private": {"evaluate_personal": True},
@@ -446,3 +453,35 @@ def test_no_privacy_leaves_no_trace(tmp_path):
     federation.fit()
     assert b"privacy" not in (tmp_path / "checkpoint.safetensors").read_bytes()
     assert not [name for name in watch.records[0].as_row() if name.startswith("privacy")]
+
+
+def test_a_hidden_loss_is_no_alarm():
+    record = RoundRecord(1, nan, {}, 0, 0, 0, 2, 0.0, 0.0, clients={"succeeded": 2}, privacy={"privacy/clip": 1.0})
+    assert not _divergence(record)
+    assert "training loss is nan" in _divergence(replace(record, privacy={}))
+
+
+def test_what_weakens_the_promise_is_said(caplog):
+    def said(seed, **options):
+        caplog.clear()
+        terms = {"noise_multiplier": 1.0, "seed": None} | options.pop("terms", {})
+        make_federation(seed=seed, privacy=private(**terms), **options)
+        return [word for word in ("can be guessed", "keep states") if word in caplog.text]
+
+    assert said(2**40) == []
+    assert said(3) == ["can be guessed"]
+    assert said(3, algorithm=FedDyn()) == ["can be guessed", "keep states"]
+    assert said(3, algorithm=FedDyn(), terms={"secret_cohorts": False}) == []
+
+
+def test_the_card_of_a_private_model_tells_epsilon_and_no_seed(tmp_path):
+    config = {
+        "seed": 4711, "federation": {"num_clients": 300},
+        "privacy": {"_target_": "fedpara.privacy.ClientLevelPrivacy", "secret_cohorts": True, "seed": None},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    (tmp_path / "metrics.csv").write_text("round,privacy/epsilon\n1,3.5\n2,7.25\n")
+    card = Card(Run(tmp_path), {"data": "digits"}, {})
+    assert "4711" not in json.dumps(card.config()) + str(card._training())
+    assert card.config()["training"]["privacy"]["secret_cohorts"]
+    assert "epsilon is 7.25 at delta 0.0019, if one client is replaced and cohorts are secret" in str(card._unknown())

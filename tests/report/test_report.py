@@ -20,6 +20,8 @@ from fedpara.files import reserve
 from fedpara.record import three_digits
 from fedpara.report import charts, common_target, compare, differences, draw, settings, write_report
 from fedpara.report import paper as report_paper
+from fedpara.report.differences import _partition
+from fedpara.report.sweeps import differing_keys
 from fedpara.runs import Run, axes, find_runs
 from helpers import ROOT
 from helpers.cases import thinned
@@ -644,3 +646,27 @@ def test_the_papers_numbers_are_stars_where_it_prints_them(tmp_path):
     bars = [point["mean"] for point in read_points(files["cost.csv"]) if point["n"] == "0"]
     assert sorted(bars) == sorted(f"{gib * 2**30 / 1e6:.6g}" for gib in (20.3, 205.3))
     assert "Stars are numbers that the paper prints." in text
+
+
+def test_long_names_of_sweeps_and_long_lists_of_values(tmp_path):
+    runs = {}
+    for sweep, last in (("a", 8), ("b", 9)):
+        for value in (*range(1, 8), last):
+            folder = tmp_path / sweep / str(value)
+            folder.mkdir(parents=True)
+            (folder / "config.yaml").write_text(f"factors: {{gamma: {value}}}")
+            runs[folder] = sweep
+    heads, rows = differing_keys([Run(folder) for folder in runs], runs)
+    assert heads == ["key", "a", "b"]
+    assert [row[0] for row in rows] == ["factors.gamma"]
+
+
+def test_runs_on_different_classes_are_not_on_the_same_partition(tmp_path):
+    found = []
+    for classes in ("null", "[0, 5]", "[5, 10]"):
+        folder = tmp_path / classes
+        folder.mkdir()
+        (folder / "config.yaml").write_text(f"data: {{class_range: {classes}}}")
+        found.append(_partition(Run(folder)))
+    assert len(set(found)) == 3
+    assert not found[0]

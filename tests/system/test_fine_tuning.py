@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from fedpara.app import evaluation
+from fedpara.app.resume import is_finished
 from helpers.runs import rows
 from helpers.shell import SMALL, newest
 
@@ -42,6 +44,10 @@ def test_only_factors_and_the_head_travel_and_the_rest_stays_as_pretrained(shell
     again = load_file(resumed / "checkpoint.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
 
+    cfg = OmegaConf.load(resumed / "config.yaml")
+    cfg.pretrained.crc32 = None  # as a sweep composes it, which skips jobs that are finished
+    assert is_finished(cfg)
+
     changed = load_file(pretrained)
     save_file({name: tensor + 1 for name, tensor in changed.items()}, pretrained)
     status, err, _ = shell(f"resume={resumed}", "federation.num_rounds=3")
@@ -50,3 +56,5 @@ def test_only_factors_and_the_head_travel_and_the_rest_stays_as_pretrained(shell
     status, err, _ = shell(f"run={resumed}", program=evaluation)
     assert status == 2
     assert "has changed since the run began" in err
+    status, err, _ = shell(*TUNE, "pretrained.file=5")
+    assert (status, err) == (2, "error: pretrained.file=5: must be the path of a file, or null\n")

@@ -154,4 +154,4 @@ def test_help_version_wrong_input_and_completion(type_in):
     lines = [("fedpara re", 1), ("fedpara train model=vg", 2), ("fedpara train seed=1 factorization.ga", 3)]
     typed = "; ".join(completed % line for line in lines)
     answers = type_in(f'eval "$(fedpara train -sc install=bash)"; {typed}').splitlines()
-    assert answers == ["report reproduce", "model=vgg16 model=vgg_small", "factorization.gamma="]
+    assert answers == ["report reproduce", "model=vgg16 model=vgg16_quarter model=vgg_small", "factorization.gamma="]

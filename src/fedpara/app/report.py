@@ -7,6 +7,7 @@ from itertools import permutations
 from pathlib import Path
 
 from fedpara.app.errors import show_usage, stop
+from fedpara.app.sweep import LONGEST_NAME, digest
 from fedpara.installation import command_of
 from fedpara.report import write_report
 from fedpara.runs import Run, find_runs
@@ -33,6 +34,8 @@ def report(arguments: list[str]) -> list[Path]:
     sweeps = None if _pooled(options) else _sweeps(roots, runs)
     _, *others = dict.fromkeys(sweeps.values()) if sweeps else [""]
     own = "_with_".join(["report", *(Path(name).name for name in others)])  # a sweep keeps the report of itself
+    if len(own) > LONGEST_NAME:
+        own = f"report_with_{len(others)}_others-{digest(own)}"
     output = Path(options.get("output", roots[0] / own))
     title = options.get("title", ", ".join(map(str, roots)))
     target, metric, baseline = _target(options), options.get("metric"), options.get("baseline")
@@ -52,7 +55,7 @@ def _sweeps(roots: list[Path], runs: list[Run]) -> dict[Path, str] | None:
     A folder that is given is a sweep; if it is itself a run folder, the one around it is.
     """
     within = [(root, run.folder) for root in roots for run in runs if run.folder.is_relative_to(root)]
-    of = {folder: (root.parent if root == folder else root).resolve() for root, folder in within}
+    of = {folder: root.resolve().parent if root == folder else root.resolve() for root, folder in within}
     names = Counter(sweep.name for sweep in set(of.values()))
     if len(names) == 1 == names.total():
         return None

@@ -5,11 +5,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.composition import read_resolved, read_yaml
-from fedpara.app.errors import ConfigurationError
+from fedpara.app.errors import ConfigurationError, require_nodes
+from fedpara.app.make import Make
 from fedpara.app.overrides import absolute, assignment, folder_text
 from fedpara.app.trust import require_trusted_overrides, trusted_names
 from fedpara.old_runs import retyped
@@ -55,6 +57,7 @@ def is_finished(cfg: DictConfig) -> bool:
     """
     run = Run(Path(cfg.paths.output_dir))
     if run.has_config:
+        note_pretrained(cfg)
         check_same(cfg, run.folder, "; give the sweep another folder, hydra.sweep.dir=...")
     ended = run.summary.get("stopped") or run.summary.get("rounds", 0) >= cfg.federation.num_rounds
     return bool(run.state == "finished" and ended)
@@ -70,6 +73,15 @@ def has_nothing_left(cfg: DictConfig) -> bool:
 def resuming(folder: Path) -> list[str]:
     """The override `resume=<folder>` if the folder holds a checkpoint; otherwise none, and the run starts anew."""
     return [assignment("resume", str(folder))] if Run(folder).has_checkpoint else []
+
+
+def note_pretrained(cfg: DictConfig) -> None:
+    """Note the checksum of the weights that a run starts from: it cannot be resumed with others."""
+    require_nodes(cfg, ["pretrained"])
+    if file := cfg.pretrained.file:
+        if not isinstance(file, str):
+            raise ConfigurationError(f"pretrained.file={file}: must be the path of a file, or null")
+        OmegaConf.update(cfg, "pretrained.crc32", crc32(Make(cfg).call("pretrained.file", Path(file).read_bytes)))
 
 
 def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from omegaconf import DictConfig, OmegaConf
 
 from fedpara.app.build import Build, Experiment, build, groups, has_own_module
 from fedpara.app.errors import FAILED, line_of, one_line, require_nodes, stop
 from fedpara.app.make import Make, present
-from fedpara.app.resume import check_same, has_nothing_left, require_nothing_lost, restore_begun
+from fedpara.app.resume import (
+    check_same,
+    has_nothing_left,
+    note_pretrained,
+    require_nothing_lost,
+    restore_begun,
+)
 from fedpara.app.trust import require_resolved
 from fedpara.app.values import check_values
 from fedpara.files import reserve, write_atomically
@@ -61,7 +66,7 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
     """
     folder = Path(cfg.paths.output_dir)
     try:
-        _check_pretrained(cfg)
+        note_pretrained(cfg)
         if cfg.resume:
             require_resolved(f"resume={cfg.resume}", OmegaConf.to_container(cfg, resolve=True))
             check_same(cfg, Path(cfg.resume))
@@ -73,13 +78,6 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
         if line is None:
             raise
         stop(line, status=1 if isinstance(error, FAILED) else 2)
-
-
-def _check_pretrained(cfg: DictConfig) -> None:
-    """Note the checksum of the weights that the run starts from: it cannot be resumed with others."""
-    if cfg.pretrained.file:
-        content = Make(cfg).call("pretrained.file", Path(cfg.pretrained.file).read_bytes)
-        OmegaConf.update(cfg, "pretrained.crc32", crc32(content))
 
 
 def train(cfg: DictConfig, build: Build, launch: Launch) -> float | None:

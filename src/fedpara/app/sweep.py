@@ -44,7 +44,7 @@ def sweep_name(typed: Sequence[str]) -> str:
     constant = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
     words = sorted(str(override.input_line) for override in overrides)
     experiment = str(constant.get("experiment", "sweep")).replace("/", "-")
-    return f"{experiment}-{_digest(json.dumps(words))}"
+    return f"{experiment}-{digest(json.dumps(words))}"
 
 
 def job_name(typed: Sequence[str], overrides: Sequence[str]) -> str:
@@ -59,7 +59,7 @@ def job_name(typed: Sequence[str], overrides: Sequence[str]) -> str:
     names = short_names(values)
     name = "_".join(f"{names[key]}={value}" for key, value in values.items()) or "job"
     safe = re.sub(r"[^\w.=+-]+", "-", name)
-    return safe if safe == name and len(name) <= LONGEST_NAME else f"{safe[:LONGEST_NAME]}-{_digest(name)}"
+    return safe if safe == name and len(name) <= LONGEST_NAME else f"{safe[:LONGEST_NAME]}-{digest(name)}"
 
 
 def _parse(typed: Sequence[str]) -> list[Override]:
@@ -92,7 +92,8 @@ def headline_of(model: DictConfig) -> Metric:
         return Metric()
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Six letters and digits that stand for a text which is too long for a name."""
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 

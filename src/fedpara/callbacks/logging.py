@@ -122,6 +122,7 @@ def _divergence(record: RoundRecord) -> str:
     if diverged := record.clients.get("diverged"):
         of = counted(record.num_clients, "client")
         return f"{diverged} of {of} returned NaN or infinite parameters; try a smaller model.optimizer.lr"
-    if record.clients.get("succeeded") and not math.isfinite(record.train_loss):
+    hidden = record.privacy and math.isnan(record.train_loss)  # it is a figure of single clients
+    if record.clients.get("succeeded") and not math.isfinite(record.train_loss) and not hidden:
         return f"the training loss is {record.train_loss}; try a smaller model.optimizer.lr"
     return ""

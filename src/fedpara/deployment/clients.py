@@ -46,6 +46,8 @@ class Participants(FederationCallback):
         rows = [row for row in map(json.loads, whole.splitlines()) if row["round"] <= federation.round]
         write_atomically(self.path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
         self.last = {client: row["round"] for row in rows for client in row["clients"]}
+        if federation.catch_up:
+            federation.catch_up.last = dict(self.last)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Note the round, and force the line onto the disk."""

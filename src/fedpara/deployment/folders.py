@@ -131,8 +131,10 @@ def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
     """The same experiment on the data of one folder. They are split and capped already.
 
     Raises:
-        ValueError: it starts from a file, whose path would be the server's.
+        ValueError: it starts from a file, whose path would be the server's; or from frozen weights, which are not sent.
     """
+    if cfg.factorization.get("delta"):
+        raise ValueError("factorization.delta=True: must be false with real clients, frozen weights are not sent")
     if OmegaConf.select(cfg, "pretrained.file"):
         raise ValueError(f"pretrained.file={cfg.pretrained.file}: must be null with real clients")
     cfg = cfg.copy()

@@ -40,6 +40,11 @@ def build(
         raise ConfigurationError(f"{every}: must be 1, a client can go back by one round")
     if cfg.privacy.get("noise") == "clients" and cfg.privacy.noise_multiplier is None:
         raise ConfigurationError("privacy.noise_multiplier=None: must be given, real clients cannot agree on another")
+    if cfg.privacy and cfg.data.validation and not cfg.privacy.client_metrics:
+        raise ConfigurationError(
+            f"data.validation={cfg.data.validation}: must be 0 with privacy, which does not cover tests on clients' "
+            "own examples, or privacy.client_metrics=true"
+        )
     folder = Path(cfg.paths.output_dir)
     experiment = build_experiment(localised(cfg, data, None))
     participants = Participants(folder)

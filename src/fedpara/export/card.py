@@ -18,14 +18,15 @@ from fedpara.record import counted, size
 from fedpara.runs import Run
 
 UNKNOWN = "unknown"
+SECRET = "secret"
 HUB_NAMES = {  # data sets whose files are those of a data set on the Hub
     "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
 }  # fmt: skip
 # groups of the configuration that say how a model was trained; the others name folders and accounts
 GROUPS = (
-    "seed", "model", "factorization", "algorithm", "sharing", "link", "data", "partition", "federation", "faults",
-    "trainer",
+    "seed", "model", "factorization", "algorithm", "sharing", "link", "data", "partition", "federation", "privacy",
+    "faults", "trainer",
 )  # fmt: skip
 CLASS = "_target_"
 USE = {
@@ -74,7 +75,10 @@ class Card:
         network = dict((whole.get("model") or {}).get("network") or {})
         name = network.pop(CLASS, UNKNOWN)
         arguments = {key: value for key, value in network.items() if not key.startswith("_")}
-        training = {group: _without_folders(whole[group]) for group in GROUPS if group in whole}
+        training = {group: _without_folders(whole[group]) for group in GROUPS if whole.get(group) is not None}
+        if self._is_private:  # from the seed follow the cohorts, which must stay secret
+            training["seed"] = SECRET
+            training["privacy"].pop("seed", None)
         return {"class": name, "network": arguments, "data": self.data, "training": training}
 
     def text(self) -> str:
@@ -198,7 +202,7 @@ class Card:
             f"{self._value('model.optimizer.lr')}",
             "factorisation": self._factorisation(),
             "stays with the clients": ", ".join(map(str, self._value("sharing.personal", []))) or "nothing",
-            "seed": self._value("seed"),
+            "seed": SECRET if self._is_private else self._value("seed"),
         }
         return [(name, str(value)) for name, value in rows.items()]
 
@@ -228,10 +232,25 @@ class Card:
         lines += [
             "The licence of the data set, and whether it allows this use of the weights.",
             "What the model is fit for. Its fairness, its robustness and its calibration were not measured.",
-            "What the weights reveal about the clients' data. No differential privacy was added.",
+            f"What the weights reveal about the clients' data. {self._privacy()}",
             "The hardware and the energy of the training.",
         ]
         return lines
+
+    @property
+    def _is_private(self) -> bool:
+        return self.run.config.get(f"privacy.{CLASS}") is not None
+
+    def _privacy(self) -> str:
+        epsilon = self.run.last("privacy/epsilon")
+        if not self._is_private or epsilon is None:
+            return "No differential privacy was added."
+        cohorts = "secret" if self._value("privacy.secret_cohorts", True) else "known"
+        delta = self.run.config.get("privacy.delta") or self.run.config["federation.num_clients"] ** -1.1
+        return (
+            f"Client-level differential privacy bounds it: epsilon is {epsilon:.3g} at delta {delta:.2g}, if one "
+            f"client is replaced and cohorts are {cohorts}."
+        )
 
     def _origin(self) -> list[tuple[str, str]]:
         versions = self.run.summary.get("versions", {})

@@ -28,6 +28,7 @@ from fedpara.sharing import Split
 from fedpara.state import Parts, State, arranged, is_finite, num_elements
 
 log = logging.getLogger(__name__)
+GUESSABLE = 2**32  # seeds below it can be tried one by one
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -345,7 +346,18 @@ class Federation:
         return self.stopped is not None
 
     def _require_private(self, privacy: PrivateMean, layouts: Layouts) -> None:
-        """Refuse what would break the promise of `privacy`."""
+        """Refuse what would break the promise of `privacy`, and warn of what weakens it."""
+        if privacy.terms.secret_cohorts and privacy.terms.noise_multiplier != 0:
+            if self.seed < GUESSABLE:
+                log.warning(
+                    "seed=%d: can be guessed, but epsilon holds only while it is secret; type a random one, up to "
+                    "2^63 - 1, or privacy.secret_cohorts=false", self.seed,
+                )  # fmt: skip
+            if layouts.personal or layouts.memory:
+                log.warning(
+                    "clients keep states between rounds, for which epsilon of secret cohorts is not proven; "
+                    "privacy.secret_cohorts=false is"
+                )
         buffers = [name for name, _ in self.executor.module.network.named_buffers()]
         privacy.require(layouts.upload, bool(self.algorithm.remembered(self.server)), self.link.up_codec, buffers)
         if privacy.terms.client_metrics:

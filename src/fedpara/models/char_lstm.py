@@ -77,12 +77,12 @@ class LSTMLayer(nn.Module):
             name: the layer's name, in front of the names in `state`.
         """
         given, own = dict(state), {"input": "ih", "recurrent": "hh"}
-        if f"{name}.weight_ih_l0" not in given:
+        if any(f"{name}.{kind}_{plain}_l0" not in given for kind in ("weight", "bias") for plain in own.values()):
             return given
         for layer, plain in own.items():
             weight = given[f"{name}.{layer}.weight"] = given.pop(f"{name}.weight_{plain}_l0")
             given[f"{name}.{layer}.bias"] = given.pop(f"{name}.bias_{plain}_l0")
-            if self.input_gain is not None:
+            if self.input_gain is not None and weight.dim() == 2:
                 given[f"{name}.{layer}_gain"] = weight.norm(dim=1, keepdim=True)
         return given
 

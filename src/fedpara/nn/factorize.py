@@ -354,6 +354,8 @@ def factorize(
     if num_dense and not 0 < num_dense < len(chosen):
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
     if isinstance(recipe, Dense):
+        if delta:
+            raise ValueError("delta=True: must be False with Dense(), which has no factors to add to the weights")
         return network
     made = _factors(network, recipe, chosen[num_dense:], kept if delta else None)
     if not made:
@@ -366,6 +368,8 @@ def factorize(
             for step in steps:
                 parametrize.register_parametrization(layer, tensor, step)
     if delta:
+        for parameter in kept:
+            parameter.requires_grad_(True)  # whoever fine-tunes may have frozen the whole network
         freeze(network, kept)
     return network
 

@@ -11,7 +11,9 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from fedpara.nn.factorizations import Factorization
-from fedpara.private.torch import own_parameters
+from fedpara.private.torch import own_buffers, own_parameters
+
+CONSTANTS = "_constants_of_fine_tuning"  # the attribute of a layer with their names
 
 
 class Base(nn.Module):
@@ -42,7 +44,8 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 def freeze(network: nn.Module, trained: Collection[nn.Parameter]) -> None:
     """Make constants of all parameters but the factors and `trained`, in place.
 
-    A constant is a buffer that `state_dict` leaves out. `unfreeze` makes parameters of the constants again.
+    A constant is a buffer that `state_dict` leaves out. `unfreeze` makes parameters of the constants again; those that
+    layers share come apart if the network moves to another type or device in between.
     """
     constants: dict[nn.Parameter, Tensor] = {}  # layers that share a parameter share its constant
     kept = set(trained)
@@ -53,15 +56,16 @@ def freeze(network: nn.Module, trained: Collection[nn.Parameter]) -> None:
             if parameter is not None and parameter not in kept:
                 del own_parameters(layer)[name]
                 layer.register_buffer(name, constants.setdefault(parameter, parameter.detach()), persistent=False)
-                vars(layer).setdefault("constants", []).append(name)
+                vars(layer).setdefault(CONSTANTS, []).append(name)
 
 
 def unfreeze(network: nn.Module) -> None:
     """Make parameters of the constants again, in place; they are not trained."""
     parameters: dict[Tensor, nn.Parameter] = {}
     for layer in network.modules():
-        for name in vars(layer).pop("constants", []):
-            constant = layer.get_buffer(name)
+        for name in vars(layer).pop(CONSTANTS, []):
+            if (constant := own_buffers(layer).get(name)) is None:  # the user has put something else in its place
+                continue
             delattr(layer, name)
             parameter = parameters.setdefault(constant, nn.Parameter(constant, requires_grad=False))
             layer.register_parameter(name, parameter)

@@ -13,7 +13,8 @@ from fedpara.report.settings import CONFIDENCE, Setting
 from fedpara.runs import Run
 
 PARTITION = (
-    "data.dataset.", "data.max_", "data.local_fraction", "data.validation", "partition.", "federation.num_clients",
+    "data.dataset.", "data.class_range", "data.max_", "data.local_fraction", "data.validation", "partition.",
+    "federation.num_clients",
 )  # fmt: skip
 PLACE = "data.dataset.data_dir"
 NOISE = 1e-9  # of a value's size: differences below it come from rounding

@@ -29,11 +29,15 @@ def differing_keys(runs: Sequence[Run], sweeps: Mapping[Path, str]) -> tuple[lis
     known = {key: [_values(run.config.get(key, "-") for run in of) for of in members.values()] for key in keys}
     known["commit"] = [_values(run.summary.get("git_commit") for run in of) for of in members.values()]
     known["torch"] = [_values(run.summary.get("versions", {}).get("torch") for run in of) for of in members.values()]
-    return ["key", *members], [[key, *values] for key, values in known.items() if len(set(values)) > 1]
+    differing = {key: values for key, values in known.items() if any(one != values[0] for one in values)}
+    return ["key", *members], [[key, *map(_shown, values)] for key, values in differing.items()]
 
 
-def _values(found: Iterable[object]) -> str:
-    """The different values that are known."""
-    shown = sorted({str(value) for value in found if value is not None})
-    more = f" and {len(shown) - MOST_VALUES} more" if len(shown) > MOST_VALUES else ""
-    return ", ".join(shown[:MOST_VALUES]) + more or "unknown"
+def _values(found: Iterable[object]) -> list[str]:
+    """The different values that are known, in order."""
+    return sorted({str(value) for value in found if value is not None})
+
+
+def _shown(values: Sequence[str]) -> str:
+    more = f" and {len(values) - MOST_VALUES} more" if len(values) > MOST_VALUES else ""
+    return ", ".join(values[:MOST_VALUES]) + more or "unknown"
