@@ -124,6 +124,7 @@ def test_what_a_run_has_of_a_target_is_what_the_report_computes(logged, tmp_path
     assert (logged["to_1/rounds"], logged["parameters/share_of_dense"]) == (1, 0.25)
 
 
+@pytest.mark.slow
 def test_it_is_saved_to_a_server(monkeypatch, capsys):
     """What W&B's client sends, to a stand-in of the server."""
     made = printed(monkeypatch, capsys, "target=0.8")

@@ -247,6 +247,7 @@ def test_the_epsilons_of_the_guide(accounting):
         assert epsilon([plan], clients**-1.1) == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [2.0, 50.0])
 def test_the_noise_follows_from_a_target(accounting, target):
     planned = Spent(noise_multiplier=0, num_clients=300, clients_per_round=50, rounds=40)
@@ -407,6 +408,7 @@ def test_terms_that_do_not_go_together(terms, line):
         private(**terms)
 
 
+@pytest.mark.slow
 def test_a_private_run_as_one_would_type_it(accounting, shell, tmp_path):
     typed = [*SMALL, "privacy=gaussian", "privacy.noise_multiplier=1", "privacy.delta=0.1"]
     status, error, out = shell(*typed)

@@ -493,6 +493,7 @@ def test_the_page_is_whole_html_that_loads_nothing_and_has_the_sorting_library(s
     assert all("data-label" in attrs for attrs in cells)  # the heads of cards on a phone
 
 
+@pytest.mark.slow
 def test_figures_have_a_narrow_form_and_a_dark_one_and_print_in_light_colours(sweep):
     text, _ = made(sweep)
     (wide, narrow), *_ = re.findall(r'srcset="data:(\S+?)"><img alt="[^"]+" src="data:(\S+?)"', text)
@@ -550,6 +551,7 @@ def test_the_data_beside_a_figure_is_what_is_drawn(tmp_path):
         assert base64.b64decode(link) == files[name].read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_too_large_for_a_page_is_beside_it(sweep, monkeypatch):
     monkeypatch.setattr("fedpara.report.page.LARGEST", 300)
     text, files = made(sweep)
@@ -558,6 +560,7 @@ def test_what_is_too_large_for_a_page_is_beside_it(sweep, monkeypatch):
     assert 'src="data:image/png;base64,iVBOR' in text
 
 
+@pytest.mark.slow
 def test_figures_are_in_the_order_of_the_table(tmp_path):
     folder, _ = two_sweeps(tmp_path)
     _, files = made(folder)
