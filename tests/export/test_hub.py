@@ -114,7 +114,7 @@ def test_the_adapter_of_a_run_loads_by_its_card(shell, tmp_path, monkeypatch):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     header, text = read(run / "loha")
     assert header["library_name"] == "peft"
-    assert "the base weight of every adapted layer is zero" in text
+    assert "What it lacks is zero in the base" in text
 
 
 def test_tanh_is_refused_before_the_model_is_tested(shell, tmp_path):

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from fedpara.models import VGG
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize, merge
+from fedpara.nn.frozen import constants
 from fedpara.state import tensors
 
 RECIPES = [EqualSizeLowRank(gamma=0.1), FedPara(gamma=0.1), FedPara(gamma=0.1, nonlinearity="identity"), PFedPara()]
@@ -30,6 +31,7 @@ def test_only_factors_and_what_is_named_are_trained_and_the_start_is_the_pretrai
     tuned = factorize(copy.deepcopy(dense), recipe, delta=True, trainable=["classifier.3.*", "*norm*"])
     assert torch.equal(tuned(images()), dense(images()))
     state = tensors(tuned)
+    assert constants(tuned) == {name for name, _ in tuned.named_buffers()}
     beside = {name for name in state if ".parametrizations." not in name}
     assert beside == {name for name in tensors(dense) if "classifier.3" in name or "norm" in name}
     assert {name for name, _ in tuned.named_parameters()} == set(state)

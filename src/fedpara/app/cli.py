@@ -18,7 +18,7 @@ from fedpara.app import sweep, sweep_table
 from fedpara.app.composition import CONFIG_DIR, choices_named, composition_error, make_absolute
 from fedpara.app.errors import ConfigurationError, line_of, stop
 from fedpara.app.make import find_modules_here
-from fedpara.app.overrides import FOLDERS, absolute, config_dirs, is_job, texts
+from fedpara.app.overrides import PATHS, absolute, config_dirs, is_job, texts
 from fedpara.app.resume import missing_flags, require_simulated, with_saved_overrides
 from fedpara.app.run import Launch, run
 from fedpara.installation import TRAIN
@@ -101,7 +101,7 @@ def _resolved_before_shown() -> Iterator[None]:
 def _require_no_reference(texts: list[str]) -> None:
     """Refuse a folder with `${` in its name: Hydra writes it into its configuration, where it would be a reference."""
     for text in texts:
-        names_folder = FOLDERS.fullmatch(text.partition("=")[0].lstrip("+")) is not None
+        names_folder = PATHS.fullmatch(text.partition("=")[0].lstrip("+")) is not None
         if (names_folder and r"\${" in text) or (text.startswith("/") and "${" in text):
             line = "must be a folder without ${ in its path, which Hydra takes for a reference"
             raise ConfigurationError(f"{text}: {line}")

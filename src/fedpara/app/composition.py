@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from fedpara.app.errors import ConfigurationError, composition_line, one_line
 from fedpara.app.naming import run_group, run_name, run_title
-from fedpara.app.overrides import FOLDERS, absolute_folder, assignment, escaped, is_job, literal, parse
+from fedpara.app.overrides import PATHS, absolute_folder, assignment, escaped, is_job, literal, parse
 from fedpara.installation import CONFIGS, root
 from fedpara.old_runs import modernised
 from fedpara.runs import leaves
@@ -109,7 +109,7 @@ def _literal(node: Any) -> DictConfig:
 def make_absolute(cfg: DictConfig, here: Path) -> None:
     """Make every folder in the configuration absolute, relative to `here`, whether a yaml or `DATA_DIR` names it."""
     for key, value in leaves(OmegaConf.to_container(cfg, resolve=True)):
-        if isinstance(value, str) and value and FOLDERS.fullmatch(key) and not value.startswith("/"):
+        if isinstance(value, str) and value and PATHS.fullmatch(key) and not value.startswith("/"):
             OmegaConf.update(cfg, key, absolute_folder(escaped(value), here))
 
 

@@ -19,7 +19,7 @@ from fedpara.app.build import Experiment, build_experiment, build_federation, gr
 from fedpara.app.composition import read_resolved
 from fedpara.app.errors import ConfigurationError, one_line, require_nodes, show_usage, stop
 from fedpara.app.make import Make, find_modules_here
-from fedpara.app.overrides import FOLDERS, escaped
+from fedpara.app.overrides import PATHS, escaped
 from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
 from fedpara.installation import command_of
 from fedpara.runs import CLIENTS, CONFIG, Run
@@ -134,7 +134,7 @@ def _typed(overrides: list[str]) -> DictConfig:
     """The overrides as a configuration: values are YAML, folders are taken literally and made absolute."""
     typed = OmegaConf.create()
     for key, _, value in (override.partition("=") for override in overrides):
-        if FOLDERS.fullmatch(key):
+        if PATHS.fullmatch(key):
             OmegaConf.update(typed, key, escaped(str(Path(value).expanduser().absolute())))
         else:
             typed.merge_with_dotlist([f"{key}={value}"])

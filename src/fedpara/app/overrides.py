@@ -11,9 +11,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import ListConfig, OmegaConf
 
-FOLDERS = re.compile(
-    r"(.*[._])?(dir|folder)|resume|pretrained\.file"
-)  # keys that name a path: paths.data_dir, hydra.run.dir
+PATHS = re.compile(r"(.*[._])?(dir|folder)|resume|pretrained\.file")  # keys of paths, such as hydra.run.dir
 
 
 def assignment(key: str, text: str) -> str:
@@ -85,7 +83,7 @@ def absolute(argument: str, here: Path) -> str:
     A sweep's list of values, null, a value that starts with an interpolation and an absolute path are left alone.
     """
     key, _, text = argument.partition("=")
-    if not FOLDERS.fullmatch(key.lstrip("+~")) or not text or _is_settled(argument, text):
+    if not PATHS.fullmatch(key.lstrip("+~")) or not text or _is_settled(argument, text):
         return argument
     return _quoted(key, absolute_folder(folder_text(text), here))
 

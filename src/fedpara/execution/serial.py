@@ -27,6 +27,7 @@ from fedpara.heap import keep_freed_memory
 from fedpara.metric import Metric
 from fedpara.models.contract import FederatedModule, own_methods
 from fedpara.models.module import ClassificationModule, evaluating
+from fedpara.nn.frozen import constants
 from fedpara.private import lightning
 from fedpara.private.torch import unscales_gradients
 from fedpara.products import fastest_float32
@@ -112,8 +113,8 @@ class SerialExecutor:
         self._guarded = self.device.type != "cpu"
         self.trainable = [name for name, p in self.module.network.named_parameters() if p.requires_grad]
         self._initial = read_state(self.module.network)
-        buffers = self.module.network.named_buffers()
-        self._unsaved = {name: buffer.clone() for name, buffer in buffers if name not in self._initial}
+        buffers, lasting = self.module.network.named_buffers(), self._initial.keys() | constants(self.module.network)
+        self._unsaved = {name: buffer.clone() for name, buffer in buffers if name not in lasting}
 
     def initial_state(self) -> State:
         """A copy of the network as it was built."""

@@ -277,7 +277,7 @@ class Weight:
 
     def matches(self, patterns: Sequence[str]) -> bool:
         """Whether one of its names matches one of the patterns."""
-        return any(fnmatchcase(name, pattern) for name in self.names for pattern in patterns)
+        return any(matches(name, patterns) for name in self.names)
 
     def __str__(self) -> str:
         """Its names, for an error message."""
@@ -362,16 +362,18 @@ def factorize(
         left = "each one is excluded, frozen or smaller than its factors"
         raise ValueError(f"no layer is left to factorise, {left}; take Dense() (factorization=dense)")
     for weight, factors in made:
-        steps = [factors, Base(weight.require_plain().detach())] if delta else [factors]
-        for layer, tensor in weight.holders:
-            _own_class(layer)
-            for step in steps:
-                parametrize.register_parametrization(layer, tensor, step)
+        _register(weight, [factors, Base(weight.require_plain().detach())] if delta else [factors])
     if delta:
-        for parameter in kept:
-            parameter.requires_grad_(True)  # whoever fine-tunes may have frozen the whole network
         freeze(network, kept)
     return network
+
+
+def _register(weight: Weight, steps: Sequence[nn.Module]) -> None:
+    """Let the steps compose the weight, one after the other, in each of its layers."""
+    for layer, tensor in weight.holders:
+        _own_class(layer)
+        for step in steps:
+            parametrize.register_parametrization(layer, tensor, step)
 
 
 def _factors(

@@ -42,21 +42,30 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def freeze(network: nn.Module, trained: Collection[nn.Parameter]) -> None:
-    """Make constants of all parameters but the factors and `trained`, in place.
+    """Make constants of all parameters but the factors and `trained`, in place; these are trained from now on.
 
     A constant is a buffer that `state_dict` leaves out. `unfreeze` makes parameters of the constants again; those that
     layers share come apart if the network moves to another type or device in between.
     """
-    constants: dict[nn.Parameter, Tensor] = {}  # layers that share a parameter share its constant
+    made: dict[nn.Parameter, Tensor] = {}  # layers that share a parameter share its constant
     kept = set(trained)
+    for one in kept:
+        one.requires_grad_(True)  # whoever fine-tunes may have frozen the whole network
     for layer in network.modules():
         if isinstance(layer, Factorization):
             continue
         for name, parameter in list(own_parameters(layer).items()):
             if parameter is not None and parameter not in kept:
                 del own_parameters(layer)[name]
-                layer.register_buffer(name, constants.setdefault(parameter, parameter.detach()), persistent=False)
+                layer.register_buffer(name, made.setdefault(parameter, parameter.detach()), persistent=False)
                 vars(layer).setdefault(CONSTANTS, []).append(name)
+
+
+def constants(network: nn.Module) -> set[str]:
+    """The names of the constants: those of `freeze`, and each W0."""
+    named = network.named_modules()
+    own = {name: ["weight"] if isinstance(layer, Base) else vars(layer).get(CONSTANTS, []) for name, layer in named}
+    return {f"{layer}.{name}".removeprefix(".") for layer, names in own.items() for name in names}
 
 
 def unfreeze(network: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpara.cost import SPEEDS_MBPS, TEST_ACCURACY, CostToTarget, cost_to_target
+from fedpara.cost import TEST_ACCURACY, CostToTarget, cost_to_target
 from fedpara.metric import Metric
 from fedpara.record import GIGABYTE
 from fedpara.runs import Run, axes
@@ -124,16 +124,11 @@ class Setting:
 
     def cost(self, target: float, speed_mbps: float) -> list[CostToTarget]:
         """The cost of each counted run until `target` (accuracy: 0 to 1), without runs that never reached it."""
-        found = [_cost(run, self.metric, target, speed_mbps) for run in self.counted]
+        found = [cost_to_target(run.rows, target, speed_mbps, self.metric) for run in self.counted]
         return [cost for cost in found if cost is not None]
 
     def _scaled(self, value: float | None) -> float | None:
         return None if value is None else self.metric.scaled(value)
-
-
-def _cost(run: Run, metric: Metric, target: float, speed_mbps: float) -> CostToTarget | None:
-    unknown = {f"cost/round_s_{speed}mbps": math.nan for speed in SPEEDS_MBPS}  # older runs do not have these columns
-    return cost_to_target([unknown | row for row in run.rows], target, speed_mbps, metric)
 
 
 def settings(
