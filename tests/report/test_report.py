@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from xml.etree import ElementTree
@@ -17,10 +18,12 @@ from fedpara.app import report as program
 from fedpara.app import status as status_program
 from fedpara.app.composition import compose
 from fedpara.files import reserve
+from fedpara.metric import Metric
 from fedpara.record import three_digits
 from fedpara.report import charts, common_target, compare, differences, draw, settings, write_report
 from fedpara.report import paper as report_paper
 from fedpara.report.differences import _partition
+from fedpara.report.settings import pareto
 from fedpara.report.sweeps import differing_keys
 from fedpara.runs import Run, axes, find_runs
 from helpers import ROOT
@@ -549,6 +552,25 @@ def test_the_data_beside_a_figure_is_what_is_drawn(tmp_path):
     for name in ("accuracy.csv", "size.csv", "cost.csv", "report.csv"):
         (link,) = re.findall(rf'<a download="{name}" href="data:text/csv;base64,([^"]+)"', text)
         assert base64.b64decode(link) == files[name].read_bytes()
+
+
+def test_the_frontier_joins_what_nothing_beats_in_accuracy_and_bytes(tmp_path):
+    """The third sends as much as the second and is worse; the fourth sends most and is best."""
+    curves = {"low_rank": [0.3], "fedpara": [0.2, 0.6], "pfedpara": [0.2, 0.5], "dense": [0.1, 0.2, 0.5, 0.7]}
+    for name, accuracies in curves.items():
+        write_run(tmp_path / name, accuracies, [f"factorization={name}"])
+    found = settings(find_runs(tmp_path))
+    joined = {f"factorization={name}" for name in ("low_rank", "fedpara", "dense")}
+    assert pareto(found) == joined
+    worst = [replace(one, metric=Metric("test/acc", higher_is_better=False)) for one in found]
+    assert pareto(worst) == {"factorization=low_rank"}
+    chart = charts(found)["frontier"]
+    assert {row[1] for row in chart.table[1] if "Pareto" in row[2]} == joined
+    (axis,) = chart.draw().axes
+    assert [list(line.get_ydata()) for line in axis.lines if len(line.get_ydata()) > 1] == [[30, 60, 70]]
+    _, files = made(tmp_path)
+    heads, _, *rows = [line for line in files["report.md"].read_text().splitlines() if line.startswith("|")][:6]
+    assert [row.split("|")[heads.split("|").index(" Pareto ")].strip() for row in rows] == ["yes", "yes", "-", "yes"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The paper's figures for any runs: accuracy against GB (Fig. 3), against size (Fig. 4), cost to target (Fig. 3g).
 
+Beside them, the frontier: the last accuracy against all GB, with the Pareto set.
+
 A chart is its points. They are drawn in one row for a page or in one column for a phone, and are the table beside the
 picture. A number that the paper prints for a set-up that was run is a star; it does not print its curves as numbers.
 """
@@ -24,16 +26,17 @@ from fedpara.cost import SPEEDS_MBPS
 from fedpara.metric import Metric
 from fedpara.record import GIGABYTE, three_digits
 from fedpara.report.paper import GIBIBYTE, Comparison
-from fedpara.report.settings import Estimate, Setting
+from fedpara.report.settings import Estimate, Setting, pareto
 
 LEGEND_ENTRIES = 12  # more colours are hard to distinguish: then they go from the first setting to the last
 STYLE: Any = {
     "font.size": 10, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False,
     "legend.frameon": False, "svg.hashsalt": "fedpara",
 }  # fmt: skip
+SENT = "sent, both ways, all clients"
 WIDE, NARROW = 10.0, 4.6  # inches: a page, a phone
 STAR: Any = {"marker": "*", "markersize": 12, "markeredgecolor": "black", "linestyle": "", "zorder": 3}
-MEAN = "mean"
+MEAN, PARETO = "mean", "mean, in the Pareto set"
 COLUMNS = ("panel", "setting", "source", "x", "mean", "low", "high", "n")
 
 
@@ -133,15 +136,27 @@ class _Curves(Chart):
             axis.plot(series.points[:, 0], series.points[:, 1], **series.style)
         axis.set_xlabel(name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=name == "round"))
-        ends = [series.points[-1, 0] for series in drawn]
-        if name != "round" and max(ends) > 5 * min(ends) > 0:
-            axis.set_xscale("log")
-            decades = np.log10(max(ends) / min(series.points[0, 0] for series in drawn))
-            axis.xaxis.set_major_locator(LogLocator(subs=(1,) if decades > (2.5 if narrow else 4) else (1, 2, 5)))
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_formatter(NullFormatter())
+        if name != "round":
+            ends = [series.points[-1, 0] for series in drawn]
+            _log_scale(axis, ends, narrow, min(series.points[0, 0] for series in drawn))
         if narrow or axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
             axis.set_ylabel(self.label)
+
+
+def _log_scale(axis: Axes, ends: Sequence[float], narrow: bool, first: float | None = None) -> None:
+    """A logarithmic x axis with readable ticks, if the settings' numbers of bytes are far apart.
+
+    Args:
+        ends: the settings' last x.
+        first: the least x that is drawn; None: that of `ends`.
+    """
+    if not max(ends) > 5 * min(ends) > 0:
+        return
+    axis.set_xscale("log")
+    decades = np.log10(max(ends) / (min(ends) if first is None else first))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1,) if decades > (2.5 if narrow else 4) else (1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 class _Sizes(Chart):
@@ -161,6 +176,16 @@ class _Sizes(Chart):
         if "(%)" in self.label:
             low, high = axis.get_ylim()
             axis.set_ylim(max(low, -2), min(high, 102))  # the interval of two seeds can be wider than 0 to 100 %
+
+
+class _Frontier(_Sizes):
+    """The metric in the last test against GB in all rounds, with 95 % intervals; a line joins the Pareto set."""
+
+    def _panel(self, axis: Axes, name: str, drawn: list[Series], narrow: bool) -> None:
+        super()._panel(axis, name, drawn, narrow)
+        joined = sorted(tuple(series.points[0, :2]) for series in drawn if series.source == PARETO)
+        axis.plot(*zip(*joined, strict=True), color="0.5", linewidth=1, zorder=0)
+        _log_scale(axis, [series.points[0, 0] for series in drawn], narrow)
 
 
 class _Costs(Chart):
@@ -205,7 +230,7 @@ def draw(found: Sequence[Setting], target: float | None = None) -> dict[str, Fig
 def charts(
     found: Sequence[Setting], target: float | None = None, printed: Iterable[Comparison] = ()
 ) -> dict[str, Chart]:
-    """Figures by name: `accuracy`, or another metric's name; with several settings also `size` and `cost`.
+    """Figures by name: `accuracy`, or another metric's name; with several settings also `frontier`, `size` and `cost`.
 
     Args:
         found: the settings in the order of the legend.
@@ -217,12 +242,15 @@ def charts(
         return {}
     looks, metric = _looks(shown), shown[0].metric
     beside = [one for one in printed if metric.name == "test/acc" and one.setting in looks]
-    label = _name(metric) + (" (%)" if metric.is_share else "")
+    unit = " (%)" if metric.is_share else ""
+    label, last = _name(metric) + unit, f"{_name(metric)}, last{unit}"
     made: dict[str, Chart] = {metric.label.rpartition(" ")[2]: _Curves(_curves(shown, looks, beside), label, looks)}
+    dots = {name: look | {"linestyle": "", "marker": look.get("marker") or "o"} for name, look in looks.items()}
+    if len(shown) > 2:
+        made["frontier"] = _Frontier(_frontier(shown, dots), last, dots)
     if len({setting.ratio for setting in shown} - {None}) > 1:
-        dots = {name: look | {"linestyle": "", "marker": look.get("marker") or "o"} for name, look in looks.items()}
         panel = {"parameters that travel, share of the dense model (%)": list(_sizes(shown, dots, beside))}
-        made["size"] = _Sizes(panel, label.replace(_name(metric), f"{_name(metric)}, last"), dots)
+        made["size"] = _Sizes(panel, last, dots)
     if target is not None and 1 < len(shown) <= LEGEND_ENTRIES and any(s.cost(target, 10) for s in shown):
         made["cost"] = _Costs(_costs(shown, looks, beside, target), "", looks)
     return made
@@ -249,8 +277,7 @@ def _looks(shown: Sequence[Setting]) -> dict[str, dict[str, Any]]:
 def _curves(
     shown: Sequence[Setting], looks: Mapping[str, dict[str, Any]], printed: Sequence[Comparison]
 ) -> dict[str, list[Series]]:
-    largest = max(setting.mean_curve[-1, 1] for setting in shown)
-    unit, factor = ("GB", 1.0) if largest >= 1 else ("MB", 1000.0)
+    unit, factor = _unit(shown)
     sent, rounds = (
         [line for setting in shown for line in _lines(setting, looks[setting.label], column, by)]
         for column, by in ((1, factor), (0, 1.0))
@@ -261,7 +288,25 @@ def _curves(
     last = max(setting.mean_curve[-1, 0] for setting in shown)
     last = max(last, min((number for _, number in after), default=0))  # later ones would squeeze the curves
     rounds += [_star(one, looks, number, one.printed) for one, number in after if number <= last]
-    return {f"sent, both ways, all clients ({unit})": sent, "round": rounds}
+    return {f"{SENT} ({unit})": sent, "round": rounds}
+
+
+def _unit(shown: Sequence[Setting]) -> tuple[str, float]:
+    """GB or MB for the settings' bytes, and how many of it are a GB."""
+    largest = max(setting.mean_curve[-1, 1] for setting in shown)
+    return ("GB", 1.0) if largest >= 1 else ("MB", 1000.0)
+
+
+def _frontier(shown: Sequence[Setting], looks: Mapping[str, dict[str, Any]]) -> dict[str, list[Series]]:
+    """What the paper prints is not drawn: it has no bytes of whole runs."""
+    unit, factor = _unit(shown)
+    best, drawn = pareto(shown), []
+    for setting in shown:
+        if (last := setting.last) and (sent := setting.gigabytes):
+            points = _points(factor * sent.mean, last.mean, last.mean - last.half_width, last.mean + last.half_width)
+            source = PARETO if setting.label in best else MEAN
+            drawn.append(Series(setting.label, source, points, last.num_seeds, looks[setting.label]))
+    return {f"{SENT} ({unit})": drawn}
 
 
 def _lines(setting: Setting, look: dict[str, Any], column: int, by: float) -> Iterator[Series]:

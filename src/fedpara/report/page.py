@@ -18,7 +18,7 @@ from fedpara.record import size, three_digits
 from fedpara.report.differences import Difference, comparable, difference, differences
 from fedpara.report.figures import STYLE, Chart, charts
 from fedpara.report.paper import Comparison, compare
-from fedpara.report.settings import Estimate, Setting, common_target, settings
+from fedpara.report.settings import Estimate, Setting, common_target, pareto, settings
 from fedpara.report.sweeps import differences_of_sweeps, differing_keys
 from fedpara.runs import Run, axes, headline, judged
 
@@ -181,13 +181,25 @@ def _answer(found: list[Setting], target: float | None) -> str:
 
 def _setting_table(found: list[Setting], target: float | None) -> Table:
     names = list(dict.fromkeys(name for setting in found for name in setting.values))  # runs without overrides have one
+    best = pareto(found) if len(found) > 2 else set()
     metric = found[0].metric
-    heads = ["sweep", *names, "seeds", "parameters", "of dense, %", f"last{metric.unit}", f"best{metric.unit}", "GB"]
+    heads = [
+        "sweep",
+        *names,
+        "seeds",
+        "parameters",
+        "of dense, %",
+        f"last{metric.unit}",
+        f"best{metric.unit}",
+        "GB",
+        "Pareto",
+    ]
     if target is not None:
         heads += [f"MB to {metric.target(target)}", "rounds", *(f"min at {speed} Mbps" for speed in SPEEDS_MBPS), "MJ"]
     heads = ["setting" if head == "" else head for head in heads]
     values = [[setting.sweep, *(setting.values.get(name, NONE) for name in names)] for setting in found]
-    return _measured(heads, [own + _setting_row(setting, target) for own, setting in zip(values, found, strict=True)])
+    rows = [_setting_row(setting, target, setting.label in best) for setting in found]
+    return _measured(heads, [own + row for own, row in zip(values, rows, strict=True)])
 
 
 def _measured(heads: list[str], rows: list[list[str]]) -> Table:
@@ -196,12 +208,12 @@ def _measured(heads: list[str], rows: list[list[str]]) -> Table:
     return [heads[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
 
-def _setting_row(setting: Setting, target: float | None) -> list[str]:
+def _setting_row(setting: Setting, target: float | None, best: bool) -> list[str]:
     seeds = f"{len(setting.counted)}" + (f" of {len(setting.runs)}" if len(setting.counted) < len(setting.runs) else "")
     ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
     shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
     row = [seeds, shared, ratio, _value(setting.last, setting.metric), _value(setting.best, setting.metric)]
-    row.append(NONE if setting.gigabytes is None else three_digits(setting.gigabytes.mean))
+    row += [NONE if setting.gigabytes is None else three_digits(setting.gigabytes.mean), "yes" if best else NONE]
     if target is None:
         return row
     costs = {speed: setting.cost(target, speed) for speed in SPEEDS_MBPS}

@@ -169,3 +169,17 @@ def common_target(found: Sequence[Setting]) -> float | None:
     if not peaks:
         return None
     return math.floor(worst(peaks)) / 100 if metric.is_share else float(worst(peaks))
+
+
+def pareto(found: Sequence[Setting]) -> set[str]:
+    """Labels of the Pareto set: no other setting is as good for as few bytes, and better or cheaper.
+
+    What counts are the means of the last test and of the bytes in all rounds; intervals do not.
+    """
+    measured = [(one.last, one.gigabytes, one) for one in found]
+    sign = 1.0 if found and found[0].metric.higher_is_better else -1.0
+    points = [(sign * last.mean, -sent.mean, one.label) for last, sent, one in measured if last and sent]
+    return {
+        label for good, cheap, label in points
+        if not any(g >= good and c >= cheap and (g, c) != (good, cheap) for g, c, _ in points)
+    }  # fmt: skip
