@@ -68,8 +68,9 @@ def rows(experiment: str, chosen: list[dict[str, str]] | None = None) -> Iterato
             federation = build_federation(cfg, made)
         message = federation.algorithm.broadcast(federation.server)
         down = federation.link.encode_down(message)
-        parts = federation.algorithm.upload(message, message["model"], 1.0, {})
-        up = federation.link.encode_up(parts, {"model": message["model"]})
+        moving = federation.client_side.moving(message, 0)
+        parts = federation.algorithm.upload(moving, moving["model"], 1.0, {})
+        up = federation.link.encode_up(parts, {"model": federation.algorithm.sent(moving)})
         sizes, cohort = made.parameters, federation.clients_per_round
         yield job, sizes, up.num_bytes * cohort, down.num_bytes * cohort
 
