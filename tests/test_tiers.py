@@ -11,6 +11,7 @@ from torch import nn
 
 from fedpara.algorithms import FedDyn, FedProx, Scaffold
 from fedpara.app import evaluation
+from fedpara.app.build import build_experiment
 from fedpara.app.composition import compose
 from fedpara.callbacks import Checkpoint, ClientTable, RunFolder, restore
 from fedpara.communication import Cast, Link, StochasticUniform, TopK
@@ -19,6 +20,7 @@ from fedpara.execution import (
     AutoExecutor,
     FaultInjection,
     ProcessesExecutor,
+    RayExecutor,
     SerialExecutor,
     VectorizedExecutor,
     tiered,
@@ -34,19 +36,20 @@ from fedpara.state import join, load_state, num_elements, read_state
 from helpers.federations import Watch, make_federation, same, watched
 
 RECIPE = FedPara(gamma=1.0)
+WIDE = partial(MLP, [16, 64, 3])
 CONVOLUTIONAL = partial(VGG, [[4], [8]], [6], 3, in_channels=1)
 SMALL = {"small": {"share": 0.4, "gamma": 0.0}, "large": {"share": 0.6, "gamma": 1.0}}
 EQUAL = {"one": {"share": 0.4, "gamma": 1.0}, "other": {"share": 0.6, "gamma": 1.0}}
 
 
-def tiers_of(given, recipe=RECIPE, network=None):
-    network = factorize(network() if network else MLP([16, 8, 3]), recipe)
+def tiers_of(given, recipe, network):
+    network = factorize(network(), recipe)
     return {
         name: Tier(share=one["share"], ranks=ranks_at(network, recipe, one["gamma"])) for name, one in given.items()
     }
 
 
-def tiered_options(given=SMALL, executor=SerialExecutor, recipe=RECIPE, network=None, **options):
+def tiered_options(given=SMALL, executor=SerialExecutor, recipe=RECIPE, network=WIDE, **options):
     """Options of `make_federation`, 5 clients of which the first tier has 2."""
     tiers = tiers_of(given, recipe, network)
     executor = tiered(executor, [tier.ranks for tier in tiers.values()])
@@ -67,7 +70,7 @@ def finished(**options):
     {"network": CONVOLUTIONAL}, {"recipe": EqualSizeLowRank(gamma=1.0)},
 ])  # fmt: skip
 def test_tiers_of_all_columns_are_fedavg_bit_for_bit(options):
-    plain, records = finished(**{"recipe": RECIPE, "num_rounds": 2} | options)
+    plain, records = finished(**{"recipe": RECIPE, "num_rounds": 2, "network": WIDE} | options)
     equal, others = finished(**tiered_options(EQUAL, **options))
     assert same(join(plain.server), join(equal.server))
     for record, other in zip(records, others, strict=True):
@@ -165,15 +168,16 @@ def test_the_model_of_a_tier_is_tested(monkeypatch):
 
 @pytest.mark.parametrize("executor", [
     partial(ProcessesExecutor, workers=2),
+    pytest.param(partial(RayExecutor, actors=2), marks=pytest.mark.slow),
     pytest.param(partial(ProcessesExecutor, inner=partial(VectorizedExecutor, chunk_size=3), chunk=3, workers=2),
                  marks=pytest.mark.slow),
     partial(VectorizedExecutor, chunk_size=3),
 ])  # fmt: skip
 def test_every_executor_trains_what_the_serial_one_does(executor):
-    options = {"clients_per_round": 5, "network": CONVOLUTIONAL}
+    options = {"clients_per_round": 5, "network": CONVOLUTIONAL, "algorithm": FedProx(mu=0.1)}
     serial, _ = finished(**tiered_options(**options))
     other, _ = finished(**tiered_options(executor=executor, **options))
-    exact = getattr(executor, "func", None) is ProcessesExecutor and "inner" not in executor.keywords
+    exact = executor.func is not VectorizedExecutor and "inner" not in executor.keywords
     for name, tensor in join(serial.server).items():
         close = torch.equal if exact else partial(torch.allclose, atol=1e-5)
         assert close(join(other.server)[name], tensor), name
@@ -195,6 +199,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path):
 
 def test_the_last_columns_stay_in_a_round_without_large_clients():
     federation = make_federation(**tiered_options(clients_per_round=1, num_rounds=12))
+    assert len(federation.tiers._ranks[0]) == 2  # x and y of the first layer; the second one has rank 1 in both
     for index in range(12):
         (client,) = cohort(0, index, 5, 1)
         before = federation.server["model"]
@@ -204,6 +209,14 @@ def test_the_last_columns_stay_in_a_round_without_large_clients():
             changed = not torch.equal(after[name][..., rank:], before[name][..., rank:])
             assert changed == (federation.tiers.of[client] == 1)
             assert not torch.equal(after[name][..., :rank], before[name][..., :rank])
+
+
+def test_fine_tuning_starts_from_the_same_weights_in_every_tier():
+    federation = make_federation(**tiered_options(factorizing={"delta": True}, clients_per_round=5))
+    metrics = federation.evaluate()
+    assert metrics["test/loss_small"] == metrics["test/loss_large"]
+    metrics = federation.run_round().metrics
+    assert metrics["test/loss_small"] != metrics["test/loss_large"]
 
 
 def test_failures_are_left_out_of_their_columns_and_bytes_are_counted():
@@ -281,9 +294,33 @@ def test_a_run_with_tiers_is_resumed_and_tested(shell, tmp_path):
     status, error, out = shell(f"run={tmp_path / 'whole'}", program=evaluation)
     assert status == 0, error
     assert f"test/acc_phone: {Run(tmp_path / 'whole').rows[-1]['test/acc_phone']}" in out
+    require_exports(shell, tmp_path / "whole")
     status, error, _ = shell(f"resume={tmp_path / 'parts'}", "federation.num_rounds=3", "federation.tiers=null")
     assert status == 2
     assert "the run cannot be resumed with another federation.tiers" in error
+
+
+def require_exports(shell, folder):
+    """The dense weights of a tier's model have its accuracy; a client's are those of its tier."""
+    accuracy = Run(folder).rows[-1]["test/acc_phone"]
+    assert shell(f"run={folder}", "tier=phone", "export=dense", program=evaluation)[0] == 0
+    weights = load_file(folder / "model-phone.safetensors")
+    data = build_experiment(compose([*TYPED, TIERS])).datamodule
+    data.setup()
+    network = MLP([784, 16, 10])
+    network.load_state_dict(weights)
+    images, labels = next(iter(data.test_dataloader()))
+    assert float((network(images).argmax(1) == labels).float().mean()) == pytest.approx(accuracy)
+    phone = drawn_groups(0, 4, [0.5, 0.5]).index(0)
+    assert shell(f"run={folder}", f"client={phone}", "export=dense", program=evaluation)[0] == 0
+    assert same(load_file(folder / f"model-client{phone}.safetensors"), weights)
+    for typed, message in {
+        "tier=tablet": "tier=tablet: must be phone or desk, without client=",
+        f"tier=phone client={phone}": "tier=phone: must be phone or desk, without client=",
+        "tier=phone export=hub": "export=hub: must be dense or onnx for clients of the tier phone",
+    }.items():
+        status, error, _ = shell(f"run={folder}", *typed.split(" "), program=evaluation)
+        assert (status, error.strip()) == (2, f"error: {message}")
 
 
 @pytest.mark.parametrize(("typed", "message"), [
@@ -293,14 +330,10 @@ def test_a_run_with_tiers_is_resumed_and_tested(shell, tmp_path):
     ("federation.tiers={a:{gamma:0.5}}", "federation.tiers.a.share: must be given"),
     ("federation.tiers={a:{share:0,gamma:0.5}}", "federation.tiers.a.share=0: "),
     ("federation.tiers={a:{share:1,gamma:0.5,rank:3}}", "federation.tiers.a.rank: no such key"),
-    ("federation.tiers={a:{share:0.9,gamma:0.5}}", "federation: the shares of tiers must sum to 1, and sum to 0.9"),
-    ("federation.tiers={a:{share:1,gamma:0.1}}", "federation: one of the tiers must have factorization.gamma"),
     (f"{TIERS} executor=auto", "executor=auto: must be serial, processes, vectorized or ray with federation.tiers"),
     (f"{TIERS} factorization=dense", "federation.tiers.phone.gamma=0.0: Dense has none; take factorization=fedpara"),
     (f"{TIERS} factors.jacobian_correction=1", "jacobian_correction=1.0: must be 0 with federation.tiers"),
     (f"{TIERS} algorithm=scaffold", "federation: tiers need algorithm=fedavg or fedprox, not Scaffold"),
-    (f"{TIERS} factorization=pfedpara sharing=pfedpara", "federation: tiers need a split without personal parts"),
-    (f"{TIERS} factorization.budget=0.9", "gamma=0.0: needs factorization.budget=null, not 0.9"),
 ])  # fmt: skip
 def test_what_cannot_be_typed_is_one_line(shell, typed, message):
     kept = [one for one in TYPED if not ("factorization=dense" in typed and "gamma" in one)]

@@ -97,6 +97,14 @@ def test_ranks_are_those_of_the_recipe_at_another_gamma():
     assert set(factor_names(network)) == set(small)
 
 
+def test_a_recurrent_layer_is_narrowed_by_its_weights():
+    network = factorize(nn.Sequential(nn.LSTM(32, 32)), FedPara(gamma=0.5))
+    narrow(network, ranks_at(network, FedPara(gamma=0.5), 0.0))
+    ranks = {name: made.rank for name, made in factorizations(network)}
+    assert ranks == {"0.weight_ih_l0": 6, "0.weight_hh_l0": 6}
+    assert network(torch.randn(3, 32))[0].shape == (3, 32)
+
+
 def test_layers_that_share_factors_stay_tied():
     torch.manual_seed(0)
     first, second = nn.Linear(64, 64), nn.Linear(64, 64)

@@ -34,7 +34,7 @@ class Experiment:
     """The objects of one configuration, before its federation exists.
 
     Attributes:
-        parameters: numbers of parameters, by the names in summary.json.
+        parameters: numbers of parameters, by their names in summary.json.
         tiers: clients of different size, by name; empty without `federation.tiers`.
     """
 
@@ -238,6 +238,9 @@ def build_federation(
     federation: Federation = make.call("federation", Federation, *parts, **options)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
+    if tiers := federation.tiers:
+        held = {tier: tiers.narrowed(number, federation.server["model"]) for number, tier in enumerate(tiers.names)}
+        experiment.parameters |= {f"shared_{tier}": num_elements(own) for tier, own in held.items()}
     return federation
 
 

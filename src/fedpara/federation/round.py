@@ -274,11 +274,10 @@ class Federation:
         model = self.model()
         metrics = self.executor.evaluate(model)
         named = {f"test/{name}": value for name, value in metrics.items()}
-        for number, tier in enumerate(self.tiers.names if self.tiers else ()):
-            assert self.tiers
-            whole = self.tiers.is_whole(number)
-            own = metrics if whole else self.executor.evaluate(self.tiers.narrowed(number, model))
-            named |= {f"test/{name}_{tier}": value for name, value in own.items()}
+        if tiers := self.tiers:
+            for number, tier in enumerate(tiers.names):
+                own = metrics if tiers.is_whole(number) else self.executor.evaluate(tiers.narrowed(number, model))
+                named |= {f"test/{name}_{tier}": value for name, value in own.items()}
         return named
 
     def evaluate_personal(self, round_index: int) -> tuple[float, ...]:
@@ -297,17 +296,20 @@ class Federation:
         seed = derive_seed(self.seed, round_index, 0, "broadcast")
         broadcast = self.client_side.receive(self.link.encode_down(message, seed), round_index)
         if self.tiers:
-            own = [self._to_tier(tier, broadcast, message, seed) for tier in range(len(self.tiers.names))]
-            return replace(broadcast, by_tier=own, tiers=self.tiers.of)
+            return self._by_tier(self.tiers, broadcast, message, seed)
         return replace(broadcast, packets=self.catch_up.packets(message, clients, seed)) if self.catch_up else broadcast
 
-    def _to_tier(self, tier: int, whole: Broadcast, message: Parts, seed: int) -> Broadcast:
-        """The message to the clients of a tier, encoded by itself."""
-        assert self.tiers
-        if self.tiers.is_whole(tier):
-            return whole
-        own = {part: self.tiers.narrowed(tier, state) for part, state in message.items()}
-        return self.client_side.receive(self.link.encode_down(own, seed), whole.round, parts_layout_of(own))
+    def _by_tier(self, tiers: Tiers, whole: Broadcast, message: Parts, seed: int) -> Broadcast:
+        """The broadcast with the message to each tier, which is encoded by itself."""
+        own = []
+        for number in range(len(tiers.names)):
+            if tiers.is_whole(number):
+                own.append(whole)
+                continue
+            part = {name: tiers.narrowed(number, state) for name, state in message.items()}
+            packet = self.link.encode_down(part, seed)
+            own.append(self.client_side.receive(packet, whole.round, parts_layout_of(part)))
+        return replace(whole, by_tier=own, tiers=tiers.of)
 
     def close(self) -> None:
         """End the processes that were started for the clients and for tests of the model."""

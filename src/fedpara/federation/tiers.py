@@ -1,10 +1,18 @@
-"""Clients of different size: each holds the first columns of every factor (raFLoRA, arXiv 2602.13486).
+"""Clients of different size: each holds the first columns of every factor, and a column's mean is over those with it.
+
+The rule is that of raFLoRA (Wu, Hu, Min and Wang, arXiv 2602.13486; we read its abstract), which averages each
+partition of LoRA's ranks over the clients that contribute to it; here it is applied to columns of FedPara's factors.
 
 A tier is a share of the clients and the ranks that these have. They are sent, train and send back only their columns,
 so their network is a small one (`fedpara.nn.nested` has its formula). The server keeps all columns. Column j of its
 next model is the mean over the clients of the round with r_k >= j, weighted by their numbers of examples, and stays as
 it is if there is none. The same holds for the entries T[a, b] of a core, with r_k >= max(a, b). All else is averaged
 over all clients, as in FedAvg. If all tiers have all columns, that is FedAvg, bit for bit.
+
+Two other ways were not taken. With zero padding a column is divided by the weights of all clients, so it shrinks in
+every round in which some lack it: weights that ignore the ranks, in which raFLoRA sees the cause of its rank collapse.
+Truncating an SVD of the mean to each client's rank, where the collapse was found, has no counterpart for a Hadamard
+product, and changes the meaning of every column in every round.
 """
 
 from collections import Counter

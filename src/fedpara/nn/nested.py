@@ -1,7 +1,7 @@
 """Nested ranks: a network with the first columns of every factor, for clients that cannot hold them all.
 
-Sources: raFLoRA (arXiv 2602.13486) for the nesting and the mean of each column over the clients that have it
-(`fedpara.federation.tiers`); HeteroFL (Diao, Ding and Tarokh, ICLR 2021) for slices of one model by position.
+Slices of one model by position are those of HeteroFL (Diao, Ding and Tarokh, ICLR 2021), here of factors instead of
+layers; `fedpara.federation.tiers` has the mean over clients of different rank.
 
 A client of rank r holds X[:, :r], Y[:, :r] and T[:r, :r] of a layer of rank R. A column means the same at every rank,
 so columns can be averaged as they are. What remains is the size of W, which a fixed scale of each branch keeps. It is
@@ -16,10 +16,6 @@ their product: without tanh, W of two matrix branches is scaled by R / r in all,
 plain low rank it is the square root of rank-stabilised LoRA (Kalajdzievski, arXiv 2312.03732), not LoRA's alpha / r.
 The scale also keeps how far an SGD step on the factors moves W (`mean_step`): there are r / R of the terms, with a core
 (r / R)^2, each times the square of the scale.
-
-Two other ways were not taken, since both let the rank collapse (raFLoRA): zero padding, the mean with zeros for the
-columns that a client lacks, shrinks in every round the columns that few have; truncating an SVD of the mean to each
-client's rank throws directions away, and a Hadamard product has no such truncation.
 """
 
 from collections.abc import Mapping
