@@ -120,10 +120,7 @@ def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
     Raises:
         ValueError: there are no items, a weight is not positive, or names differ.
     """
-    mean = mean_by_name(_of_equal_names(items))
-    if not mean:
-        raise ValueError("no states to average: at least one client must report")
-    return mean
+    return mean_by_name(_of_equal_names(items))
 
 
 def mean_by_name(items: Iterable[tuple[State, float]]) -> State:
@@ -154,6 +151,8 @@ def _of_equal_names(items: Iterable[tuple[State, float]]) -> Iterator[tuple[Stat
         names = list(state) if names is None else names
         require_same_names(names, state)
         yield state, weight
+    if names is None:
+        raise ValueError("no states to average: at least one client must report")
 
 
 def zeros_like(state: State) -> State:
