@@ -33,7 +33,7 @@ LAYERS = {
     },
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "storage", "metric", "privacy",
+        "storage", "metric", "privacy", "nn",
     },
     "callbacks": {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",

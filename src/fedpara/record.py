@@ -64,6 +64,7 @@ class RoundRecord:
         trained_scores: the same for the models that the round's clients had just trained, before averaging.
         headline: the metric of these scores, as the module logs it.
         privacy: values of `PRIVACY_COLUMNS` after the round; empty without privacy.
+        tiers: bytes by tier, of clients of different size; empty without tiers.
     """
 
     round: int
@@ -84,6 +85,7 @@ class RoundRecord:
     clients: Mapping[str, int] = field(default_factory=dict)
     headline: Metric = ACCURACY
     privacy: Mapping[str, float] = field(default_factory=dict)
+    tiers: Mapping[str, float] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, float]:
         """The record by the names of `columns`, without values that were not measured."""
@@ -107,6 +109,7 @@ class RoundRecord:
             "time/wait_s": self.wait_seconds,
             **self._cost(),
             **self.privacy,
+            **self.tiers,
         }
 
     def _cost(self) -> dict[str, float]:
@@ -130,6 +133,7 @@ class ClientRecord:
         up_bytes: bytes that it sent to the server, in all its attempts.
         down_bytes: bytes of the broadcast, which it was sent once.
         num_examples, num_steps, train_loss, seconds: those of its `Report`; None if it failed.
+        tier: its tier, of clients of different size; None without tiers.
     """
 
     round: int
@@ -141,12 +145,13 @@ class ClientRecord:
     num_steps: int | None = None
     train_loss: float | None = None
     seconds: float | None = None
+    tier: str | None = None
 
     def as_row(self) -> tuple[int | float | str | None, ...]:
-        """The record in the order of `CLIENT_COLUMNS`."""
+        """The record in the order of `CLIENT_COLUMNS`, and its tier if there are tiers."""
         return (
             self.round, self.client, self.outcome, self.num_examples, self.num_steps, self.train_loss, self.seconds,
-            self.up_bytes, self.down_bytes,
+            self.up_bytes, self.down_bytes, *([] if self.tier is None else [self.tier]),
         )  # fmt: skip
 
 

@@ -230,7 +230,7 @@ def read_clients(path: Path) -> Iterator[dict[str, int | float | str | None]]:
 
 
 def _of_client(name: str, value: str) -> int | float | str | None:
-    if name == "outcome":
+    if name in ("outcome", "tier"):
         return value
     return (float(value) if name in ("train_loss", "seconds") else int(value)) if value else None
 

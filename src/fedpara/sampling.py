@@ -3,6 +3,7 @@
 No generator state is kept anywhere, so a resumed run, another executor or another order of clients draws the same.
 """
 
+from collections.abc import Sequence
 from zlib import crc32
 
 import numpy as np
@@ -23,3 +24,16 @@ def cohort(seed: int, round_index: int, num_clients: int, clients_per_round: int
     """The clients of a round: `clients_per_round` of `num_clients`, uniformly without replacement, sorted."""
     generator = np.random.default_rng(derive_seed(seed, round_index, 0, "cohort"))
     return sorted(generator.choice(num_clients, clients_per_round, replace=False).tolist())
+
+
+def drawn_groups(seed: int, num_clients: int, shares: Sequence[float]) -> list[int]:
+    """The group of each client, for the whole run: of a random order the first share, then the next, to whole numbers.
+
+    Args:
+        shares: of the clients in each group; their sum is 1.
+    """
+    ends = [round(end * num_clients) for end in np.cumsum(shares)]
+    order = np.random.default_rng(derive_seed(seed, 0, 0, "groups")).permutation(num_clients)
+    places = np.empty(num_clients, dtype=int)
+    places[order] = np.arange(num_clients)
+    return np.searchsorted(ends, places, side="right").tolist()

@@ -4,7 +4,7 @@ Everything that travels, is averaged or is stored is a `State`. The arithmetic m
 states with different names, so that a renamed or forgotten tensor is an error and never a silent copy.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -112,8 +112,7 @@ def require_same_names(expected: Iterable[str], given: Iterable[str]) -> None:
 def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
     """The weighted mean of states, in one pass and in the memory of one state (McMahan et al. 2017, Alg. 1).
 
-    The running form `mean += (x - mean) * w / sum(w)` keeps its numbers at the size of the parameters, so fp32 is
-    enough for any cohort. Integer buffers (counters) take their largest value, because a mean has no meaning for them.
+    Integer buffers (counters) take their largest value, because a mean has no meaning for them.
 
     Args:
         items: pairs of a state and a positive weight, such as a number of examples.
@@ -121,24 +120,39 @@ def weighted_mean(items: Iterable[tuple[State, float]]) -> State:
     Raises:
         ValueError: there are no items, a weight is not positive, or names differ.
     """
-    mean: State | None = None
-    total = 0.0
+    return mean_by_name(_of_equal_names(items))
+
+
+def mean_by_name(items: Iterable[tuple[State, float]]) -> State:
+    """As `weighted_mean`, but of each tensor over the states that have it; names that no state has are left out.
+
+    The running form `mean += (x - mean) * w / sum(w)` keeps its numbers at the size of the parameters, so fp32 is
+    enough for any cohort.
+    """
+    mean: State = {}
+    totals: dict[str, float] = {}
     for state, weight in items:
         if not weight > 0:
             raise ValueError(f"weight={weight}: must be positive")
-        total += weight
-        if mean is None:
-            mean = {name: tensor.clone() for name, tensor in state.items()}
-            continue
-        require_same_names(mean, state)
         for name, tensor in state.items():
-            if tensor.is_floating_point():
+            total = totals[name] = totals.get(name, 0.0) + weight
+            if name not in mean:
+                mean[name] = tensor.clone()
+            elif tensor.is_floating_point():
                 mean[name].lerp_(tensor, weight / total)
             else:
                 torch.maximum(mean[name], tensor, out=mean[name])
-    if mean is None:
-        raise ValueError("no states to average: at least one client must report")
     return mean
+
+
+def _of_equal_names(items: Iterable[tuple[State, float]]) -> Iterator[tuple[State, float]]:
+    names: list[str] | None = None
+    for state, weight in items:
+        names = list(state) if names is None else names
+        require_same_names(names, state)
+        yield state, weight
+    if names is None:
+        raise ValueError("no states to average: at least one client must report")
 
 
 def zeros_like(state: State) -> State:

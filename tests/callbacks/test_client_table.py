@@ -103,7 +103,7 @@ def test_rows_are_bounded_by_whole_rounds(tmp_path, caplog, every, max_rows, rou
 
 def test_memory_does_not_grow_with_the_clients(tmp_path):
     """A round of 10^5 clients: 6 MB of rows, of which the process holds a buffer."""
-    federation = SimpleNamespace(clients_per_round=100_000, num_rounds=1, round=0)
+    federation = SimpleNamespace(clients_per_round=100_000, num_rounds=1, round=0, tiers=None)
     callback = ClientTable(tmp_path)
     callback.on_fit_start(federation)
     tracemalloc.start()
@@ -122,7 +122,7 @@ def test_memory_does_not_grow_with_the_clients(tmp_path):
 @pytest.mark.parametrize(("most", "clients"), [(30, 10), (15, 5), (14, 4), (2, 1)])
 def test_a_sample_has_all_rounds_of_some_clients(tmp_path, most, clients):
     callback = ClientTable(tmp_path)
-    federation = SimpleNamespace(clients_per_round=10, num_rounds=3, round=0)
+    federation = SimpleNamespace(clients_per_round=10, num_rounds=3, round=0, tiers=None)
     callback.on_fit_start(federation)
     for number in (1, 2, 3):
         for client in range(10):

@@ -1,6 +1,6 @@
 """The objects of a configuration: network, data, executor, federation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from fedpara.app.errors import ConfigurationError
 from fedpara.app.make import Make
 from fedpara.app.values import check_values
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains n
 
     from fedpara.data import FederatedDataModule
     from fedpara.execution import Executor
-    from fedpara.federation import Federation, FederationCallback, MakeClients
+    from fedpara.federation import Federation, FederationCallback, MakeClients, Tier
     from fedpara.models import FederatedModule
 
 # typed under `factorization`, read by other objects
@@ -30,11 +31,17 @@ GROUPS = (
 
 @dataclass
 class Experiment:
-    """The objects of one configuration, before its federation exists."""
+    """The objects of one configuration, before its federation exists.
+
+    Attributes:
+        parameters: numbers of parameters, by their names in summary.json.
+        tiers: clients of different size, by name; empty without `federation.tiers`.
+    """
 
     datamodule: "FederatedDataModule"
     executor: "Executor"
     parameters: dict[str, int]
+    tiers: "dict[str, Tier]"
 
 
 Build = Callable[[DictConfig, "Sequence[FederationCallback]"], "tuple[Experiment, Federation]"]
@@ -58,11 +65,12 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     make.call("model.network", _require_real, network)
     make.call("pretrained", _load_pretrained, network, cfg)
     dense = sum(parameter.numel() for parameter in network.parameters())
-    make.call("factorization", _factorize, network, cfg)
+    recipe = make.call("factorization", _factorize, network, cfg)
     factorized = sum(parameter.numel() for parameter in network.parameters())
     module = make.call("model", _own_module, cfg.model, network) if has_own_module(cfg) else _classifier(cfg, network)
-    executor = make.call("trainer", build_executor, cfg, module, datamodule)
-    return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized})
+    tiers = make_tiers(cfg, network, recipe)
+    executor = make.call("trainer", build_executor, cfg, module, datamodule, tiers)
+    return Experiment(datamodule, executor, {"dense": dense, "factorized": factorized}, tiers)
 
 
 def _classifier(cfg: DictConfig, network: "nn.Module") -> "FederatedModule":
@@ -111,18 +119,48 @@ def _load_pretrained(network: "nn.Module", cfg: DictConfig) -> None:
         load_pretrained(network, Path(file), list(cfg.model.head), given.get("crc32"))
 
 
-def _factorize(network: "nn.Module", cfg: DictConfig) -> None:
+def _factorize(network: "nn.Module", cfg: DictConfig) -> Any:
+    """Factorise the network in place; returns the recipe."""
     from fedpara.nn import factorize
 
     options: Any = OmegaConf.to_container(cfg.factorization, resolve=True)  # its keys refer to other groups
     recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
     arguments = {key: options[key] for key in ("num_dense", "delta", "trainable") if key in options}
     factorize(network, recipe, list(cfg.model.keep_dense), **arguments)
+    return recipe
 
 
-def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "FederatedDataModule") -> "Executor":
+def make_tiers(cfg: DictConfig, network: "nn.Module", recipe: Any) -> "dict[str, Tier]":
+    """The tiers of `federation.tiers`, each with the ranks of its gamma; none without the key."""
+    key = "federation.tiers"
+    given = OmegaConf.select(cfg, key)
+    if given is None:
+        return {}
+    if not isinstance(given, DictConfig) or not all(isinstance(tier, DictConfig) for tier in given.values()):
+        raise ConfigurationError(f"{key}={given}: must be null, or {{name: {{share: 0.5, gamma: 0.1}}, ...}}")
+    tiers = {str(name): tier for name, tier in given.items()}
+    for name, tier in tiers.items():
+        if "gamma" not in tier:
+            raise ConfigurationError(f"{key}.{name}.gamma: must be given")
+    return {name: Make(cfg).call(f"{key}.{name}", _tier, network, recipe, tier) for name, tier in tiers.items()}
+
+
+def _tier(network: "nn.Module", recipe: Any, given: DictConfig) -> "Tier":
+    from fedpara.federation import Tier
+    from fedpara.nn import ranks_at
+
+    values: Any = OmegaConf.to_container(given, resolve=True)
+    gamma, own = values.pop("gamma"), getattr(recipe, "gamma", 1.0)
+    if not isinstance(gamma, int | float) or not 0 <= gamma <= own:
+        raise ValueError(f"gamma={gamma}: must be a number, 0 to factorization.gamma ({own:g})")
+    return Tier(**values, ranks=ranks_at(network, recipe, gamma))
+
+
+def build_executor(
+    cfg: DictConfig, module: "FederatedModule", datamodule: "FederatedDataModule", tiers: "Mapping[str, Tier]"
+) -> "Executor":
     """The executor of a configuration; the settings of one client's training come from three groups."""
-    from fedpara.execution import LocalTraining
+    from fedpara.execution import LocalTraining, tiered
 
     trainer = dict(instantiate(cfg.trainer, _convert_="all", _target_="builtins.dict", _partial_=False))
     said = {name: trainer.pop(name) for name in ("max_epochs", "precision", "accelerator") if name in trainer}
@@ -137,7 +175,8 @@ def build_executor(cfg: DictConfig, module: "FederatedModule", datamodule: "Fede
         trainer_class=_trainer_class(cfg.trainer),
     )
     # `training` is not an argument of `instantiate`, because Hydra would convert its contents
-    executor: Executor = instantiate(_without_training(cfg.executor), _partial_=True)(training)
+    make = instantiate(_without_training(cfg.executor), _partial_=True)
+    executor: Executor = (tiered(make, [tier.ranks for tier in tiers.values()]) if tiers else make)(training)
     return executor
 
 
@@ -194,11 +233,14 @@ def build_federation(
     link = make("link")
     privacy = make("privacy") if cfg.get("privacy") else None
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
-    options |= {"seed": cfg.seed, "clients": clients, "privacy": privacy}
+    options |= {"seed": cfg.seed, "clients": clients, "privacy": privacy, "tiers": experiment.tiers}
     parts = (experiment.executor, algorithm, link, split, list(callbacks))
     federation: Federation = make.call("federation", Federation, *parts, **options)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
+    if tiers := federation.tiers:
+        held = {tier: tiers.narrowed(number, federation.server["model"]) for number, tier in enumerate(tiers.names)}
+        experiment.parameters |= {f"shared_{tier}": num_elements(own) for tier, own in held.items()}
     return federation
 
 

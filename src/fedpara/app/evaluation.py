@@ -1,9 +1,10 @@
 """The program `eval`: it tests the model of a run folder, finished or interrupted, and exports it.
 
-`client=3` takes that client's personal model. `export=` writes the model for use elsewhere: `dense` merged weights,
-`onnx` a graph, `hub` a folder with weights, configuration and a model card, `loha` an adapter for PEFT and LyCORIS. A
-folder is uploaded to the Hugging Face Hub only with `hub.repo=user/name`, which is private unless `hub.private=false`;
-`hub.license=mit` is for the card. Any other key is one of the run's configuration, such as `trainer.accelerator=cpu`.
+`client=3` takes that client's personal model, `tier=phone` exports that of clients of this size. `export=` writes the
+model for use elsewhere: `dense` merged weights, `onnx` a graph, `hub` a folder with weights, configuration and a model
+card, `loha` an adapter for PEFT and LyCORIS. A folder is uploaded to the Hugging Face Hub only with
+`hub.repo=user/name`, which is private unless `hub.private=false`; `hub.license=mit` is for the card. Any other key is
+one of the run's configuration, such as `trainer.accelerator=cpu`.
 """
 
 import os
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 NOT_BUILT = "callbacks", "logger", "faults"
 USAGE = (
-    "run=<run folder> [client=<number>] [export=dense|onnx|hub|loha] [hub.repo=<user/name>] [hub.private=true] "
-    "[hub.license=<licence>] [trusted=[mypackage.*]] [<key>=<value> ...]"
+    "run=<run folder> [client=<number>] [tier=<name>] [export=dense|onnx|hub|loha] [hub.repo=<user/name>] "
+    "[hub.private=true] [hub.license=<licence>] [trusted=[mypackage.*]] [<key>=<value> ...]"
 )
 FORMATS = {"dense": ".safetensors", "onnx": ".onnx", "hub": "", "loha": ""}  # how the names of their files end
 FOLDERS_OF_MODELS = "hub", "loha"
@@ -163,6 +164,28 @@ def _client(text: str | None, federation: "Federation") -> int | None:
     return int(text)
 
 
+def _tier(name: str | None, form: str | None, client: int | None, federation: "Federation") -> str | None:
+    """The tier whose model is exported: the one typed, or the client's; None: the model has all columns."""
+    tiers, names = federation.tiers, federation.tiers.names if federation.tiers else []
+    if name is not None and (name not in names or client is not None):
+        allowed = f"{' or '.join(names)}, without client=" if names else "absent, all clients have one size"
+        raise ConfigurationError(f"tier={name}: must be {allowed}")
+    if tiers and client is not None:
+        name = tiers.names[tiers.of[client]]
+    if name is not None and form in FOLDERS_OF_MODELS:
+        raise ConfigurationError(f"export={form}: must be dense or onnx for clients of the tier {name}")
+    return name
+
+
+def _narrowed(tier: str, experiment: Experiment, federation: "Federation") -> "State":
+    """The part of the model that a tier holds; the network becomes that of the tier."""
+    from fedpara.nn import narrow
+
+    assert federation.tiers
+    narrow(experiment.executor.module.network, experiment.tiers[tier].ranks)
+    return federation.tiers.narrowed(federation.tiers.names.index(tier), federation.model())
+
+
 def main() -> None:
     """Print the metrics, one a line, and the file of an export; exit status 2 and one line for wrong arguments."""
     show_usage(f"{command_of('eval')} {USAGE}\n\n{__doc__}")
@@ -183,18 +206,20 @@ def _evaluate_and_export(arguments: dict[str, str]) -> None:
     if form not in (None, *FORMATS):
         raise ConfigurationError(f"export={form}: must be {', '.join([*FORMATS][:-1])} or {[*FORMATS][-1]}")
     hub = _hub_keys(arguments, form)
-    chosen = arguments.pop("client", None)
+    chosen, size = arguments.pop("client", None), arguments.pop("tier", None)
     experiment, federation = load(folder, [f"{key}={value}" for key, value in arguments.items()], trusted)
     client = _client(chosen, federation)
+    tier = _tier(size, form, client, federation)
     if form == "loha":
         require_loha(experiment.executor.module.network)
     metrics = evaluate(federation, client)
     for name, value in metrics.items():
         print(f"{name}: {value}")
     if form:
-        name = form if form in FOLDERS_OF_MODELS else "model"
-        path = folder / f"{name}{'' if client is None else f'-client{client}'}{FORMATS[form]}"
-        export(form, experiment, federation.model(client), metrics, path, client, hub.get("hub.license"))
+        name, whose = form if form in FOLDERS_OF_MODELS else "model", "" if size is None else f"-{size}"
+        path = folder / f"{name}{whose if client is None else f'-client{client}'}{FORMATS[form]}"
+        state = federation.model(client) if tier is None else _narrowed(tier, experiment, federation)
+        export(form, experiment, state, metrics, path, client, hub.get("hub.license"))
         print(f"wrote {path}")
         if repo := hub.get("hub.repo"):
             print(f"pushed to {push(path, repo, hub.get('hub.private', 'true') == 'true')}")

@@ -30,7 +30,7 @@ RESUMABLE = (
 KEYS_ADDED = {  # the behaviour of runs from before these keys existed
     "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
     "data.class_range": None, "factorization.delta": False, "factorization.trainable": [],
-    "federation.catch_up": False, "link.error_feedback": False,
+    "federation.catch_up": False, "link.error_feedback": False, "federation.tiers": None,
 }  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
         return
     sizes, last = record.parameters, record.rows[-1]
     saved = ""
-    if 0 < sizes["shared"] < sizes["dense"]:
+    if 0 < sizes["shared"] < sizes["dense"] and not federation.tiers:
         ratio = sizes["dense"] / sizes["shared"]
         saved = f", the dense model would have sent {size(federation.total_bytes * ratio)} ({ratio:.1f}x)"
     judged = federation.judged

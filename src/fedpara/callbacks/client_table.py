@@ -42,15 +42,16 @@ class ClientTable(FederationCallback):
 
     def on_fit_start(self, federation: Federation) -> None:
         """Open the file, and keep the rows of a resumed run's earlier rounds."""
+        columns = [*CLIENT_COLUMNS, *(["tier"] if federation.tiers else [])]
         last = self.every * (self.max_rows // federation.clients_per_round)
         if last < federation.num_rounds:
             log.warning("%s: has no round after %d, max_rows=%d", self.path.name, last, self.max_rows)
-        self._end = _end_of(self.path, federation.round)
+        self._end = _end_of(self.path, columns, federation.round)
         self._stream = self.path.open("r+" if self._end else "w", newline="")
         self._cut()
         self._writer = csv.writer(self._stream)
         if not self._end:
-            self._writer.writerow(CLIENT_COLUMNS)
+            self._writer.writerow(columns)
             self._keep()
 
     def on_client_record(self, federation: Federation, record: ClientRecord) -> None:
@@ -87,7 +88,7 @@ class ClientTable(FederationCallback):
         self._stream.truncate()
 
 
-def _end_of(path: Path, finished: int) -> int:
+def _end_of(path: Path, columns: list[str], finished: int) -> int:
     """Number of bytes up to the last row of the finished rounds; 0 if there is no file, or it has no whole line.
 
     Raises:
@@ -101,7 +102,7 @@ def _end_of(path: Path, finished: int) -> int:
             return 0
         end = len(head)
         try:
-            if head.decode().strip().split(",") != list(CLIENT_COLUMNS):
+            if head.decode().strip().split(",") != columns:
                 raise ValueError("other columns")
             for line in stream:
                 if not line.endswith(b"\n") or int(line.partition(b",")[0]) > finished:

@@ -131,8 +131,11 @@ def localised(cfg: DictConfig, folder: Path, client: int | None) -> DictConfig:
     """The same experiment on the data of one folder. They are split and capped already.
 
     Raises:
-        ValueError: it starts from a file, whose path would be the server's; or from frozen weights, which are not sent.
+        ValueError: it starts from a file, whose path would be the server's; or from frozen weights, which are not sent;
+            or it has clients of different size, though each of them would build the whole network first.
     """
+    if cfg.federation.get("tiers"):
+        raise ValueError("federation.tiers: must be null with real clients, who all build the whole network")
     if cfg.factorization.get("delta"):
         raise ValueError("factorization.delta=True: must be false with real clients, frozen weights are not sent")
     if OmegaConf.select(cfg, "pretrained.file"):

@@ -6,6 +6,7 @@ from fedpara.execution.faults import FaultInjection
 from fedpara.execution.processes import ProcessesExecutor
 from fedpara.execution.ray import RayExecutor
 from fedpara.execution.serial import SerialExecutor
+from fedpara.execution.tiers import TieredExecutor, tiered
 from fedpara.execution.training import LocalTraining
 from fedpara.execution.vectorized import VectorizedExecutor
 
@@ -20,5 +21,7 @@ __all__ = [
     "ProcessesExecutor",
     "RayExecutor",
     "SerialExecutor",
+    "TieredExecutor",
     "VectorizedExecutor",
+    "tiered",
 ]

@@ -1,6 +1,6 @@
 """A client's half of a round, which depends only on the broadcast and on the states that the client keeps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,6 +43,8 @@ class Broadcast:
         received: the message as every client decodes it.
         moving: the part of it that the round trains and sends back.
         packets: for clients that are sent only what they lack, the packet in place of the whole one.
+        by_tier: with clients of different size, the message to each tier in place of this one.
+        tiers: the number of each client's tier.
     """
 
     round: int
@@ -50,10 +52,16 @@ class Broadcast:
     received: Parts
     moving: Parts
     packets: Mapping[int, Packet] = field(default_factory=dict)
+    by_tier: Sequence["Broadcast"] = ()
+    tiers: Sequence[int] = ()
+
+    def of(self, client: int) -> "Broadcast":
+        """The message to a client: this one, or that of its tier."""
+        return self.by_tier[self.tiers[client]] if self.by_tier else self
 
     def to(self, client: int) -> Packet:
         """The packet that a client is sent."""
-        return self.packets.get(client, self.packet)
+        return self.packets.get(client, self.of(client).packet)
 
 
 @dataclass(frozen=True)
@@ -160,13 +168,16 @@ class ClientSide:
         """Broadcasts that depend on the client."""
         return Downlink(self.link, self.split, self.layouts.broadcast)
 
-    def receive(self, packet: Packet, round_index: int) -> Broadcast:
+    def receive(self, packet: Packet, round_index: int, layout: PartsLayout | None = None) -> Broadcast:
         """Decode the whole broadcast of a round.
+
+        Args:
+            layout: of the message to a tier; None: of the whole one.
 
         Raises:
             ValueError: the packet belongs to another model.
         """
-        return self._broadcast(packet, round_index, self.link.decode_down(packet, self.layouts.broadcast))
+        return self._broadcast(packet, round_index, self.link.decode_down(packet, layout or self.layouts.broadcast))
 
     def receive_own(self, packet: Packet, round_index: int, kept: Kept) -> Broadcast:
         """Decode the broadcast that a client was sent, with `catch_up` only what it lacks.
@@ -200,6 +211,7 @@ class ClientSide:
 
     def task(self, client: int, broadcast: Broadcast, kept: Kept, attempt: int = 0) -> ClientTask:
         """The local training of a client. It starts from the broadcast and from the states that the client kept."""
+        broadcast = broadcast.of(client)
         seed = derive_seed(self.seed, broadcast.round, client, "local training")
         correction = self.algorithm.correction(broadcast.received, _of_algorithm(kept.memory))
         if trained := self.split.trained(broadcast.round):
@@ -214,6 +226,7 @@ class ClientSide:
         Returns:
             The reply, which travels; and the states that the client keeps if the round counts.
         """
+        broadcast = broadcast.of(result.client)
         received, layout = broadcast.moving, self.upload_layout(broadcast)
         shared = self.split.moving(self.split.shared_part(result.state), broadcast.round)
         own = _of_algorithm(kept.memory)

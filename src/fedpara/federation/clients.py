@@ -114,7 +114,7 @@ class SimulatedClients:
 
     def model(self, client: int, broadcast: Broadcast) -> State:
         """Joined from the broadcast and the client's part in the store."""
-        return self.side.model(broadcast.received["model"], self._store.read(client))
+        return self.side.model(broadcast.of(client).received["model"], self._store.read(client))
 
     def close(self) -> None:
         """End the executor's processes."""

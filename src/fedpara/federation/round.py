@@ -19,13 +19,14 @@ from fedpara.federation.catch_up import CatchUp
 from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply
 from fedpara.federation.clients import Clients, MakeClients, simulated
 from fedpara.federation.tally import Tally
+from fedpara.federation.tiers import Tier, Tiers
 from fedpara.interruption import interruption
 from fedpara.metric import Metric
 from fedpara.privacy import ClientLevelPrivacy, PrivateMean
 from fedpara.record import ClientRecord, RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split
-from fedpara.state import Parts, State, arranged, is_finite, num_elements
+from fedpara.state import Parts, State, arranged, is_finite, num_elements, parts_layout_of
 
 log = logging.getLogger(__name__)
 GUESSABLE = 2**32  # seeds below it can be tried one by one
@@ -60,6 +61,7 @@ class Federation:
         seed: seed of cohorts, batch orders, augmentation and dropout.
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
         privacy: clips and noises the clients' updates, counts epsilon, and ends a run that would exceed its target.
+        tiers: clients of different size, by name; the executor must be `fedpara.execution.tiered` with the same ranks.
 
     Attributes:
         server: the server's state: the shared part of the global model under "model", and the algorithm's parts.
@@ -71,6 +73,7 @@ class Federation:
         crashes: for each client that crashed in its last rounds, the number of these rounds in a row.
         stopped: the reason of a callback that ended the run; None if none did.
         privacy: the private mean of uploads, with its account; None without privacy.
+        tiers: who is in which tier, and what it holds; None without tiers.
 
     Raises:
         ValueError: `clients_per_round` is above `num_clients`, or `min_clients` above `clients_per_round`; or split,
@@ -116,6 +119,7 @@ class Federation:
         seed: Annotated[int, Field(ge=0)] = 0,
         clients: MakeClients | None = None,
         privacy: ClientLevelPrivacy | None = None,
+        tiers: Mapping[str, Tier] | None = None,
     ) -> None:
         if clients_per_round > num_clients:
             raise ValueError(f"clients_per_round={clients_per_round}: must be 1 to num_clients ({num_clients})")
@@ -144,6 +148,9 @@ class Federation:
             self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor, self.privacy
         )
         self.catch_up = CatchUp(self.client_side.downlink) if catch_up else None
+        self.tiers = Tiers(tiers, executor.module.network, num_clients, seed) if tiers else None
+        if self.tiers:
+            self._require_plain(catch_up)
         self.clients: Clients = (clients or simulated(executor))(self.client_side)
         self.round = 0
         self.total_bytes = 0
@@ -204,8 +211,9 @@ class Federation:
                 self.catch_up.note(before["model"], self.server["model"], self.round + 1, tally.succeeded)
         except _TooFewClients:  # the round has no effect, but its bytes count
             log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
-        down_bytes = sum(broadcast.to(client).num_bytes for client in chosen)
-        self.total_bytes += tally.up_bytes + down_bytes
+        down = {client: broadcast.to(client).num_bytes for client in chosen}
+        up_bytes, down_bytes = sum(tally.up_bytes.values()), sum(down.values())
+        self.total_bytes += up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
         shown = self.privacy is None or self.privacy.terms.client_metrics
@@ -214,7 +222,7 @@ class Federation:
             round=self.round,
             train_loss=tally.loss_sum / tally.num_examples if tally.num_examples and shown else float("nan"),
             metrics=metrics,
-            up_bytes=tally.up_bytes,
+            up_bytes=up_bytes,
             down_bytes=down_bytes,
             total_bytes=self.total_bytes,
             num_clients=len(chosen),
@@ -229,6 +237,7 @@ class Federation:
             trained_scores=tuple(tally.trained_scores),
             headline=self.headline,
             privacy=self.privacy.figures() if self.privacy else {},
+            tiers=self.tiers.figures(tally.up_bytes, down) if self.tiers else {},
         )
 
     def model(self, client: int | None = None) -> State:
@@ -258,9 +267,18 @@ class Federation:
         return self.clients.store.memories if self.clients.store else {}
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics of the global model with the initial personal part, as the module logs them: `test/<name>`."""
-        metrics = self.executor.evaluate(self.model())
-        return {f"test/{name}": value for name, value in metrics.items()}
+        """The metrics of the global model with the initial personal part, as the module logs them: `test/<name>`.
+
+        Those of each tier's model are `test/<name>_<tier>`.
+        """
+        model = self.model()
+        metrics = self.executor.evaluate(model)
+        named = {f"test/{name}": value for name, value in metrics.items()}
+        if tiers := self.tiers:
+            for number, tier in enumerate(tiers.names):
+                own = metrics if tiers.is_whole(number) else self.executor.evaluate(tiers.narrowed(number, model))
+                named |= {f"test/{name}_{tier}": value for name, value in own.items()}
+        return named
 
     def evaluate_personal(self, round_index: int) -> tuple[float, ...]:
         """The headline of the model from which every client would start a round, on its own distribution."""
@@ -277,7 +295,21 @@ class Federation:
         message = arranged(self.algorithm.broadcast(self.server), self.client_side.layouts.broadcast)
         seed = derive_seed(self.seed, round_index, 0, "broadcast")
         broadcast = self.client_side.receive(self.link.encode_down(message, seed), round_index)
+        if self.tiers:
+            return self._by_tier(self.tiers, broadcast, message, seed)
         return replace(broadcast, packets=self.catch_up.packets(message, clients, seed)) if self.catch_up else broadcast
+
+    def _by_tier(self, tiers: Tiers, whole: Broadcast, message: Parts, seed: int) -> Broadcast:
+        """The broadcast with the message to each tier, which is encoded by itself."""
+        own = []
+        for number in range(len(tiers.names)):
+            if tiers.is_whole(number):
+                own.append(whole)
+                continue
+            part = {name: tiers.narrowed(number, state) for name, state in message.items()}
+            packet = self.link.encode_down(part, seed)
+            own.append(self.client_side.receive(packet, whole.round, parts_layout_of(part)))
+        return replace(whole, by_tier=own, tiers=tiers.of)
 
     def close(self) -> None:
         """End the processes that were started for the clients and for tests of the model."""
@@ -286,6 +318,9 @@ class Federation:
 
     def _aggregate(self, broadcast: Broadcast, uploads: Iterable[Upload]) -> Parts:
         """The server's next state: the algorithm's step on what moves, and the rest as it was."""
+        if self.tiers:
+            models = ((upload.parts["model"], upload.num_examples) for upload in uploads)
+            return {"model": self.tiers.mean(self.server["model"], models)}
         before = self.client_side.moving(self.server, broadcast.round)
         if self.privacy:
             uploads = self.privacy.released(uploads, self.client_side.known_to_both(broadcast), broadcast.round)
@@ -308,18 +343,19 @@ class Federation:
         tally.train_seconds = time.perf_counter() - start
         for failure in tally.failures:
             sent, down_bytes = tally.unused_bytes[failure.client], broadcast.to(failure.client).num_bytes
-            self._tell(ClientRecord(self.round + 1, failure.client, failure.kind, sent, down_bytes))
+            tier = self._tier(failure.client)
+            self._tell(ClientRecord(self.round + 1, failure.client, failure.kind, sent, down_bytes, tier=tier))
         self._judge(tally)
 
     def _receive(self, reply: Reply, broadcast: Broadcast, tally: Tally) -> Upload | ClientFailure:
         """Decode an upload, and count its bytes and loss. An upload of another layout is a failure of its client."""
-        report = reply.report
+        report, broadcast = reply.report, broadcast.of(reply.report.client)
         try:
             side = self.client_side
             parts = self.link.decode_up(reply.packet, side.upload_layout(broadcast), side.known_to_both(broadcast))
         except ValueError as error:
             return ClientFailure(report.client, "crashed", error, outside=True)  # a simulated client knows the layout
-        tally.up_bytes += reply.packet.num_bytes
+        tally.up_bytes[report.client] += reply.packet.num_bytes
         if not (report.finite and is_finite(*parts.values())):
             reason = (
                 f"client {report.client} returned NaN or infinite parameters in round {self.round + 1}: "
@@ -333,7 +369,7 @@ class Federation:
         self._tell(
             ClientRecord(
                 self.round + 1, report.client, "succeeded", sent, broadcast.to(report.client).num_bytes,
-                report.num_examples, report.num_steps, report.train_loss, report.seconds,
+                report.num_examples, report.num_steps, report.train_loss, report.seconds, self._tier(report.client),
             )
         )  # fmt: skip
         tally.add(report)
@@ -369,6 +405,29 @@ class Federation:
             raise ValueError(f"privacy does not cover tests on clients' own examples: data.validation=0, {way_out}")
         for shown in (type(callback).__name__ for callback in self.callbacks if callback.shows_clients):
             raise ValueError(f"privacy does not cover the figures of clients in {shown}: leave it out, {way_out}")
+
+    def _require_plain(self, catch_up: bool) -> None:
+        """Refuse what does not fit clients of different size.
+
+        Raises:
+            ValueError: the message names the key, and the value that fits.
+        """
+        if catch_up:
+            raise ValueError("catch_up=True: must be false with federation.tiers")
+        if self.privacy:
+            raise ValueError("tiers need privacy=none, whose mean is over clients of one size")
+        if self.link.error_feedback:
+            raise ValueError("tiers need link.error_feedback=false, whose memories are of one size")
+        if self.split.personal:
+            raise ValueError(f"tiers need a split without personal parts, and {self.split.personal[0]} is one")
+        if type(self.split) is not Split:
+            raise ValueError(f"tiers need sharing=full, not {type(self.split).__name__}")
+        if type(self.algorithm).aggregate is not FedAvg.aggregate:
+            name = type(self.algorithm).__name__
+            raise ValueError(f"tiers need algorithm=fedavg or fedprox, not {name}, whose step is of one size")
+
+    def _tier(self, client: int) -> str | None:
+        return self.tiers.names[self.tiers.of[client]] if self.tiers else None
 
     def _tell(self, record: ClientRecord) -> None:
         for callback in self.callbacks:

@@ -18,7 +18,7 @@ class Tally:
         self.trained_scores: list[float] = []
         self.succeeded: list[int] = []
         self.failures: list[ClientFailure] = []
-        self.up_bytes = 0
+        self.up_bytes: Counter[int] = Counter()  # of uploads that were decoded, by client
         self.unused_bytes: Counter[int] = Counter()  # of uploads that were not finite, by client
         self.loss_sum = 0.0
         self.num_examples = 0

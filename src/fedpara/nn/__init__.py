@@ -12,6 +12,7 @@ from fedpara.nn.factorize import (
     stacked_factors,
 )
 from fedpara.nn.jacobian import jacobian_correction, jacobian_penalty
+from fedpara.nn.nested import factor_names, narrow, ranks_at
 
 __all__ = [
     "Dense",
@@ -22,10 +23,13 @@ __all__ = [
     "LowRank",
     "PFedPara",
     "PersonalHadamard",
+    "factor_names",
     "factorizations",
     "factorize",
     "jacobian_correction",
     "jacobian_penalty",
     "merge",
+    "narrow",
+    "ranks_at",
     "stacked_factors",
 ]

@@ -50,6 +50,22 @@ def times(first: Tensor, second: Tensor) -> Tensor:
     return torch.bmm(first, second) if first.dim() == 3 else first @ second
 
 
+def first_columns(name: str, factor: Tensor, rank: int) -> Tensor:
+    """The first `rank` columns of a factor x or y, or T[:rank, :rank] of a core's unfolding.
+
+    Args:
+        name: the factor's, which starts with x, y or t.
+    """
+    if name[0] != "t":
+        return factor[..., :rank]
+    return core_of(factor)[..., :rank, :, :rank].flatten(-2)
+
+
+def core_of(unfolding: Tensor) -> Tensor:
+    """A core as (..., R, K, R), a view of its unfolding (..., R, K R)."""
+    return unfolding.unflatten(-1, (-1, unfolding.shape[-2]))
+
+
 class Transformable(torch.autograd.Function):
     """A function that `torch.func` can transform, without the cost of that when nothing is transformed.
 
@@ -201,9 +217,11 @@ class Factorization(nn.Module):
 
     Attributes:
         gradient_scale: factor of the gradients of all its factors, so of their learning rate, with SGD.
+        branch_scale: factor of each branch; 1 unless `narrow` left out columns.
     """
 
     gradient_scale = 1.0
+    branch_scale = 1.0
 
     def __init__(self, shape: Shape, rank: int, tucker: bool, stack: int = 0, names: tuple[str, ...] = ("",)) -> None:
         super().__init__()
@@ -219,8 +237,21 @@ class Factorization(nn.Module):
 
     @property
     def factors(self) -> Factors:
-        """The parameters by name, without `named_parameters`' walk over submodules."""
-        return dict(own_parameters(self))  # type: ignore[arg-type]
+        """The parameters by name, without `named_parameters`' walk over submodules; Y is scaled by `branch_scale`."""
+        own: Factors = dict(own_parameters(self))  # type: ignore[arg-type]
+        if self.branch_scale == 1:
+            return own
+        return {name: self.branch_scale * factor if name[0] == "y" else factor for name, factor in own.items()}
+
+    @torch.no_grad()
+    def narrow(self, rank: int) -> None:
+        """Keep the first columns of X and Y and the core's part that belongs to them, in place (`nn/nested.py`)."""
+        for name, factor in own_parameters(self).items():
+            assert factor is not None
+            kept = nn.Parameter(first_columns(name, factor, rank).clone(), factor.requires_grad)
+            self.register_parameter(name, kept)
+        self.branch_scale *= (self.rank / rank) ** (1.0 if self.tucker else 0.5)
+        self.rank = rank
 
     def compose(self, factors: Factors) -> Tensor:
         """The formula: W's unfolding from the factors by name."""

@@ -57,7 +57,7 @@ class LayerRule:
 
 
 @dataclass(frozen=True, config=STRICT)
-class _RankByGamma:
+class RankByGamma:
     """Chooses the rank of each layer by gamma; a subclass makes the factorisation.
 
     Args:
@@ -163,7 +163,7 @@ class _RankByGamma:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedPara(_RankByGamma):
+class FedPara(RankByGamma):
     """W = s(W1) * s(W2) for every layer (FedPara, Propositions 1 and 3).
 
     Args:
@@ -187,7 +187,7 @@ class FedPara(_RankByGamma):
 
 
 @dataclass(frozen=True, config=STRICT)
-class EqualSizeLowRank(_RankByGamma):
+class EqualSizeLowRank(RankByGamma):
     """The baseline of Table 2: W = X Y^T or Tucker-2, at the rank whose size is nearest to FedPara's at that gamma.
 
     It takes the arguments of `FedPara` except `nonlinearity`, which acts on a product of two branches.
@@ -213,7 +213,7 @@ class EqualSizeLowRank(_RankByGamma):
 
 
 @dataclass(frozen=True, config=STRICT)
-class PFedPara(_RankByGamma):
+class PFedPara(RankByGamma):
     """W = W1 * (W2 + 1) for every layer (pFedPara, section 2.3), to be used with `sharing=pfedpara`.
 
     It takes the arguments of `FedPara` except `nonlinearity`: the paper's pFedPara has none.
@@ -385,7 +385,7 @@ def _factors(
         beside: in fine-tuning, the parameters that are trained beside the factors, which then start at 0.
     """
     plain, made = [weight.require_plain() for weight in weights], []
-    if isinstance(recipe, _RankByGamma):
+    if isinstance(recipe, RankByGamma):
         shapes = {weight.names[0]: tuple(dense.shape) for weight, dense in zip(weights, plain, strict=True)}
         factorized = set(plain)
         others = {*network.parameters(), *network.buffers()} - factorized if beside is None else beside
