@@ -37,6 +37,10 @@ class Downlink:
                 "a client that kept a piece would have other values than one that is sent it now"
             )
 
+    def start(self) -> "CatchUp":
+        """The server's note of its clients, at the start."""
+        return CatchUp(self)
+
     def encode(self, message: Parts, lacking: Sequence[bool], seed: int) -> Packet:
         """The bits, and the pieces for which they are set, in the order of `Split.cut`."""
         pieces = self.split.cut(message["model"])
@@ -73,11 +77,13 @@ class CatchUp:
     Attributes:
         changed: by piece, the last round, from 1, that changed it; the others are as they were at the start.
         last: by client, its last round that counted.
+        sets: where factors are reset, the mean factors of the last rounds, by round from 1.
     """
 
     downlink: Downlink
     changed: dict[str, int] = field(default_factory=dict)
     last: dict[int, int] = field(default_factory=dict)
+    sets: dict[int, State] = field(default_factory=dict)
 
     def packets(self, message: Parts, clients: Iterable[int], seed: int) -> Mapping[int, Packet]:
         """A packet for each client; those that lack the same pieces are sent the same one."""
@@ -91,8 +97,13 @@ class CatchUp:
             packets[client] = made[lacking]
         return packets
 
-    def note(self, before: State, after: State, round_number: int, clients: Iterable[int]) -> None:
-        """A round counts: note the pieces that it changed, and who took part."""
+    def note(self, before: State, after: State, moving: State, round_number: int, clients: Iterable[int]) -> None:
+        """A round counts: note the pieces that it changed, and who took part.
+
+        Args:
+            before, after: the model before and after it.
+            moving: what it trained, after it.
+        """
         cut = self.downlink.split.cut
         old = cut(before)
         self.changed |= {name: round_number for name, piece in cut(after).items() if not torch.equal(piece, old[name])}
