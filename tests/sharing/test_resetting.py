@@ -11,6 +11,7 @@ from fedpara.communication import Cast, Link, Packet, StochasticUniform
 from fedpara.communication.topk import TopK
 from fedpara.execution import FaultInjection, ProcessesExecutor, SerialExecutor, VectorizedExecutor
 from fedpara.federation import Kept
+from fedpara.files import UnusableFile
 from fedpara.models import MLP, VGG
 from fedpara.nn import MUD
 from fedpara.privacy import ClientLevelPrivacy
@@ -136,19 +137,30 @@ def test_what_is_kept_changes_nothing_but_bytes():
 
 @pytest.mark.parametrize("recipe", [PLAIN, MUD(ratio=0.15, kronecker=True), MUD(ratio=0.1, aad=False)])
 def test_a_resumed_run_has_the_bits_and_the_bytes(tmp_path, recipe):
-    make = partial(wide, recipe=recipe, catch_up=True, num_rounds=6)
+    make = partial(wide, recipe=recipe, catch_up=True, num_rounds=13, clients_per_round=1)
     whole, parts = make(), make(callbacks=[Checkpoint(tmp_path)])
     whole.fit()
-    for _ in range(3):
+    for _ in range(11):
         parts.run_round()
     parts.callbacks[0].write(parts)
     resumed = make()
     restore(resumed, tmp_path)
-    assert resumed.catch_up.sets.keys() == parts.catch_up.sets.keys()
+    assert [*resumed.catch_up.sets] == [*parts.catch_up.sets] == [*range(12 - len(parts.catch_up.sets), 12)]
+    packets = [federation.broadcast(11, range(5)).packets for federation in (resumed, parts)]
+    assert all(torch.equal(packets[0][client].payload, packets[1][client].payload) for client in range(5))
     resumed.fit()
     assert same(join(whole.server), join(resumed.server))
     assert resumed.total_bytes == whole.total_bytes
     assert resumed.catch_up.last == whole.catch_up.last
+
+
+def test_a_checkpoint_with_other_factors_is_refused(tmp_path):
+    """The weights of another ratio are of the same shapes."""
+    federation = wide(catch_up=True, callbacks=[Checkpoint(tmp_path)])
+    federation.run_round()
+    federation.callbacks[0].write(federation)
+    with pytest.raises(UnusableFile, match="the factors of round 1 are of another model"):
+        restore(wide(catch_up=True, recipe=MUD(ratio=0.2)), tmp_path)
 
 
 @pytest.mark.parametrize("make", [

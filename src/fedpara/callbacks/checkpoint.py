@@ -11,10 +11,10 @@ from fedpara.files import UnusableFile
 from fedpara.privacy import PrivacyState
 from fedpara.record import RoundRecord
 from fedpara.runs import CHECKPOINT, CLIENTS
-from fedpara.state import Parts, State, join, layout_of, require_same_names, separate
+from fedpara.state import Parts, join, layout_of, require_same_names, separate
 from fedpara.storage import read_tensors, write_tensors
 
-SERVER, SETS = "server", "sets/"  # of tensors: the server's state, and the factors of each round that it keeps
+SERVER, CATCH_UP = "server", "catch_up/"  # before the names of tensors: of the server's state, of `Federation.catch_up`
 Versions = dict[NonNegativeInt, NonNegativeInt]
 
 
@@ -102,7 +102,10 @@ class Checkpoint(FederationCallback):
         held = {"changed": catch_up.changed, "last": catch_up.last} if (catch_up := federation.catch_up) else {}
         progress = Progress.model_validate(figures | held | dict(store.save() if store else {}))
         metadata = {"progress": progress.model_dump_json(exclude_none=True)}
-        write_tensors(self.folder / CHECKPOINT, join(_on_file(federation)) | _sets(federation), metadata)
+        tensors = join(_on_file(federation))
+        if catch_up:
+            tensors |= {CATCH_UP + name: tensor for name, tensor in catch_up.tensors().items()}
+        write_tensors(self.folder / CHECKPOINT, tensors, metadata)
         if store:
             store.prune()
         self._written = federation.round
@@ -120,10 +123,12 @@ def restore(federation: Federation, folder: Path) -> None:
         raise FileNotFoundError(f"{path}: no checkpoint there; give the folder of a run that finished a round")
     layout = layout_of(join(_on_file(federation)))
     state, metadata = read_tensors(path, layout)
-    sets = {name: state.pop(name) for name in [*state] if name.startswith(SETS)}
     try:
+        kept = {name.removeprefix(CATCH_UP): state.pop(name) for name in [*state] if name.startswith(CATCH_UP)}
         require_same_names(layout, state)
         progress = Progress.model_validate_json(metadata["progress"])
+        if federation.catch_up:
+            federation.catch_up.resume(progress.changed, progress.last, kept)
     except (KeyError, ValueError) as error:
         raise UnusableFile(f"{path}: not a checkpoint of this configuration's model ({error})") from error
     (server,) = separate(state, [SERVER]).values()
@@ -135,17 +140,7 @@ def restore(federation: Federation, folder: Path) -> None:
     federation.crashes = progress.crashes
     if federation.privacy:
         federation.privacy.resume(progress.privacy, progress.round)
-    if federation.catch_up:
-        federation.catch_up.changed, federation.catch_up.last = progress.changed, progress.last
-        for name, tensor in sets.items():
-            number, _, own = name.removeprefix(SETS).partition("/")
-            federation.catch_up.sets.setdefault(int(number), {})[own] = tensor
 
 
 def _on_file(federation: Federation) -> Parts:
     return {SERVER: join(federation.server)}
-
-
-def _sets(federation: Federation) -> State:
-    sets = federation.catch_up.sets if federation.catch_up else {}
-    return {f"{SETS}{number}/{name}": tensor for number, own in sets.items() for name, tensor in own.items()}

@@ -77,13 +77,11 @@ class CatchUp:
     Attributes:
         changed: by piece, the last round, from 1, that changed it; the others are as they were at the start.
         last: by client, its last round that counted.
-        sets: where factors are reset, the mean factors of the last rounds, by round from 1.
     """
 
     downlink: Downlink
     changed: dict[str, int] = field(default_factory=dict)
     last: dict[int, int] = field(default_factory=dict)
-    sets: dict[int, State] = field(default_factory=dict)
 
     def packets(self, message: Parts, clients: Iterable[int], seed: int) -> Mapping[int, Packet]:
         """A packet for each client; those that lack the same pieces are sent the same one."""
@@ -108,6 +106,18 @@ class CatchUp:
         old = cut(before)
         self.changed |= {name: round_number for name, piece in cut(after).items() if not torch.equal(piece, old[name])}
         self.last |= dict.fromkeys(clients, round_number)
+
+    def tensors(self) -> State:
+        """What a checkpoint stores of it as tensors: nothing."""
+        return {}
+
+    def resume(self, changed: Mapping[str, int], last: Mapping[int, int], tensors: State) -> None:
+        """Take what a checkpoint stored.
+
+        Raises:
+            ValueError: the tensors are those of another model.
+        """
+        self.changed, self.last = dict(changed), dict(last)
 
 
 def _bits(flags: Sequence[bool]) -> Tensor:

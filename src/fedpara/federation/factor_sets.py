@@ -7,8 +7,9 @@ is not factorised is sent as it is now. A client in its first round is sent the 
 A packet starts with the number of factor sets, and the number of the round of each, in 4 bytes; 0 is the whole model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from torch import Tensor
 from fedpara.communication import Cast, Packet
 from fedpara.federation.catch_up import CatchUp, Downlink
 from fedpara.sharing import Resetting
-from fedpara.state import Parts, State
+from fedpara.state import Parts, State, layout_of
 
 NUMBER_BYTES = 4
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,16 @@ class FactorDownlink(Downlink):
         return FactorCatchUp(self)
 
     def encode_sets(self, message: Parts, sets: Mapping[int, State], seed: int) -> Packet:
-        """The factors of some rounds, by their numbers from 1, in order; without any, the whole message."""
-        body = message | {"model": _named(sets) | self._others(message["model"])} if sets else message
-        head = _numbers([len(sets), *sets])
-        return Packet(torch.cat([head, self.link.encode_down(body, seed).payload]))
+        """The factors of some rounds, by their numbers from 1, and the rest of the model; without any, all of it."""
+        if sets:
+            others = {name: x for name, x in message["model"].items() if name not in self.split.weights}
+            message = message | {"model": self.named(sets) | others}
+        head = torch.tensor([len(sets), *sorted(sets)], dtype=torch.int32).view(torch.uint8)
+        return Packet(torch.cat([head, self.link.encode_down(message, seed).payload]))
+
+    def named(self, sets: Mapping[int, Mapping[str, Value]]) -> dict[str, Value]:
+        """The factors of several rounds, or their layouts, under `<round>/<name>` in the order of the wire."""
+        return {f"{number}/{name}": sets[number][name] for number in sorted(sets) for name in self.split.factors}
 
     def decode(self, packet: Packet, held: State) -> Parts:
         """The whole message, for a client that holds a model; in its first round it holds none, `{}`.
@@ -60,7 +68,7 @@ class FactorDownlink(Downlink):
             return self.link.decode_down(body, self.layout)
         if not held:
             raise ValueError(f"packet with factors of {len(rounds)} rounds: a client that holds no model needs it all")
-        sets = {f"{number}/{name}": spec for number in rounds for name, spec in self.split.factors.items()}
+        sets = self.named(dict.fromkeys(rounds, self.split.factors))
         others = {name: spec for name, spec in self.layout["model"].items() if name not in self.split.weights}
         read = self.link.decode_down(body, dict(self.layout) | {"model": sets | others})
         model, now = held, {name: read["model"][name] for name in others}
@@ -69,18 +77,18 @@ class FactorDownlink(Downlink):
             model = self.split.moved(model, own | now, number - 1)
         return read | {"model": {name: model[name] for name in self.layout["model"]}}
 
-    def _others(self, model: State) -> State:
-        return {name: tensor for name, tensor in model.items() if name not in self.split.weights}
-
 
 @dataclass
 class FactorCatchUp(CatchUp):
-    """What the server knows of what its clients hold, with the mean factors of the last rounds in `sets`.
+    """What the server knows of what its clients hold.
 
-    It keeps no more of them than are fewer bytes than the weights, so that it never holds more than one more model.
+    Attributes:
+        sets: the mean factors of the last rounds that counted, by round from 1: no more of them than are fewer bytes
+            than the weights.
     """
 
     downlink: FactorDownlink
+    sets: dict[int, State] = field(default_factory=dict)
 
     def packets(self, message: Parts, clients: Iterable[int], seed: int) -> Mapping[int, Packet]:
         """A packet for each client; those that took part last in the same round are sent the same one."""
@@ -101,18 +109,29 @@ class FactorCatchUp(CatchUp):
             del self.sets[number]
         self.last |= dict.fromkeys(clients, round_number)
 
+    def tensors(self) -> State:
+        """The sets, by `<round>/<name>`."""
+        return self.downlink.named(self.sets)
 
-def _named(sets: Mapping[int, State]) -> State:
-    """The factors of several rounds in one state."""
-    return {f"{number}/{name}": tensor for number, own in sets.items() for name, tensor in own.items()}
+    def resume(self, changed: Mapping[str, int], last: Mapping[int, int], tensors: State) -> None:
+        """Take what a checkpoint stored.
+
+        Raises:
+            ValueError: the tensors are not the factors of rounds of this model.
+        """
+        found: dict[int, State] = {}
+        for name, tensor in tensors.items():
+            before, _, own = name.partition("/")
+            found.setdefault(int(before), {})[own] = tensor
+        sets = dict(sorted(found.items()))
+        for number, factors in sets.items():
+            if layout_of(factors) != self.downlink.split.factors:
+                raise ValueError(f"the factors of round {number} are of another model")
+        self.sets, self.last = sets, dict(last)
 
 
 def _num_bytes(state: State) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in state.values())
-
-
-def _numbers(values: Sequence[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).view(torch.uint8)
 
 
 def _rounds(payload: Tensor) -> tuple[list[int], Packet]:

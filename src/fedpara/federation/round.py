@@ -54,7 +54,7 @@ class Federation:
             because configuration or data must be the cause; injected faults do not count. None: it never ends the run.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
         catch_up: whether a client keeps the model that it received, and is sent only the pieces that changed since it
-            last took part. By default every broadcast is whole, to every client.
+            last took part; where factors are reset, the factors of these rounds. By default every broadcast is whole.
         lr_schedule: `cosine` multiplies it by (1 + cos(pi t / num_rounds)) / 2 after t rounds; None: lr_decay alone.
         seed: seed of cohorts, batch orders, augmentation and dropout.
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.

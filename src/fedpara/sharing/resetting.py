@@ -60,7 +60,7 @@ class Resetting(Split):
         if error_feedback:
             raise ValueError(f"error_feedback=True: must be false {WAY_OUT}, a loss is of factors that are gone then")
         if private:
-            raise ValueError(f"privacy must be none {WAY_OUT}, it does not know their names")
+            raise ValueError(f"privacy must be none {WAY_OUT}, it clips no factors of a round")
 
     def started(self, shared: State, round_index: int) -> State:
         """With the factors at the round's start, trained and fixed, which compose 0."""
