@@ -6,9 +6,13 @@ from safetensors.torch import load_file
 
 from fedpara.app import evaluation
 from helpers.runs import rows, rows_without_times
-from helpers.shell import SMALL, newest
+from helpers.shell import newest
 
-MUD = [*SMALL, "factorization=mud", "federation.catch_up=true", "factorization.ratio=0.2", "trainer.max_epochs=1"]
+MUD = [
+    "model=mlp", "data.max_train=40", "data.max_test=20", "data.batch_size=8", "federation.num_clients=2",
+    "federation.clients_per_round=1", "trainer.max_epochs=1", "logger=none", "callbacks.partition_picture=null",
+    "factorization=mud", "federation.catch_up=true", "factorization.ratio=0.2",
+]  # fmt: skip
 
 
 def test_a_run_is_resumed_to_the_same_bits_and_exports_dense_weights(shell, tmp_path):
