@@ -10,7 +10,7 @@ Without AAD both U (drawn) and V (0) are trained, and the mean of the factors do
 BKD, block-wise Kronecker decomposition: D is cut from a row of k blocks A_i (x) B_i of s^4 values, A_i and B_i of
 s x s. s = ceil((mn / k)^(1/4)) with k = ceil(ratio^2 mn / 4), so that 2 k s^2 is about ratio mn. The blocks stand side
 by side and are not summed: a sum would have s^4 values, not mn. With s rounded up fewer blocks hold mn values, and
-what is left of the k would be cut off whole. They are not made here, so that a network may have a lower ratio.
+what is left of the k would be cut off whole; we do not make them. So a ratio other than 2 / s^2 gives fewer values.
 
 We read the formulas in abstracts and in the authors' code (Leopold1423/fedmud-icml25, commit 284e36e), not in the
 paper. Of a we could verify: 0.3 is the default of that code's command line, and its four scripts for BKD with AAD take

@@ -86,8 +86,8 @@ class Resetting(Split):
     def moved(self, shared: State, moving: State, round_index: int) -> State:
         """What is shared, with each weight W + D.
 
-        D is computed in float64 and rounded once. So a client that takes up the same factors has the server's bits,
-        though its processor may add in another order.
+        D is computed in float64 and rounded once: a client that takes up the same factors has the server's bits, and
+        on a processor that adds in another order all but rare ones.
         """
         factors = self.started({}, round_index) | moving
         new = dict(moving)
