@@ -22,7 +22,8 @@ LAYERS = {
     "runs": {"files", "metric", "record", "old_runs"},
     "export": {"nn", "models", "data", "state", "metric", "record", "files", "runs", "installation"},
     "dashboard": {"cost", "metric", "record"},
-    "report": {"runs", "metric", "record", "cost", "installation"}, "sharing": {"state"}, "storage": {"state", "files"},
+    "report": {"runs", "metric", "record", "cost", "installation"},
+    "sharing": {"state", "nn", "sampling"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
     "communication": {"state"}, "privacy": {"state", "algorithms", "communication", "sampling"},
     "algorithms": {"state", "sampling"},
@@ -41,7 +42,7 @@ LAYERS = {
     },
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
-        "federation", "callbacks", "export", "private", "metric", "report", "installation", "dashboard",
+        "federation", "callbacks", "export", "private", "metric", "report", "installation", "dashboard", "sharing",
     },
     "deployment": {
         "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",

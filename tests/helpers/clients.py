@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import torch
 
@@ -15,7 +16,7 @@ from fedpara.sharing import Split
 class ByHand:
     """What an executor without data has besides its arithmetic."""
 
-    workers, module = 1, None
+    workers, module = 1, SimpleNamespace(network=torch.nn.Identity())
 
     @property
     def datamodule(self):

@@ -138,9 +138,10 @@ def test_deployed_is_simulated_bit_for_bit(tmp_path, choices):
     assert len(sent) - len(nodes.parcels) + 1 == counted + tested
 
 
-def test_deployed_clients_are_sent_what_they_lack(tmp_path):
+@pytest.mark.parametrize("choices", ["sharing=rotating factorization.gamma=0.5", "factorization=mud"])
+def test_deployed_clients_are_sent_what_they_lack(tmp_path, choices):
     """They start from the model that they kept and a packet; the simulation starts them from the whole broadcast."""
-    choices = "sharing=rotating federation.catch_up=true factorization.gamma=0.5 model.optimizer.lr=0.05"
+    choices += " federation.catch_up=true model.optimizer.lr=0.05"
     overrides, nodes = cut(tmp_path, f"{choices} federation.num_rounds=4")
     deployed, simulated = deploy(tmp_path, overrides, nodes), simulate(tmp_path, overrides)
     assert same(checkpoint(deployed), checkpoint(simulated))

@@ -58,6 +58,8 @@ DOCUMENTED = {
     "algorithm.recycled": "0.3 algorithm=fedluar", "link.up_codec.share": "0.2 link=topk",
     "link.error_feedback": "true link=fedpaq", "sharing.groups": "factors sharing=rotating",
     "federation.tiers": "{a:{share:0.5,gamma:0},b:{share:0.5,gamma:0.1}}",
+    "factorization.ratio": "0.2 factorization=mud", "factorization.aad": "false factorization=mud",
+    "factorization.kronecker": "true factorization=mud", "factorization.a": "0.5 factorization=mud",
     "federation.catch_up": "true", "data.validation": "0.2", "sharing.personal_rate": "4 sharing=fedper",
     "logger.wandb.log_model": "true logger=wandb",
     "privacy": "gaussian privacy.noise_multiplier=0", "privacy.target_epsilon": "50 privacy=gaussian",

@@ -23,11 +23,12 @@ ROWS: list[tuple[str, list[Box]]] = [
     ("training clients", [
         ("execution", "serial, processes, vectorized, ray", "client"),
         ("privacy", "clip, noise, epsilon", "server"),
+        ("sharing", "what travels", "wire"),
         ("record", "a round's figures", "record"),
     ]),
     ("what it is made of", [
         ("algorithms", "FedAvg, SCAFFOLD", "server"), ("communication", "bytes", "wire"),
-        ("sharing", "what travels", "wire"), ("data", "partitions", "client"), ("models", "dense", "client"),
+        ("data", "partitions", "client"), ("models", "dense", "client"),
         ("nn", "FedPara", "client"), ("storage", "states", "record"), ("cost", "seconds, J", "record"),
     ]),
 ]  # fmt: skip

@@ -216,11 +216,13 @@ def build_federation(
     """
     from fedpara.federation import Federation
     from fedpara.nn import stacked_factors
+    from fedpara.sharing import resetting
     from fedpara.state import first_names, num_elements
 
     state, network = experiment.executor.initial_state(), experiment.executor.module.network
     make = Make(cfg)
     split = make("sharing", names=list(state), tied=first_names(network), stacks=stacked_factors(network))
+    split = make.call("sharing", resetting, split, network, cfg.seed)
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     make.call("sharing", _set_personal_rate, experiment.executor.module, split.personal, split.personal_rate)
     algorithm = make("algorithm")

@@ -14,7 +14,7 @@ from fedpara.runs import CHECKPOINT, CLIENTS
 from fedpara.state import Parts, join, layout_of, require_same_names, separate
 from fedpara.storage import read_tensors, write_tensors
 
-SERVER = "server"
+SERVER, CATCH_UP = "server", "catch_up/"  # before the names of tensors: of the server's state, of `Federation.catch_up`
 Versions = dict[NonNegativeInt, NonNegativeInt]
 
 
@@ -102,7 +102,10 @@ class Checkpoint(FederationCallback):
         held = {"changed": catch_up.changed, "last": catch_up.last} if (catch_up := federation.catch_up) else {}
         progress = Progress.model_validate(figures | held | dict(store.save() if store else {}))
         metadata = {"progress": progress.model_dump_json(exclude_none=True)}
-        write_tensors(self.folder / CHECKPOINT, join(_on_file(federation)), metadata)
+        tensors = join(_on_file(federation))
+        if catch_up:
+            tensors |= {CATCH_UP + name: tensor for name, tensor in catch_up.tensors().items()}
+        write_tensors(self.folder / CHECKPOINT, tensors, metadata)
         if store:
             store.prune()
         self._written = federation.round
@@ -121,8 +124,11 @@ def restore(federation: Federation, folder: Path) -> None:
     layout = layout_of(join(_on_file(federation)))
     state, metadata = read_tensors(path, layout)
     try:
+        kept = {name.removeprefix(CATCH_UP): state.pop(name) for name in [*state] if name.startswith(CATCH_UP)}
         require_same_names(layout, state)
         progress = Progress.model_validate_json(metadata["progress"])
+        if federation.catch_up:
+            federation.catch_up.resume(progress.changed, progress.last, kept)
     except (KeyError, ValueError) as error:
         raise UnusableFile(f"{path}: not a checkpoint of this configuration's model ({error})") from error
     (server,) = separate(state, [SERVER]).values()
@@ -134,8 +140,6 @@ def restore(federation: Federation, folder: Path) -> None:
     federation.crashes = progress.crashes
     if federation.privacy:
         federation.privacy.resume(progress.privacy, progress.round)
-    if federation.catch_up:
-        federation.catch_up.changed, federation.catch_up.last = progress.changed, progress.last
 
 
 def _on_file(federation: Federation) -> Parts:

@@ -115,6 +115,10 @@ class Folded(nn.Module):
                 stacked = parameter.detach().new_empty(self.num_clients, *parameter.shape)
                 stacks[parameter] = nn.Parameter(stacked, requires_grad=parameter.requires_grad)
             own_parameters(layer)[key] = stacks[parameter]
+        if isinstance(layer, PARTS_OF_WEIGHTS):
+            for key in layer.state_dict(keep_vars=True).keys() & own_buffers(layer):  # of updates: a round changes them
+                buffer = layer.get_buffer(key)
+                own_buffers(layer)[key] = buffer.new_empty(self.num_clients, *buffer.shape)
         if forward:
             for key, constant in layer.named_buffers(recurse=False):  # of fine-tuning
                 own_buffers(layer)[key] = constant.expand(self.num_clients, *constant.shape)

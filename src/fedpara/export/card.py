@@ -208,7 +208,10 @@ class Card:
 
     def _factorisation(self) -> str:
         kind = _last(self._value(f"factorization.{CLASS}"))
-        given = {name: self.run.config.get(f"factorization.{name}") for name in ("gamma", "conv", "nonlinearity")}
+        given = {
+            name: self.run.config.get(f"factorization.{name}")
+            for name in ("gamma", "conv", "nonlinearity", "ratio", "aad", "kronecker")
+        }
         return ", ".join([kind, *(f"{name} {value}" for name, value in given.items() if value is not None)])
 
     def _results(self) -> str:

@@ -37,6 +37,10 @@ class Downlink:
                 "a client that kept a piece would have other values than one that is sent it now"
             )
 
+    def start(self) -> "CatchUp":
+        """The server's note of its clients, at the start."""
+        return CatchUp(self)
+
     def encode(self, message: Parts, lacking: Sequence[bool], seed: int) -> Packet:
         """The bits, and the pieces for which they are set, in the order of `Split.cut`."""
         pieces = self.split.cut(message["model"])
@@ -91,12 +95,29 @@ class CatchUp:
             packets[client] = made[lacking]
         return packets
 
-    def note(self, before: State, after: State, round_number: int, clients: Iterable[int]) -> None:
-        """A round counts: note the pieces that it changed, and who took part."""
+    def note(self, before: State, after: State, moving: State, round_number: int, clients: Iterable[int]) -> None:
+        """A round counts: note the pieces that it changed, and who took part.
+
+        Args:
+            before, after: the model before and after it.
+            moving: what it trained, after it.
+        """
         cut = self.downlink.split.cut
         old = cut(before)
         self.changed |= {name: round_number for name, piece in cut(after).items() if not torch.equal(piece, old[name])}
         self.last |= dict.fromkeys(clients, round_number)
+
+    def tensors(self) -> State:
+        """What a checkpoint stores of it as tensors: nothing."""
+        return {}
+
+    def resume(self, changed: Mapping[str, int], last: Mapping[int, int], tensors: State) -> None:
+        """Take what a checkpoint stored.
+
+        Raises:
+            ValueError: the tensors are those of another model.
+        """
+        self.changed, self.last = dict(changed), dict(last)
 
 
 def _bits(flags: Sequence[bool]) -> Tensor:

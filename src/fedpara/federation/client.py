@@ -10,9 +10,10 @@ from fedpara.communication import Link, Packet
 from fedpara.communication.link import RESIDUAL
 from fedpara.execution.base import ClientTask, LocalResult
 from fedpara.federation.catch_up import Downlink
+from fedpara.federation.factor_sets import FactorDownlink
 from fedpara.privacy import PrivateMean
 from fedpara.sampling import derive_seed
-from fedpara.sharing import Split
+from fedpara.sharing import Resetting, Split
 from fedpara.state import Layout, Parts, PartsLayout, State, arranged, is_finite, layout_of, parts_layout_of, typed
 
 
@@ -166,6 +167,8 @@ class ClientSide:
     @property
     def downlink(self) -> Downlink:
         """Broadcasts that depend on the client."""
+        if isinstance(self.split, Resetting):
+            return FactorDownlink(self.link, self.split, self.layouts.broadcast)
         return Downlink(self.link, self.split, self.layouts.broadcast)
 
     def receive(self, packet: Packet, round_index: int, layout: PartsLayout | None = None) -> Broadcast:
@@ -213,10 +216,11 @@ class ClientSide:
         """The local training of a client. It starts from the broadcast and from the states that the client kept."""
         broadcast = broadcast.of(client)
         seed = derive_seed(self.seed, broadcast.round, client, "local training")
-        correction = self.algorithm.correction(broadcast.received, _of_algorithm(kept.memory))
+        start = self.split.started(broadcast.received["model"], broadcast.round)
+        correction = self.algorithm.correction(broadcast.received | {"model": start}, _of_algorithm(kept.memory))
         if trained := self.split.trained(broadcast.round):
             correction = replace(correction, trained=trained)
-        state = self.model(broadcast.received["model"], kept)
+        state = self.model(start, kept)
         factor = self.learning_rate_factor(broadcast.round)
         return ClientTask(client, state, factor, seed, correction, attempt)
 
@@ -228,7 +232,7 @@ class ClientSide:
         """
         broadcast = broadcast.of(result.client)
         received, layout = broadcast.moving, self.upload_layout(broadcast)
-        shared = self.split.moving(self.split.shared_part(result.state), broadcast.round)
+        shared = self.split.sent(result.state, broadcast.round)
         own = _of_algorithm(kept.memory)
         upload = arranged(self.algorithm.upload(received, shared, result.learning_rate_sum, own), layout)
         known = self.known_to_both(broadcast)

@@ -15,7 +15,6 @@ from fedpara.communication import Cast, Link
 from fedpara.errors import CrashesAgain
 from fedpara.execution.base import ClientFailure, Executor
 from fedpara.federation.callback import FederationCallback, Outcome
-from fedpara.federation.catch_up import CatchUp
 from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply
 from fedpara.federation.clients import Clients, MakeClients, simulated
 from fedpara.federation.tally import Tally
@@ -25,7 +24,7 @@ from fedpara.metric import Metric
 from fedpara.privacy import ClientLevelPrivacy, PrivateMean
 from fedpara.record import ClientRecord, RoundRecord
 from fedpara.sampling import cohort, derive_seed
-from fedpara.sharing import Split
+from fedpara.sharing import Split, resetting
 from fedpara.state import Parts, State, arranged, is_finite, num_elements, parts_layout_of
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Federation:
             because configuration or data must be the cause; injected faults do not count. None: it never ends the run.
         lr_decay: tau; a round's learning rate is the optimizer's times tau^(rounds before it).
         catch_up: whether a client keeps the model that it received, and is sent only the pieces that changed since it
-            last took part. By default every broadcast is whole, to every client.
+            last took part; where factors are reset, the factors of these rounds. By default every broadcast is whole.
         lr_schedule: `cosine` multiplies it by (1 + cos(pi t / num_rounds)) / 2 after t rounds; None: lr_decay alone.
         seed: seed of cohorts, batch orders, augmentation and dropout.
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
@@ -131,13 +130,14 @@ class Federation:
         self.eval_every, self.lr_decay, self.lr_schedule, self.seed = eval_every, lr_decay, lr_schedule, seed
         self.min_clients, self.retries, self.max_crashes = min_clients, retries, max_crashes
         initial = executor.initial_state()
-        self.link, self.split = link or Link(Cast(), Cast()), split or Split(initial)
+        self.link = link or Link(Cast(), Cast())
+        self.split = resetting(split or Split(initial), executor.module.network, seed)
         self.tests_personal = bool(self.split.personal) if evaluate_personal is None else evaluate_personal
         shared = self.split.shared_part(initial)
         trained = [name for name in executor.trainable if name in shared]
         self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
-        self.split.require_server(self.server)
+        self.split.require_round(self.server, self.link.error_feedback, privacy is not None)
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
         self.privacy: PrivateMean | None = None
         if privacy:
@@ -147,7 +147,7 @@ class Federation:
         self.client_side = ClientSide(
             self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor, self.privacy
         )
-        self.catch_up = CatchUp(self.client_side.downlink) if catch_up else None
+        self.catch_up = self.client_side.downlink.start() if catch_up else None
         self.tiers = Tiers(tiers, executor.module.network, num_clients, seed) if tiers else None
         if self.tiers:
             self._require_plain(catch_up)
@@ -204,11 +204,13 @@ class Federation:
         tally = Tally()
         try:
             uploads = self._uploads(chosen, broadcast, tally, test=due and self.tests_personal)
-            before = self.server
-            self.server = self._finite(self._aggregate(broadcast, uploads))
+            before, stepped = self.server, self._aggregate(broadcast, uploads)
+            moved = self.split.moved(before["model"], stepped["model"], self.round)
+            self.server = self._finite(stepped | {"model": moved})
             self.clients.keep(self.round + 1, tally.succeeded)
             if self.catch_up:
-                self.catch_up.note(before["model"], self.server["model"], self.round + 1, tally.succeeded)
+                models = before["model"], self.server["model"], stepped["model"]
+                self.catch_up.note(*models, self.round + 1, tally.succeeded)
         except _TooFewClients:  # the round has no effect, but its bytes count
             log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
         down = {client: broadcast.to(client).num_bytes for client in chosen}
@@ -317,15 +319,14 @@ class Federation:
         self.executor.close()
 
     def _aggregate(self, broadcast: Broadcast, uploads: Iterable[Upload]) -> Parts:
-        """The server's next state: the algorithm's step on what moves, and the rest as it was."""
+        """The server's next state, of its model only what moves: the algorithm's step."""
         if self.tiers:
             models = ((upload.parts["model"], upload.num_examples) for upload in uploads)
             return {"model": self.tiers.mean(self.server["model"], models)}
         before = self.client_side.moving(self.server, broadcast.round)
         if self.privacy:
             uploads = self.privacy.released(uploads, self.client_side.known_to_both(broadcast), broadcast.round)
-        after = self.algorithm.aggregate(before, broadcast.moving, uploads)
-        return after | {"model": self.split.moved(self.server["model"], after["model"])}
+        return self.algorithm.aggregate(before, broadcast.moving, uploads)
 
     def _uploads(self, chosen: list[int], broadcast: Broadcast, tally: Tally, test: bool) -> Iterator[Upload]:
         """Yield the uploads of clients that succeed, as they come; try the others again, then leave them out."""

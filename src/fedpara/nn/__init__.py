@@ -1,4 +1,4 @@
-"""FedPara's factorised weights: Propositions 1 to 3, rank rule, initialisation, Jacobian correction."""
+"""FedPara's factorised weights: Propositions 1 to 3, rank rule, initialisation, Jacobian correction; FedMUD."""
 
 from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
 from fedpara.nn.factorize import (
@@ -12,6 +12,7 @@ from fedpara.nn.factorize import (
     stacked_factors,
 )
 from fedpara.nn.jacobian import jacobian_correction, jacobian_penalty
+from fedpara.nn.mud import MUD
 from fedpara.nn.nested import factor_names, narrow, ranks_at
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "FedPara",
     "Hadamard",
     "LowRank",
+    "MUD",
     "PFedPara",
     "PersonalHadamard",
     "factor_names",

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
 from fedpara.nn.frozen import Base, freeze, matches, unfreeze
 from fedpara.nn.initialization import INITIALIZATIONS, mean_step
+from fedpara.nn.mud import MUD, Update
 from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, ranks_within, tucker_size
 from fedpara.private.torch import flat_weights_names, own_parameters
 
@@ -357,12 +358,16 @@ def factorize(
         if delta:
             raise ValueError("delta=True: must be False with Dense(), which has no factors to add to the weights")
         return network
+    if delta and isinstance(recipe, MUD):
+        raise ValueError("delta=True: must be False with MUD(), which changes the weights by its updates")
     made = _factors(network, recipe, chosen[num_dense:], kept if delta else None)
     if not made:
         left = "each one is excluded, frozen or smaller than its factors"
         raise ValueError(f"no layer is left to factorise, {left}; take Dense() (factorization=dense)")
     for weight, factors in made:
-        _register(weight, [factors, Base(weight.require_plain().detach())] if delta else [factors])
+        added = delta or isinstance(factors, Update)
+        base = [Base(weight.require_plain().detach(), moves=not delta)] if added else []
+        _register(weight, [factors, *base])
     if delta:
         freeze(network, kept)
     return network

@@ -21,11 +21,13 @@ class Base(nn.Module):
 
     Args:
         weight: W0, of the weight's own shape; a constant.
+        moves: whether it is no constant but a part of the network's state, which rounds change (`fedpara.nn.mud`).
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, moves: bool = False) -> None:
         super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
+        self.moves = moves
+        self.register_buffer("weight", weight, persistent=moves)
 
     def forward(self, delta: Tensor) -> Tensor:
         """W0 + D, in which D may have a first dimension for clients (`fedpara.execution.folding`)."""
@@ -62,10 +64,16 @@ def freeze(network: nn.Module, trained: Collection[nn.Parameter]) -> None:
 
 
 def constants(network: nn.Module) -> set[str]:
-    """The names of the constants: those of `freeze`, and each W0."""
+    """The names of the constants: those of `freeze`, and each W0 that stays."""
     named = network.named_modules()
-    own = {name: ["weight"] if isinstance(layer, Base) else vars(layer).get(CONSTANTS, []) for name, layer in named}
+    own = {name: _constants(layer) for name, layer in named}
     return {f"{layer}.{name}".removeprefix(".") for layer, names in own.items() for name in names}
+
+
+def _constants(layer: nn.Module) -> list[str]:
+    if isinstance(layer, Base):
+        return [] if layer.moves else ["weight"]
+    return vars(layer).get(CONSTANTS, [])
 
 
 def unfreeze(network: nn.Module) -> None:

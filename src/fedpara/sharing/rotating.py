@@ -86,7 +86,7 @@ class Rotating(Split):
                 "it corrects a step of all factors"
             )
 
-    def require_server(self, server: Parts) -> None:
+    def require_round(self, server: Parts, error_feedback: bool, private: bool) -> None:
         """What an algorithm keeps beside the model is not made for rounds that train a part of it."""
         if kept := sorted(server.keys() - {"model"}):
             raise ValueError(
@@ -105,7 +105,7 @@ class Rotating(Split):
             piece: tensor for piece, tensor in self.cut(shared).items() if piece in moving or piece not in self._factors
         }
 
-    def moved(self, shared: State, moving: State) -> State:
+    def moved(self, shared: State, moving: State, round_index: int) -> State:
         """The same with the round's pieces replaced."""
         return self.put(shared, moving)
 

@@ -95,12 +95,16 @@ class Split:
             ValueError: the message names the key and the allowed value.
         """
 
-    def require_server(self, server: Parts) -> None:
-        """Refuse an algorithm by what its server keeps; here every one is fine.
+    def require_round(self, server: Parts, error_feedback: bool, private: bool) -> None:
+        """Refuse an algorithm by what its server keeps, a link with error feedback, privacy; here all are fine.
 
         Raises:
-            ValueError: the message names what it keeps, and algorithms that fit.
+            ValueError: the message names what does not fit, and what does.
         """
+
+    def started(self, shared: State, round_index: int) -> State:
+        """What travels as a client starts from it, and what a round adds to the model: nothing."""
+        return shared
 
     def movable(self, shared: State) -> State:
         """All that some round trains and sends back, by the names in which it does."""
@@ -110,7 +114,11 @@ class Split:
         """The part of what travels that a round trains and sends back: all of it."""
         return shared
 
-    def moved(self, shared: State, moving: State) -> State:
+    def sent(self, state: State, round_index: int) -> State:
+        """The part of a trained model that a client sends back, by the names of `moving`."""
+        return self.moving(self.shared_part(state), round_index)
+
+    def moved(self, shared: State, moving: State, round_index: int) -> State:
         """What travels after a round that gave its `moving` part these values."""
         return moving
 
