@@ -26,6 +26,7 @@ LAYERS = {
     "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
     "communication": {"state"}, "privacy": {"state", "algorithms", "communication", "sampling"},
     "algorithms": {"state", "sampling"},
+    "aggregation": {"state", "algorithms", "communication", "privacy", "errors"},
     "data": {"sampling"},
     "execution": {
         "private", "state", "sampling", "errors", "heap", "products", "metric", "nn", "models", "data", "algorithms",
@@ -33,7 +34,7 @@ LAYERS = {
     },
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "storage", "metric", "privacy",
+        "storage", "metric", "privacy", "aggregation",
     },
     "callbacks": {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",

@@ -24,7 +24,7 @@ NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense", "delta",
 READ_ELSEWHERE = {"network", "keep_dense", "head"}  # the same for `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
-    "data.dataset", "partition", "federation", "privacy", "faults", "trainer", "callbacks", "paths",
+    "data.dataset", "partition", "federation", "aggregation", "privacy", "faults", "trainer", "callbacks", "paths",
 )  # fmt: skip
 
 
@@ -193,8 +193,9 @@ def build_federation(
     make.call("factorization", split.require_plain_steps, training.jacobian_correction)
     link = make("link")
     privacy = make("privacy") if cfg.get("privacy") else None
+    aggregation = make("aggregation") if cfg.get("aggregation") else None
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
-    options |= {"seed": cfg.seed, "clients": clients, "privacy": privacy}
+    options |= {"seed": cfg.seed, "clients": clients, "privacy": privacy, "aggregation": aggregation}
     parts = (experiment.executor, algorithm, link, split, list(callbacks))
     federation: Federation = make.call("federation", Federation, *parts, **options)
     personal = num_elements(split.personal_part(state))
