@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, SkipValidation, validate_call
+from pydantic import Field, SkipValidation, validate_call
 
 from fedpara.execution.attacks import ATTACKS, Attack, Attackers
 from fedpara.execution.base import Around, ClientFailure, ClientTask, Executor, FailureKind, LocalResult
@@ -48,7 +48,7 @@ class FaultInjection(Around):
         out_of_memory: Share = 0.0,
         attackers: Share = 0.0,
         attack: Attack | None = None,
-        strength: PositiveFloat | None = None,
+        strength: Annotated[float, Field(gt=0, le=1e38)] | None = None,
     ) -> None:
         if attackers and not attack:
             raise ValueError(f"attack=None: must be one of {', '.join(ATTACKS)} with attackers={attackers}")
