@@ -1,11 +1,12 @@
-"""How far attacked factors move the weights: `python results/robust_quickstart/amplification.py` writes amplification.csv.
+"""How far attacked factors move the weights: `python results/robust_quickstart/amplification.py`.
 
-Of one round's ten honest updates two are replaced by -s times themselves, as `faults=sign_flip` does. Then the file has
-|W(attacked mean) - W(honest mean)| / |W(honest mean) - W(broadcast)|, over all weight matrices W that the means compose,
-and the same in the space of the parameters that were sent.
+Of one round's ten honest updates two are replaced by -s times themselves, as `faults=sign_flip` does. Then
+amplification.csv has |W(attacked mean) - W(honest mean)| / |W(honest mean) - W(broadcast)|, over all weight matrices W
+that the means compose, and the same in the space of the parameters that were sent.
 """
 
 import csv
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import torch
 from run import NETWORKS, SETTING
 from torch import nn
 
-from fedpara.algorithms import FedAvg
+from fedpara.algorithms import FedAvg, Upload
 from fedpara.app.build import build
 from fedpara.app.composition import compose
-from fedpara.state import State, combine, load_state, weighted_mean
+from fedpara.state import Parts, State, combine, load_state, weighted_mean
 
 OUT = Path(__file__).with_name("amplification.csv")
 STRENGTHS = (0.1, 0.3, 1, 3, 10, 30, 100)
@@ -26,23 +27,27 @@ ATTACKERS = 2
 class Looking(FedAvg):
     """FedAvg that keeps the last round's broadcast and uploads."""
 
-    def aggregate(self, server, received, uploads):
+    def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
+        """Keep both."""
         taken = list(uploads)
         self.received, self.models = received["model"], [upload.parts["model"] for upload in taken]
         return super().aggregate(server, received, taken)
 
 
 def mean(models: list[State]) -> State:
+    """With equal weights."""
     return weighted_mean((model, 1) for model in models)
 
 
 @torch.no_grad()
 def weights(network: nn.Module, state: State) -> State:
+    """The weight matrices that the network composes from a state."""
     load_state(network, state)
     return {name: layer.weight.clone() for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
 
 
 def norm(after: State, before: State) -> float:
+    """Of the difference, over all tensors."""
     return sum(float(x.double().square().sum()) for x in combine(after, -1, before).values()) ** 0.5
 
 
