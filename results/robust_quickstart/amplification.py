@@ -1,7 +1,7 @@
 """How far attacked factors move the weights: `python results/robust_quickstart/amplification.py`.
 
-Of one round's ten honest updates two are replaced by -s times themselves, as `faults=sign_flip` does. Then
-amplification.csv has |W(attacked mean) - W(honest mean)| / |W(honest mean) - W(broadcast)|, over all weight matrices W
+Of one round's ten honest updates two are replaced by -s times themselves, as `faults=sign_flip` does, or by s times
+themselves, as `faults=scaled_update` does. Then amplification.csv has |W(attacked mean) - W(honest mean)| / |W(honest mean) - W(broadcast)|, over all weight matrices W
 that the means compose, and the same in the space of the parameters that were sent.
 """
 
@@ -20,7 +20,8 @@ from fedpara.app.composition import compose
 from fedpara.state import Parts, State, combine, load_state, weighted_mean
 
 OUT = Path(__file__).with_name("amplification.csv")
-STRENGTHS = (0.1, 0.3, 1, 3, 10, 30, 100)
+STRENGTHS = (3, 10, 30, 100, 300, 1000)
+SIGNS = {"sign_flip": -1, "scaled_update": 1}
 ATTACKERS = 2
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     """The first, the fourth and the eighth round of honest runs."""
     with OUT.open("w") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["seed", "network", "round", "strength", "in_weights", "in_parameters"])
+        table.writerow(["seed", "network", "round", "attack", "strength", "in_weights", "in_parameters"])
         for seed, (name, words) in product((0, 1, 2), NETWORKS.items()):
             experiment, federation = build(compose([*SETTING, words, f"seed={seed}"]))
             experiment.datamodule.setup()
@@ -68,12 +69,12 @@ def main() -> None:
                     continue
                 start, models = looking.received, looking.models
                 before, honest = weights(network, start), weights(network, mean(models))
-                for strength in STRENGTHS:
-                    wrong = [combine(start, -strength, combine(x, -1, start)) for x in models[:ATTACKERS]]
+                for (attack, sign), strength in product(SIGNS.items(), STRENGTHS):
+                    wrong = [combine(start, sign * strength, combine(x, -1, start)) for x in models[:ATTACKERS]]
                     attacked = mean([*wrong, *models[ATTACKERS:]])
                     moved = norm(weights(network, attacked), honest) / norm(honest, before)
                     own = norm(attacked, mean(models)) / norm(mean(models), start)
-                    table.writerow([seed, name, federation.round, strength, f"{moved:.4g}", f"{own:.4g}"])
+                    table.writerow([seed, name, federation.round, attack, strength, f"{moved:.4g}", f"{own:.4g}"])
                 stream.flush()
 
 
