@@ -27,6 +27,7 @@ LAYERS = {
     "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
     "communication": {"state"}, "privacy": {"state", "algorithms", "communication", "sampling"},
     "algorithms": {"state", "sampling"},
+    "aggregation": {"state", "algorithms", "communication", "privacy", "errors"},
     "data": {"sampling"},
     "execution": {
         "private", "state", "sampling", "errors", "heap", "products", "metric", "nn", "models", "data", "algorithms",
@@ -34,7 +35,7 @@ LAYERS = {
     },
     "federation": {
         "state", "record", "errors", "interruption", "sampling", "sharing", "algorithms", "communication", "execution",
-        "storage", "metric", "privacy", "nn",
+        "storage", "metric", "privacy", "aggregation", "nn",
     },
     "callbacks": {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",

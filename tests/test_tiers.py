@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from fedpara.aggregation import Median
 from fedpara.algorithms import FedDyn, FedProx, Scaffold
 from fedpara.app import evaluation
 from fedpara.app.build import build_experiment
@@ -243,6 +244,7 @@ def test_another_seed_draws_other_tiers():
 @pytest.mark.parametrize(("options", "message"), [
     ({"catch_up": True}, "catch_up=True: must be false with federation.tiers"),
     ({"privacy": ClientLevelPrivacy(noise_multiplier=1.0)}, "tiers need privacy=none, whose mean is over"),
+    ({"aggregation": Median()}, "tiers need aggregation=mean, whose uploads are of one size"),
     ({"link": Link(TopK(0.1), Cast(), error_feedback=True)}, "tiers need link.error_feedback=false, whose"),
     ({"personal": ["layers.3.bias"]}, "tiers need a split without personal parts, and layers.3.bias is one"),
     ({"split": Rotating}, "tiers need sharing=full, not Rotating"),

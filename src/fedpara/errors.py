@@ -7,6 +7,10 @@ class CrashesAgain(RuntimeError):
     """A client crashes round after round, because of the run's configuration or data."""
 
 
+class TooFewClients(Exception):
+    """Too few clients finished a round, which then changes nothing; the message says how many it takes."""
+
+
 class WorkerKilled(RuntimeError):
     """The process that trains a client dies again and again, by a signal or by its own exit."""
 

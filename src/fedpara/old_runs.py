@@ -40,7 +40,8 @@ def modernised(config: Any) -> Any:
         useless = WITHOUT_EFFECT[kind] or factorization.keys() - {"_target_"}
         renamed["factorization"] = {key: value for key, value in factorization.items() if key not in useless}
     renamed.pop("local_learning_rate", None)  # the table that held learning rates
-    renamed.setdefault("privacy", {})  # the group of later runs
+    for group in ("privacy", "aggregation"):  # groups of later runs
+        renamed.setdefault(group, {})
     return renamed
 
 

@@ -40,7 +40,7 @@ from helpers.shell import TINY
 OPTIONS = [*TINY[:3], "model=mlp", "model.network.widths=[784,16,10]", "federation.num_clients=3", "logger=none"]
 OPTIONS += ["federation.clients_per_round=2", "federation.num_rounds=3", "callbacks.partition_picture=null"]
 CHOICES = ["method=fedavg", "method=pfedpara link.down_codec.dtype=bfloat16"]
-CHOICES += ["algorithm=scaffold link=fedpaq partition=dirichlet"]
+CHOICES += ["algorithm=scaffold link=fedpaq partition=dirichlet aggregation=median"]
 CHOICES += ["privacy=distributed privacy.noise_multiplier=1 privacy.seed=0 federation.min_clients=2"]
 VALUES = {"client", "last", "run", "round", "attempt", "test"}
 ANSWERS = {"num_examples", "num_steps", "finite", "learning_rate_sum", "train_loss", "seconds", "score"}
@@ -343,6 +343,7 @@ def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
             KeptStates(tmp_path, name, {})
     for typed, line in (
         ("callbacks.checkpoint.every=2", "every=2: must be 1"), ("faults.dropout=0.1", "faults.dropout=0.1: must be 0"),
+        ("faults=sign_flip", "faults.attackers=0.2: must be 0, real clients"),
         ("privacy=distributed privacy.target_epsilon=8", "privacy.noise_multiplier=None: must be given, real clients"),
     ):  # fmt: skip
         with pytest.raises(ConfigurationError, match=line):

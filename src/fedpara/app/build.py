@@ -25,7 +25,7 @@ NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense", "delta",
 READ_ELSEWHERE = {"network", "keep_dense", "head"}  # the same for `model`
 GROUPS = (
     "model", "model.network", "model.optimizer", "factorization", "algorithm", "sharing", "link", "executor", "data",
-    "data.dataset", "partition", "federation", "privacy", "faults", "trainer", "callbacks", "paths",
+    "data.dataset", "partition", "federation", "aggregation", "privacy", "faults", "trainer", "callbacks", "paths",
 )  # fmt: skip
 
 
@@ -234,8 +234,10 @@ def build_federation(
     make.call("factorization", split.require_plain_steps, training.jacobian_correction)
     link = make("link")
     privacy = make("privacy") if cfg.get("privacy") else None
+    aggregation = make("aggregation") if cfg.get("aggregation") else None
     options: Any = OmegaConf.to_container(cfg.federation, resolve=True)
-    options |= {"seed": cfg.seed, "clients": clients, "privacy": privacy, "tiers": experiment.tiers}
+    options |= {"seed": cfg.seed, "clients": clients, "privacy": privacy, "aggregation": aggregation}
+    options["tiers"] = experiment.tiers
     parts = (experiment.executor, algorithm, link, split, list(callbacks))
     federation: Federation = make.call("federation", Federation, *parts, **options)
     personal = num_elements(split.personal_part(state))

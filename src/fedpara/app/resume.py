@@ -31,6 +31,7 @@ KEYS_ADDED = {  # the behaviour of runs from before these keys existed
     "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
     "data.class_range": None, "factorization.delta": False, "factorization.trainable": [],
     "federation.catch_up": False, "link.error_feedback": False, "federation.tiers": None,
+    "faults.attackers": 0.0, "faults.attack": None, "faults.strength": None,
 }  # fmt: skip
 
 

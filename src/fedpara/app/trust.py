@@ -18,6 +18,7 @@ from fedpara.app.overrides import parse
 from fedpara.private.hydra import locate
 
 PARTS = (
+    "aggregation",
     "algorithms",
     "callbacks",
     "communication",

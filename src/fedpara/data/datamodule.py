@@ -1,7 +1,7 @@
 """The federated data: one data set, partitioned over clients and given out in batches."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Annotated, Any, cast
 
@@ -46,6 +46,7 @@ class FederatedDataModule(LightningDataModule):
         parts: after `setup`, each client's indices into the training examples.
         prepare: after `setup`, the function that turns stored inputs into inputs of the network.
         examples: after `setup`, the training examples and those that are tested, on the CPU.
+        flipped: clients that train on the label C - 1 - y in place of y; an attack sets it.
 
     Example:
         >>> from fedpara.data import IID, mnist_small
@@ -84,6 +85,7 @@ class FederatedDataModule(LightningDataModule):
         self.class_range = class_range
         self.max_train, self.max_test, self.local_fraction = max_train, max_test, local_fraction
         self.validation, self.num_workers, self.seed, self.lone_example = validation, num_workers, seed, lone_example
+        self.flipped: Collection[int] = ()
         self._tested: ClientIndices | None = None
         self._pinned = False
 
@@ -174,7 +176,11 @@ class FederatedDataModule(LightningDataModule):
 
     def client_dataloader(self, client: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
         """A client's training batches; their order is a function of (seed, epoch)."""
-        return self._loader(self._train, self._keys(client, seed))
+        batches = self._train
+        if client in self.flipped:
+            assert self.num_classes is not None
+            batches = batches.flipped(self.num_classes)
+        return self._loader(batches, self._keys(client, seed))
 
     def clients_with_a_lone_example(self) -> list[int]:
         """The clients with a training batch of a single example."""

@@ -1,7 +1,7 @@
 """Labelled examples in memory, and batches, which are made on the device of the examples."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -163,6 +163,11 @@ class Batches(Dataset[Batch]):
     def to(self, device: torch.device) -> "Batches":
         """The same batches, made on `device`."""
         return Batches(self.examples.to(device), self.prepare, self.transform)
+
+    def flipped(self, num_classes: int) -> "Batches":
+        """The same batches with the label C - 1 - y in place of y."""
+        labels = num_classes - 1 - self.examples.labels
+        return Batches(replace(self.examples, labels=labels), self.prepare, self.transform)
 
     def __getitem__(self, key: Key) -> Batch:
         (batch,) = self.epoch([key])

@@ -32,7 +32,7 @@ def build(
             clients would each choose the noise.
     """
     for name, share in cfg.faults.items():
-        if name != "_target_" and share:
+        if name not in ("_target_", "attack", "strength") and share:
             raise ConfigurationError(f"faults.{name}={share}: must be 0, real clients fail by themselves")
     checkpoint = cfg.callbacks.get("checkpoint")
     if checkpoint and checkpoint.every != 1:

@@ -1,7 +1,7 @@
 """Tasks, results and the interface of every executor: where and how a round's clients are trained."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -28,6 +28,7 @@ class ClientTask:
         correction: term added to the gradients before each step.
         seed: seed of batch order, augmentation and dropout, each of which has its own `substream`.
         attempt: number of times that the client has failed in this round; a retry trains on the same batches.
+        personal: names in `state` that stay with the client.
     """
 
     client: int
@@ -36,6 +37,7 @@ class ClientTask:
     seed: int
     correction: Correction = field(default_factory=Correction)
     attempt: int = 0
+    personal: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Injected faults: clients fail as in a real federation, and in the same way in every run with the same seed."""
+"""Injected faults: clients fail as in a real federation, or attack, and do so alike in every run with the same seed."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field, SkipValidation, validate_call
 
+from fedpara.execution.attacks import ATTACKS, Attack, Attackers
 from fedpara.execution.base import Around, ClientFailure, ClientTask, Executor, FailureKind, LocalResult
 from fedpara.sampling import derive_seed
 from fedpara.state import State
@@ -29,9 +30,11 @@ class FaultInjection(Around):
         executor: trains the clients that do not fail, and tests models.
         dropout, straggle, nan, crash, out_of_memory: shares of the clients that never answer, answer too late, return
             NaN, raise an exception, or run out of memory; their sum is at most 1.
+        attackers: share of all clients that attack; the same ones in every round.
+        attack, strength: what they do, and how strongly: see `Attackers`.
 
     Raises:
-        ValueError: the sum of the shares is above 1.
+        ValueError: the sum of the shares is above 1, or the attack cannot be made.
     """
 
     @validate_call(config={"arbitrary_types_allowed": True})
@@ -43,8 +46,13 @@ class FaultInjection(Around):
         nan: Share = 0.0,
         crash: Share = 0.0,
         out_of_memory: Share = 0.0,
+        attackers: Share = 0.0,
+        attack: Attack | None = None,
+        strength: Annotated[float, Field(gt=0, le=1e38)] | None = None,
     ) -> None:
-        super().__init__(executor)
+        if attackers and not attack:
+            raise ValueError(f"attack=None: must be one of {', '.join(ATTACKS)} with attackers={attackers}")
+        super().__init__(Attackers(executor, attackers, attack, strength) if attackers and attack else executor)
         self.shares: dict[FailureKind, float] = {
             "dropped": dropout, "late": straggle, "diverged": nan, "crashed": crash, "out_of_memory": out_of_memory,
         }  # fmt: skip

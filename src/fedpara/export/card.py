@@ -25,8 +25,8 @@ HUB_NAMES = {  # data sets whose files are those of a data set on the Hub
 }  # fmt: skip
 # groups of the configuration that say how a model was trained; the others name folders and accounts
 GROUPS = (
-    "seed", "model", "factorization", "algorithm", "sharing", "link", "data", "partition", "federation", "privacy",
-    "faults", "trainer",
+    "seed", "model", "factorization", "algorithm", "sharing", "link", "data", "partition", "federation", "aggregation",
+    "privacy", "faults", "trainer",
 )  # fmt: skip
 CLASS = "_target_"
 USE = {

@@ -222,7 +222,7 @@ class ClientSide:
             correction = replace(correction, trained=trained)
         state = self.model(start, kept)
         factor = self.learning_rate_factor(broadcast.round)
-        return ClientTask(client, state, factor, seed, correction, attempt)
+        return ClientTask(client, state, factor, seed, correction, attempt, self.split.personal)
 
     def reply(self, result: LocalResult, broadcast: Broadcast, kept: Kept) -> tuple[Reply, Kept]:
         """Encode the shared part for the server, and keep the personal part and the memory.

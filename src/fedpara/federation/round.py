@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, validate_call
 
+from fedpara.aggregation import Rule
 from fedpara.algorithms.base import FedAvg, Upload
 from fedpara.communication import Cast, Link
-from fedpara.errors import CrashesAgain
+from fedpara.errors import CrashesAgain, TooFewClients
 from fedpara.execution.base import ClientFailure, Executor
 from fedpara.federation.callback import FederationCallback, Outcome
 from fedpara.federation.client import Broadcast, ClientSide, Kept, Layouts, Reply
@@ -61,6 +62,7 @@ class Federation:
         clients: makes the server's partner; None: `simulated(executor)`, whose states stay in memory.
         privacy: clips and noises the clients' updates, counts epsilon, and ends a run that would exceed its target.
         tiers: clients of different size, by name; the executor must be `fedpara.execution.tiered` with the same ranks.
+        aggregation: a robust rule in place of the mean of the uploads; None: the mean.
 
     Attributes:
         server: the server's state: the shared part of the global model under "model", and the algorithm's parts.
@@ -76,7 +78,8 @@ class Federation:
 
     Raises:
         ValueError: `clients_per_round` is above `num_clients`, or `min_clients` above `clients_per_round`; or split,
-            algorithm and link do not go together, or something breaks the promise of `privacy`.
+            algorithm and link do not go together, or something breaks the promise of `privacy`; or `aggregation` would
+            be wrong here.
 
     Example:
         >>> import torch
@@ -119,9 +122,15 @@ class Federation:
         clients: MakeClients | None = None,
         privacy: ClientLevelPrivacy | None = None,
         tiers: Mapping[str, Tier] | None = None,
+        aggregation: Rule | None = None,
     ) -> None:
         if clients_per_round > num_clients:
             raise ValueError(f"clients_per_round={clients_per_round}: must be 1 to num_clients ({num_clients})")
+        if privacy and aggregation:
+            raise ValueError(
+                f"privacy and aggregation={type(aggregation).__name__}: epsilon is counted for the mean of clipped "
+                "updates; take aggregation=mean, for privacy.clip bounds every update already"
+            )
         if min_clients > clients_per_round:
             raise ValueError(f"min_clients={min_clients}: must be 1 to clients_per_round ({clients_per_round})")
         self.executor: Executor = executor
@@ -139,9 +148,12 @@ class Federation:
         self.server = self.algorithm.start(shared)
         self.split.require_round(self.server, self.link.error_feedback, privacy is not None)
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
+        travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
+        self.aggregation = aggregation.bound_to([*trained, *travelling]) if aggregation else None
+        if self.aggregation:
+            self.aggregation.require(layouts.upload, clients_per_round, self.link.up_codec)
         self.privacy: PrivateMean | None = None
         if privacy:
-            travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
             self.privacy = privacy.start(travelling, num_clients, clients_per_round, min_clients, num_rounds)
             self._require_private(self.privacy, layouts)
         self.client_side = ClientSide(
@@ -211,8 +223,8 @@ class Federation:
             if self.catch_up:
                 models = before["model"], self.server["model"], stepped["model"]
                 self.catch_up.note(*models, self.round + 1, tally.succeeded)
-        except _TooFewClients:  # the round has no effect, but its bytes count
-            log.warning("round %d: nothing changes, federation.min_clients=%d", self.round + 1, self.min_clients)
+        except TooFewClients as few:  # the round has no effect, but its bytes count
+            log.warning("round %d: nothing changes, %s", self.round + 1, few)
         down = {client: broadcast.to(client).num_bytes for client in chosen}
         up_bytes, down_bytes = sum(tally.up_bytes.values()), sum(down.values())
         self.total_bytes += up_bytes + down_bytes
@@ -326,6 +338,8 @@ class Federation:
         before = self.client_side.moving(self.server, broadcast.round)
         if self.privacy:
             uploads = self.privacy.released(uploads, self.client_side.known_to_both(broadcast), broadcast.round)
+        if self.aggregation:
+            uploads = self.aggregation.replaced(uploads, self.client_side.known_to_both(broadcast))
         return self.algorithm.aggregate(before, broadcast.moving, uploads)
 
     def _uploads(self, chosen: list[int], broadcast: Broadcast, tally: Tally, test: bool) -> Iterator[Upload]:
@@ -417,6 +431,8 @@ class Federation:
             raise ValueError("catch_up=True: must be false with federation.tiers")
         if self.privacy:
             raise ValueError("tiers need privacy=none, whose mean is over clients of one size")
+        if self.aggregation:
+            raise ValueError("tiers need aggregation=mean, whose uploads are of one size")
         if self.link.error_feedback:
             raise ValueError("tiers need link.error_feedback=false, whose memories are of one size")
         if self.split.personal:
@@ -459,7 +475,7 @@ class Federation:
         if errors and num_chosen - len(errors) < self.min_clients:
             raise errors[0]
         if tally.num_clients < self.min_clients:
-            raise _TooFewClients
+            raise TooFewClients(f"federation.min_clients={self.min_clients}")
 
     def _count_crashes(self, tally: Tally) -> None:
         for client in tally.succeeded:
@@ -478,7 +494,3 @@ class Federation:
     def num_shared(self) -> int:
         """Values of the model that travel each way; an algorithm may send more."""
         return num_elements(self.server["model"])
-
-
-class _TooFewClients(Exception):
-    """Too few clients finished the round."""
