@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
@@ -64,8 +64,16 @@ def surroundings(federation: Federation) -> dict[str, Any]:
         "processor": _processor(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "executor": " of ".join(_executors(federation.executor)),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
+
+
+def _executors(executor: Any) -> Iterator[str]:
+    """The executor and those within it; `auto` has chosen by now."""
+    while executor is not None:
+        yield type(executor).__name__
+        executor = getattr(executor, "inner", None)
 
 
 def _processor() -> str:
@@ -168,7 +176,7 @@ class Audit(Witness):
 
     def on_checkpoint(self, federation: Federation, path: Path) -> None:
         """Write the lines up to this checkpoint, with the hashes of the files as they are now."""
-        if not self._pending:
+        if not self._pending or path.parent != self.folder:
             return
         last = self._pending[-1]
         files = last.get("files", {}) | {CHECKPOINT: chain.file_digest(path)}
@@ -189,7 +197,7 @@ class Audit(Witness):
             if kept and kept[-1]["round"] < round_number:
                 raise UnusableFile(
                     f"{path}: ends with round {kept[-1]['round']}, and the checkpoint is of round {round_number}; "
-                    "its rounds between were not logged: move the file away to begin a new log"
+                    f"its rounds between were not logged; to begin a new log, move it and {AUDIT}/ away"
                 )
         if not kept:
             rmtree(self.folder / AUDIT, ignore_errors=True)
