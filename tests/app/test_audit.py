@@ -21,6 +21,7 @@ from fedpara.files import UnusableFile
 from fedpara.record import FATES
 from fedpara.runs import PARTICIPANTS
 from fedpara.storage import read_tensors, write_tensors
+from helpers.cases import thinned
 from helpers.federations import make_federation, same
 from helpers.runs import rows_without_times
 
@@ -139,7 +140,7 @@ def test_a_flipped_byte_of_any_file_is_named(folder, audited):
     assert any(name.startswith("audit/clients/personal/") for name in names)
     for path in files:
         content = path.read_bytes()
-        few = range(0, len(content), 5) if path.name == "metrics.csv" else (0, 8, len(content) // 2, len(content) - 1)
+        few = range(0, len(content), 17) if path.name == "metrics.csv" else (0, 8, len(content) // 2, len(content) - 1)
         for position in few if len(content) > 8 else (0,):
             flip(path, position)
             assert mismatch(folder).startswith(f"{path}: "), (path, position)
@@ -206,7 +207,7 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("field", FORGED)
+@pytest.mark.parametrize("field", thinned(FORGED))
 def test_a_log_that_was_written_anew_is_told_by_a_replay_and_by_a_published_hash(folder, audited, field):
     lines, (value, found) = lines_of(folder), FORGED[field]
     published, line = lines[-1]["hash"], lines[2]
@@ -226,7 +227,6 @@ def test_a_log_that_was_written_anew_is_told_by_a_replay_and_by_a_published_hash
     assert audited(folder, f"expect={published}")[0] == 1
     status, error, _ = audited(folder, "replay=2")
     assert (status, error.startswith(f"error: round 2: {found}")) == (1, True), error
-    assert audited(folder, "replay=1")[:2] == (0, "")
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -338,7 +338,7 @@ def audited_federation(folder, *others, every=1, **options):
     return make_federation(callbacks=callbacks, personal=["*.parametrizations.*.0.[xyt]2"], num_rounds=4, **options)
 
 
-@pytest.mark.parametrize(("every", "killed", "left"), [(1, 2, 1), (2, 4, 2)])
+@pytest.mark.parametrize(("every", "killed", "left"), thinned([(1, 2, 1), (2, 4, 2)]))
 def test_a_run_that_is_killed_between_log_and_checkpoint_drops_the_line(tmp_path, every, killed, left):
     whole = audited_federation(tmp_path / "whole")
     whole.fit()
@@ -367,6 +367,7 @@ def test_a_run_that_starts_anew_begins_a_new_log(tmp_path):
     audit.verified(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_log_may_begin_later(tmp_path, audited, shell):
     folder = tmp_path / "run"
     own = [*OPTIONS, *PERSONAL, f"hydra.run.dir={folder}", "callbacks.audit.keep=2"]
@@ -489,6 +490,7 @@ def test_a_log_needs_checkpoints_behind_it(tmp_path, shell):
         make_federation(callbacks=[Checkpoint(tmp_path), Audit(tmp_path)]).fit()
 
 
+@pytest.mark.slow
 def test_fates_are_those_of_the_records(tmp_path):
     folder = trained(tmp_path / "run", "faults.dropout=0.4", "faults.nan=0.3", "federation.clients_per_round=4")
     rounds = [line for line in lines_of(folder) if line["kind"] == "round"]

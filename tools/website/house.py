@@ -28,7 +28,8 @@ ROWS: list[tuple[str, list[Box]]] = [
     ("what it is made of", [
         ("algorithms", "FedAvg, SCAFFOLD", "server"), ("communication", "bytes", "wire"),
         ("sharing", "what travels", "wire"), ("data", "partitions", "client"), ("models", "dense", "client"),
-        ("nn", "FedPara", "client"), ("storage", "states", "record"), ("cost", "seconds, J", "record"),
+        ("nn", "FedPara", "client"), ("storage", "states", "record"),
+        ("chain", "log", "record"), ("cost", "seconds, J", "record"),
     ]),
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
