@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import count
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from fedpara.storage import read_tensors, write_tensors
 from helpers.cases import thinned
 from helpers.federations import make_federation, same
 from helpers.runs import rows_without_times
+from test_storage import run_until
 
 OPTIONS = [
     "model=mlp", "model.network.widths=[784,8,10]", "data.max_train=60", "data.max_test=20", "data.batch_size=16",
@@ -357,6 +359,25 @@ def test_a_run_that_is_killed_between_log_and_checkpoint_drops_the_line(tmp_path
     by_round = [{line["round"]: {name: line[name] for name in own} for line in chain.read(path / "audit.jsonl")
                  if line["kind"] == "round"} for path in (folder, tmp_path / "whole")]  # fmt: skip
     assert by_round[0] == by_round[1]
+
+
+@pytest.mark.parametrize("step", [25, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_killed_before_any_of_its_writes_has_a_whole_chain_in_the_end(tmp_path, monkeypatch, step):
+    for module in ("audit", "run_folder"):
+        monkeypatch.setattr(f"fedpara.callbacks.{module}.git_commit", lambda: None)
+    for last_call in count(1, step):
+        folder = tmp_path / str(last_call)
+        if (status := run_until(folder, last_call, audited_federation)) == 0:
+            break
+        assert status == 9
+        resumed = audited_federation(folder)
+        if (folder / "checkpoint.safetensors").is_file():
+            restore(resumed, folder)
+        resumed.fit()
+        audit.verified(folder)
+        rounds = [line["round"] for line in chain.read(folder / "audit.jsonl") if line["kind"] == "round"]
+        assert rounds == [1, 2, 3, 4]
+    assert last_call > 100
 
 
 def test_a_run_that_starts_anew_begins_a_new_log(tmp_path):
