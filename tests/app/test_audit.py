@@ -102,7 +102,7 @@ def test_an_unchanged_run_fits_its_log_and_its_rounds_have_the_same_bits(folder,
         pytest.param("executor=processes executor.workers=2", marks=pytest.mark.slow),
         "algorithm=scaffold link=fedpaq faults=flaky faults.nan=0.3 federation.retries=1 callbacks.audit.keep=2",
         pytest.param(
-            "sharing=rotating federation.catch_up=true algorithm=fedadam callbacks.audit.keep=null",
+            "sharing=rotating federation.catch_up=true algorithm=fedprox callbacks.audit.keep=null",
             marks=pytest.mark.slow,
         ),
         pytest.param("link=topk faults.dropout=0.5 federation.min_clients=2", marks=pytest.mark.slow),
@@ -361,7 +361,7 @@ def test_a_run_that_is_killed_between_log_and_checkpoint_drops_the_line(tmp_path
     assert by_round[0] == by_round[1]
 
 
-@pytest.mark.parametrize("step", [25, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [25, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_killed_before_any_of_its_writes_has_a_whole_chain_in_the_end(tmp_path, monkeypatch, step):
     for module in ("audit", "run_folder"):
         monkeypatch.setattr(f"fedpara.callbacks.{module}.git_commit", lambda: None)
