@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "fedpara"
 LAYERS = {
     "state": set(), "metric": set(), "cost": {"metric"}, "record": {"cost", "metric"},
     "errors": set(), "sampling": set(), "files": set(), "heap": set(), "interruption": set(), "old_runs": set(),
-    "products": set(), "installation": set(), "__main__": {"app"},
+    "chain": {"files"}, "products": set(), "installation": set(), "__main__": {"app"},
     "runs": {"files", "metric", "record", "old_runs"},
     "export": {"nn", "models", "data", "state", "metric", "record", "files", "runs", "installation"},
     "dashboard": {"cost", "metric", "record"},
@@ -39,11 +39,12 @@ LAYERS = {
     },
     "callbacks": {
         "state", "metric", "record", "cost", "storage", "files", "runs", "data", "federation", "execution",
-        "installation", "export", "privacy",
+        "installation", "export", "privacy", "chain", "communication",
     },
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
         "federation", "callbacks", "export", "private", "metric", "report", "installation", "dashboard", "sharing",
+        "chain", "storage",
     },
     "deployment": {
         "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",

@@ -325,10 +325,10 @@ def killable(folder):
     return keeping(folder, executor, callbacks=[RunFolder(folder, {})], **rounds)
 
 
-CALLS = ("replace", "fsync", "unlink", "mkdir")
+CALLS = ("replace", "fsync", "unlink", "mkdir", "link")
 
 
-def run_until(folder, last_call):
+def run_until(folder, last_call, make=killable):
     """A run in a process of its own, which dies as by SIGKILL before its n-th call that changes the disk."""
     child = os.fork()
     if child == 0:
@@ -346,7 +346,7 @@ def run_until(folder, last_call):
         try:
             for name in CALLS:
                 setattr(os, name, dying(getattr(os, name)))
-            killable(folder).fit()
+            make(folder).fit()
             status = 0
         finally:
             os._exit(status)

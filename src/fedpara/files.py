@@ -5,6 +5,7 @@ A killed process leaves the old file or the new one, never half of either.
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -13,11 +14,14 @@ class UnusableFile(ValueError):
     """A file that is damaged or of the wrong kind; the message is the one line to show and starts with the path."""
 
 
-def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+def write_atomically(
+    path: Path, content: bytes, durable: bool = True, ready: Callable[[Path], None] = lambda temporary: None
+) -> None:
     """Write a temporary file beside `path`, flush it to disk, and rename it to `path`.
 
     Args:
         durable: whether the file is safely on the disk on return; if not, call `make_durable` later.
+        ready: called with the temporary file once it is whole, before it counts.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; `path` is then unchanged.
@@ -29,6 +33,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
+        ready(temporary)
         os.replace(temporary, path)
         if durable:
             _synchronise(path.parent)

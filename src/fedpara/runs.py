@@ -22,6 +22,7 @@ METRICS, SUMMARY, CONFIG, OVERRIDES = "metrics.csv", "summary.json", "config.yam
 CHECKPOINT, CLIENTS = "checkpoint.safetensors", "clients"
 CLIENT_TABLE = "clients.csv"
 PARTICIPANTS, PARTITION = "participants.jsonl", "partition.png"
+AUDIT_LOG, AUDIT = "audit.jsonl", "audit"
 MARKS = {SUMMARY, METRICS, OVERRIDES, ".hydra"}
 # results do not depend on these keys
 UNINTERESTING = "resume", "trusted", "paths.", "logger", "callbacks", "sweep", "data.num_workers", "hydra."

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from zlib import crc32
 
@@ -16,15 +16,22 @@ from fedpara.state import Layout, State, require_same_names
 SUFFIX = ".safetensors"
 
 
-def write_tensors(path: Path, state: State, metadata: Mapping[str, str], durable: bool = True) -> None:
+def write_tensors(
+    path: Path,
+    state: State,
+    metadata: Mapping[str, str],
+    durable: bool = True,
+    ready: Callable[[Path], None] = lambda temporary: None,
+) -> None:
     """Write a state and strings atomically, with a checksum over both.
 
     Args:
         durable: whether the file is safely on the disk on return.
+        ready: called with the temporary file once it is whole, before it counts.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     checksum = {"crc32": str(_checksum(tensors, metadata))}
-    write_atomically(path, save(tensors, {**metadata, **checksum}), durable)
+    write_atomically(path, save(tensors, {**metadata, **checksum}), durable, ready)
 
 
 def read_tensors(path: Path, layout: Layout) -> tuple[State, dict[str, str]]:
@@ -120,9 +127,13 @@ class ClientStates(Mapping[int, State]):
     def __len__(self) -> int:
         return len(self.versions)
 
+    def path(self, client: int) -> Path:
+        """The file of the client's state that counts."""
+        return self._path(client, self.versions[client])
+
     def flush(self) -> None:
         """Flush every state to the disk, before a checkpoint names it."""
-        make_durable(*(self._path(client, self.versions[client]) for client in self._unsafe))
+        make_durable(*map(self.path, self._unsafe))
         self._unsafe.clear()
 
     def prune(self) -> None:

@@ -68,7 +68,8 @@ def test_version(command):
 def test_what_is_no_program_is_one_line(command):
     assert command("reprot", "logs") == (
         2,
-        "error: reprot: must be one of train, eval, report, status, reproduce, dashboard; did you mean report?\n",
+        "error: reprot: must be one of train, eval, audit, report, status, reproduce, dashboard; did you mean "
+        "report?\n",
         "",
     )
 
@@ -86,7 +87,7 @@ def test_folders_start_at_the_current_one(command, tmp_path):
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("fedpara ", "train eval report status reproduce dashboard"),
+        ("fedpara ", "train eval audit report status reproduce dashboard"),
         ("fedpara re", "report reproduce"),
         ("fedpara report lo", ""),
         ("fedpara train model=vg", "model=vgg16 model=vgg16_quarter model=vgg_small"),

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fedpara.app import cli, evaluation
+from fedpara.app import audit, cli, evaluation
 from fedpara.app.composition import compose
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.run import run
@@ -149,6 +149,24 @@ def test_deployed_clients_are_sent_what_they_lack(tmp_path, choices):
     sent = sum(len(parcel.payload) for parcel in nodes.parcels)
     assert sent == int(rows_without_times(deployed)[-1]["comm/total_bytes"])
     assert len({len(parcel.payload) for parcel in nodes.parcels if "last" in parcel.values}) > 1
+
+
+def test_the_server_of_real_clients_logs_what_a_simulation_does(tmp_path):
+    """Rounds have the same hashes; states that clients keep are with them, and nobody can train for them again."""
+    overrides, nodes = cut(tmp_path, "method=pfedpara callbacks=audited federation.num_rounds=2")
+    deployed, simulated = deploy(tmp_path, overrides, nodes), simulate(tmp_path, overrides)
+    first, second = (audit.verified(folder) for folder in (deployed, simulated))
+    assert [line["kind"] for line in first] == [line["kind"] for line in second] == ["start", "round", "round"]
+    for one, other in zip(first[1:], second[1:], strict=True):
+        for name in ("cohort", "broadcast", "uploads", "outcomes", "server"):
+            assert one[name] == other[name], name
+        assert (len(one["states"]), len(other["states"])) == (0, 2)
+    for name in ("participants.jsonl", "metrics.csv"):
+        content = (deployed / name).read_bytes()
+        (deployed / name).write_bytes(content.replace(b"1", b"2", 1))
+        with pytest.raises(audit.Mismatch, match=name):
+            audit.verified(deployed)
+        (deployed / name).write_bytes(content)
 
 
 def newest(tmp_path, client):

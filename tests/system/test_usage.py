@@ -47,6 +47,7 @@ DOCUMENTED = {
     "callbacks.checkpoint.every": "2", "callbacks.checkpoint.memory_gb": "0.5", "hydra.job.chdir": "true",
     "paths.log_dir": "new/logs", "trainer": "cpu", "data": "mnist_small", "callbacks": "default", "paths": "default",
     "federation": "default", "resume": "null", "data.lone_example": "merge", "federation.max_crashes": "null",
+    "callbacks.audit.keep": "2 callbacks=audited",
     "callbacks.clients.every": "2 callbacks=clients", "callbacks.clients.max_rows": "10 callbacks=clients",
     "logger.wandb.project": "mine logger=wandb", "logger.wandb.group": "mine logger=wandb",
     "logger.wandb.job_type": "pilot logger=wandb", "logger.wandb.name": "mine logger=wandb",

@@ -32,10 +32,11 @@ import torch
 from PIL import Image
 
 from fedpara.algorithms.scaffold import Scaffold
+from fedpara.app.audit import Mismatch, verified
 from fedpara.app.composition import read_yaml
 from fedpara.app.errors import ConfigurationError
 from fedpara.app.resume import with_saved_overrides
-from fedpara.callbacks import Checkpoint, RunFolder, restore
+from fedpara.callbacks import Audit, Checkpoint, RunFolder, restore
 from fedpara.data import IID, FederatedDataModule, Normalize
 from fedpara.data.files import Archive, present
 from fedpara.data.sets.cifar import cifar100
@@ -44,7 +45,7 @@ from fedpara.data.sets.leaf import femnist
 from fedpara.data.sets.mnist import IMAGES, LABELS, read_idx
 from fedpara.data.sets.shakespeare import shakespeare
 from fedpara.files import UnusableFile
-from fedpara.runs import CHECKPOINT, CLIENTS, CONFIG, METRICS, OVERRIDES, SUMMARY, Run
+from fedpara.runs import AUDIT_LOG, CHECKPOINT, CLIENTS, CONFIG, METRICS, OVERRIDES, SUMMARY, Run
 from helpers.federations import make_federation
 from helpers.files import LINE, PLAY, idx, leaf_files, write_cifar
 
@@ -132,9 +133,9 @@ def write_run(folder):
     if not (made := Path(tempfile.gettempdir()) / f"corrupt-files-{os.getpid()}").is_dir():
         made.mkdir()
         atexit.register(shutil.rmtree, made, ignore_errors=True)
-        federation(callbacks=[RunFolder(made, {}), Checkpoint(made)]).fit()
         (made / CONFIG).write_text("seed: 0\nfederation:\n  num_rounds: 2\n")
         (made / OVERRIDES).write_text("- seed=0\n- federation.num_rounds=2\n")
+        federation(callbacks=[RunFolder(made, {}), Audit(made), Checkpoint(made)]).fit()
     shutil.copytree(made, folder, dirs_exist_ok=True)
 
 
@@ -176,6 +177,7 @@ READERS = {
     "CINIC png": Reader(write_cinic, read_cinic, "cinic-10/*/*/*.png"),
     "checkpoint": Reader(write_run, read_run, CHECKPOINT, RUN_ERRORS),
     "client states": Reader(write_run, read_run, f"{CLIENTS}/*/*.safetensors", RUN_ERRORS),
+    AUDIT_LOG: Reader(write_run, verified, AUDIT_LOG, (Mismatch, ConfigurationError)),
     METRICS: Reader(write_run, lambda folder: Run(folder).rows, METRICS, RUN_ERRORS),
     SUMMARY: Reader(write_run, lambda folder: Run(folder).state, SUMMARY, RUN_ERRORS),
     CONFIG: Reader(write_run, lambda folder: read_yaml(folder / CONFIG, f"run={folder}"), CONFIG, RUN_ERRORS),

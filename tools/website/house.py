@@ -11,7 +11,7 @@ ROWS: list[tuple[str, list[Box]]] = [
     ("real clients", [("deployment", "server and node of real clients, over Flower", "program")]),
     ("what a person types", [("app", "from a command line to Federation.fit(); sweeps, resume, eval", "program")]),
     ("who watches a run", [
-        ("callbacks", "progress, checkpoint, run folder, loggers", "record"),
+        ("callbacks", "progress, checkpoint, run folder, loggers, audit", "record"),
         ("report", "seeds, differences, figures, the page", "record"),
     ]),
     ("what leaves a run", [("export", "merged weights, ONNX, LoHa, a folder for the Hub", "record")]),
@@ -30,7 +30,8 @@ ROWS: list[tuple[str, list[Box]]] = [
     ("what it is made of", [
         ("algorithms", "FedAvg, SCAFFOLD", "server"), ("communication", "bytes", "wire"),
         ("data", "partitions", "client"), ("models", "dense", "client"),
-        ("nn", "FedPara", "client"), ("storage", "states", "record"), ("cost", "seconds, J", "record"),
+        ("nn", "FedPara", "client"), ("storage", "states", "record"),
+        ("chain", "log", "record"), ("cost", "seconds, J", "record"),
     ]),
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]

@@ -214,6 +214,7 @@ def build_federation(
     Args:
         clients: the argument of `Federation`; None: simulated clients that keep their states in memory.
     """
+    from fedpara.callbacks import Audit, Checkpoint
     from fedpara.federation import Federation
     from fedpara.nn import stacked_factors
     from fedpara.sharing import resetting
@@ -240,6 +241,9 @@ def build_federation(
     options["tiers"] = experiment.tiers
     parts = (experiment.executor, algorithm, link, split, list(callbacks))
     federation: Federation = make.call("federation", Federation, *parts, **options)
+    for callback in federation.callbacks:
+        if isinstance(callback, Audit | Checkpoint):
+            make.call(f"callbacks.{type(callback).__name__.lower()}", callback.require, federation)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
     if tiers := federation.tiers:
@@ -282,10 +286,7 @@ def build(cfg: DictConfig, callbacks: "Sequence[FederationCallback]" = ()) -> "t
     executor = Make(cfg)("faults", executor=experiment.executor)
     checkpoint = next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
     clients = checkpoint.clients(executor) if checkpoint else simulated(executor)
-    federation = build_federation(cfg, experiment, clients, callbacks)
-    if checkpoint:
-        Make(cfg).call("callbacks.checkpoint", checkpoint.require, federation)
-    return experiment, federation
+    return experiment, build_federation(cfg, experiment, clients, callbacks)
 
 
 def _require_real(network: "nn.Module") -> None:

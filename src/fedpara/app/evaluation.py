@@ -52,6 +52,30 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
     from fedpara.callbacks import restore
     from fedpara.federation import simulated
 
+    cfg = configuration(folder, overrides, trusted)
+    experiment = build_experiment(cfg)
+    make = Make(cfg)
+    clients = simulated(experiment.executor, folder / CLIENTS, memory_gb=0)
+    federation = build_federation(cfg, experiment, clients)
+    make.call("run", restore, federation, folder)
+    make.call("data", experiment.datamodule.setup)
+    make.call("data", experiment.datamodule.to, experiment.executor.device)
+    return experiment, federation
+
+
+def configuration(
+    folder: Path, overrides: list[str], trusted: Sequence[str] = (), not_built: Sequence[str] = NOT_BUILT
+) -> Any:
+    """The configuration of a run folder, with the data where they are today.
+
+    Args:
+        overrides: dotted keys over the run's saved configuration, such as `trainer.accelerator=cpu`.
+        trusted: patterns of names, such as `mypackage.*`, that the folder may build besides this package's and torch's.
+        not_built: groups that the caller does not build, which may name anything.
+
+    Raises:
+        ConfigurationError: there is no such run, or a name is not trusted.
+    """
     if not Run(folder).has_config:
         raise ConfigurationError(f"run={folder}: not a run folder, it holds no {CONFIG}")
     saved = read_resolved(folder / CONFIG, f"run={folder}")
@@ -62,18 +86,11 @@ def load(folder: Path, overrides: list[str], trusted: Sequence[str] = ()) -> tup
         resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"run={folder}: its {CONFIG} cannot be used ({one_line(error)})") from error
-    built = {key: value for key, value in resolved.items() if key not in NOT_BUILT}
+    built = {key: value for key, value in resolved.items() if key not in not_built}
     require_resolved(f"run={folder}", built)
     require_trusted(f"run={folder}", built, [*trusted, *targets(OmegaConf.to_container(typed))])
     _find_data(cfg, OmegaConf.select(typed, "paths.data_dir"), folder)
-    experiment = build_experiment(cfg)
-    make = Make(cfg)
-    clients = simulated(experiment.executor, folder / CLIENTS, memory_gb=0)
-    federation = build_federation(cfg, experiment, clients)
-    make.call("run", restore, federation, folder)
-    make.call("data", experiment.datamodule.setup)
-    make.call("data", experiment.datamodule.to, experiment.executor.device)
-    return experiment, federation
+    return cfg
 
 
 def evaluate(federation: "Federation", client: int | None = None) -> dict[str, float]:

@@ -14,6 +14,7 @@ from fedpara.app.errors import stop
 PROGRAMS = {  # the module of each program, and what it does
     "train": ("fedpara.app.cli", "train a federation, or every job of a sweep (-m)"),
     "eval": ("fedpara.app.evaluation", "test the model of a run folder, and export it"),
+    "audit": ("fedpara.app.audit", "check a run against its log, and do rounds of it again"),
     "report": ("fedpara.app.report", "make a page, pictures and a CSV from run folders"),
     "status": ("fedpara.app.status", "show the progress of runs, and the time left"),
     "reproduce": ("fedpara.app.reproduce", "run the paper's experiments as a queue"),

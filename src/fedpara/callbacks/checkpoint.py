@@ -94,21 +94,31 @@ class Checkpoint(FederationCallback):
 
     def write(self, federation: Federation) -> None:
         """Write the checkpoint of the finished round, and delete the files of clients that only older ones name."""
-        store = federation.clients.store
-        figures = {
-            "round": federation.round, "total_bytes": federation.total_bytes, "crashes": federation.crashes,
-            "privacy": federation.privacy and federation.privacy.state,
-        }  # fmt: skip
-        held = {"changed": catch_up.changed, "last": catch_up.last} if (catch_up := federation.catch_up) else {}
-        progress = Progress.model_validate(figures | held | dict(store.save() if store else {}))
-        metadata = {"progress": progress.model_dump_json(exclude_none=True)}
+        metadata = {"progress": progress_of(federation).model_dump_json(exclude_none=True)}
+
         tensors = join(_on_file(federation))
-        if catch_up:
+        if catch_up := federation.catch_up:
             tensors |= {CATCH_UP + name: tensor for name, tensor in catch_up.tensors().items()}
-        write_tensors(self.folder / CHECKPOINT, tensors, metadata)
-        if store:
-            store.prune()
+
+        def ready(temporary: Path) -> None:
+            for callback in federation.callbacks:
+                callback.on_checkpoint(federation, temporary)
+
+        write_tensors(self.folder / CHECKPOINT, tensors, metadata, ready=ready)
+        if federation.clients.store:
+            federation.clients.store.prune()
         self._written = federation.round
+
+
+def progress_of(federation: Federation) -> Progress:
+    """What a checkpoint says besides the server's state; the clients' files that it names are safely on the disk."""
+    store = federation.clients.store
+    figures = {
+        "round": federation.round, "total_bytes": federation.total_bytes, "crashes": federation.crashes,
+        "privacy": federation.privacy and federation.privacy.state,
+    }  # fmt: skip
+    held = {"changed": catch_up.changed, "last": catch_up.last} if (catch_up := federation.catch_up) else {}
+    return Progress.model_validate(figures | held | dict(store.save() if store else {}))
 
 
 def restore(federation: Federation, folder: Path) -> None:

@@ -1,8 +1,10 @@
 """Callbacks of a federation: they watch, log and store."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fedpara.federation.client import Report
+from fedpara.federation.client import Broadcast, Reply, Report
 from fedpara.record import ClientRecord, RoundRecord
 
 if TYPE_CHECKING:
@@ -25,6 +27,12 @@ class FederationCallback:
     def on_fit_start(self, federation: "Federation") -> None:
         """Before the first round; a resumed federation has `round` > 0."""
 
+    def on_broadcast(self, federation: "Federation", cohort: Sequence[int], broadcast: Broadcast) -> None:
+        """When a round begins, with what its clients are sent."""
+
+    def on_upload(self, federation: "Federation", reply: Reply) -> None:
+        """When a client's reply has come, before it is decoded; with `retries` also of attempts that fail."""
+
     def on_client_end(self, federation: "Federation", report: Report) -> None:
         """After each client's training that succeeded."""
 
@@ -33,6 +41,9 @@ class FederationCallback:
 
     def on_round_end(self, federation: "Federation", record: RoundRecord) -> None:
         """After each round; `federation.round` and `federation.server` are those of the finished round."""
+
+    def on_checkpoint(self, federation: "Federation", path: Path) -> None:
+        """When a checkpoint is whole on the disk, in a temporary file, just before it replaces the one before it."""
 
     def on_fit_end(self, federation: "Federation", outcome: Outcome) -> None:
         """After the last round, an error or an interruption."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from math import cos, pi
+from math import cos, nan, pi
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, validate_call
@@ -211,6 +211,8 @@ class Federation:
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
         broadcast = self.broadcast(self.round, chosen)
+        for callback in self.callbacks:
+            callback.on_broadcast(self, chosen, broadcast)
         due = (self.round + 1) % self.eval_every == 0 or self.round + 1 == self.num_rounds
         due = due or bool(self.privacy and self.privacy.exhausted(2))  # the last one within the target
         tally = Tally()
@@ -230,11 +232,10 @@ class Federation:
         self.total_bytes += up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
-        shown = self.privacy is None or self.privacy.terms.client_metrics
         self.round += 1  # last, so that a round that is interrupted during its test does not count
         return RoundRecord(
             round=self.round,
-            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples and shown else float("nan"),
+            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples and self.shows_clients else nan,
             metrics=metrics,
             up_bytes=up_bytes,
             down_bytes=down_bytes,
@@ -259,6 +260,11 @@ class Federation:
         if client is None:
             return self.client_side.model(self.server["model"], Kept())
         return self.clients.model(client, self.broadcast(self.round))
+
+    @property
+    def shows_clients(self) -> bool:
+        """Whether what came from single clients may be recorded; privacy does not cover it."""
+        return self.privacy is None or self.privacy.terms.client_metrics
 
     @property
     def headline(self) -> Metric:
@@ -365,6 +371,8 @@ class Federation:
     def _receive(self, reply: Reply, broadcast: Broadcast, tally: Tally) -> Upload | ClientFailure:
         """Decode an upload, and count its bytes and loss. An upload of another layout is a failure of its client."""
         report, broadcast = reply.report, broadcast.of(reply.report.client)
+        for callback in self.callbacks:
+            callback.on_upload(self, reply)
         try:
             side = self.client_side
             parts = self.link.decode_up(reply.packet, side.upload_layout(broadcast), side.known_to_both(broadcast))
@@ -411,7 +419,7 @@ class Federation:
                 )
         buffers = [name for name, _ in self.executor.module.network.named_buffers()]
         privacy.require(layouts.upload, bool(self.algorithm.remembered(self.server)), self.link.up_codec, buffers)
-        if privacy.terms.client_metrics:
+        if self.shows_clients:
             return
         way_out = "or privacy.client_metrics=true if nobody else will see them"
         if self.tests_personal:

@@ -69,6 +69,18 @@ class ClientStore:
         self.personal.keep(clients)
         self.memories.keep(clients)
 
+    def paths(self, clients: Iterable[int] | None = None) -> dict[str, Path]:
+        """The files of clients' states that count, by name, `<kind>/<client>-<version>.safetensors`.
+
+        Args:
+            clients: None: all.
+        """
+        found: dict[str, Path] = {}
+        for kind, states in self._files().items():
+            chosen = states.versions if clients is None else [one for one in clients if one in states.versions]
+            found |= {f"{kind}/{path.name}": path for path in map(states.path, chosen)}
+        return found
+
     def save(self) -> Versions:
         """Force every file onto the disk; return the versions by which `load` finds them again."""
         files = self._files()
