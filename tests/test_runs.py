@@ -21,6 +21,7 @@ SOURCES = sorted(
 )
 GROUPS = {column.partition("/")[0] for column in COLUMNS} - {"round"}
 OTHERS = {"personal/acc", "personal/trained_acc", "clients/table"}  # a histogram, the beginning of a name, a table
+OTHERS |= {"cost/round_s"}  # the beginning of names
 OTHERS |= {f"{part}/{kind}" for part in ("train", "test") for kind in ("inputs", "labels")}  # of a client's data file
 
 

@@ -1,9 +1,9 @@
 """How far attacked factors move the weights: `python results/robust_quickstart/amplification.py`.
 
 Of one round's ten honest updates two are replaced by -s times themselves, as `faults=sign_flip` does, or by s times
-themselves, as `faults=scaled_update` does. Then amplification.csv has
-|W(attacked mean) - W(honest mean)| / |W(honest mean) - W(broadcast)|, over all weight matrices W that the means
-compose, and the same in the space of the parameters that were sent.
+themselves, as `faults=scaled_update` does. Then amplification.csv has |W(attacked mean) - W(honest mean)| / |W(honest
+mean) - W(broadcast)|, over all weight matrices W that the means compose, and the same in the space of the parameters
+that were sent.
 """
 
 import csv
@@ -24,6 +24,7 @@ OUT = Path(__file__).with_name("amplification.csv")
 STRENGTHS = (3, 10, 30, 100, 300, 1000)
 SIGNS = {"sign_flip": -1, "scaled_update": 1}
 ATTACKERS = 2
+IDENTITY = {"fedpara identity": "factorization=fedpara factorization.nonlinearity=identity"}
 
 
 class Looking(FedAvg):
@@ -58,8 +59,8 @@ def main() -> None:
     with OUT.open("w") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["seed", "network", "round", "attack", "strength", "in_weights", "in_parameters"])
-        for seed, (name, words) in product((0, 1, 2), NETWORKS.items()):
-            experiment, federation = build(compose([*SETTING, words, f"seed={seed}"]))
+        for seed, (name, words) in product((0, 1, 2), (NETWORKS | IDENTITY).items()):
+            experiment, federation = build(compose([*SETTING, *words.split(), f"seed={seed}"]))
             experiment.datamodule.setup()
             experiment.executor.prepare()
             network = experiment.executor.module.network

@@ -71,8 +71,8 @@ class Keeping(Rule):
     """A rule that needs all uploads of a round at once.
 
     The server keeps clients_per_round times the bytes of a decoded upload. It works on blocks of `BLOCK` values, so
-    that a few models is all that it takes beside. Each part of an upload (SCAFFOLD sends a model and a change of its
-    control variate) is a vector of its own. What is not trained, such as the statistics of a batch norm, takes the
+    that it takes a few models beside. Each part of an upload (SCAFFOLD sends a model and a change of its control
+    variate) is a vector of its own. What is not trained, such as the statistics of a batch norm, takes the
     coordinate-wise median; of an even number of counters the lower one.
 
     Args:
