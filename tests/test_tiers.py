@@ -322,6 +322,10 @@ def require_exports(shell, folder):
     """The dense weights of a tier's model have its accuracy; a client's are those of its tier."""
     accuracy = Run(folder).rows[-1]["test/acc_phone"]
     assert shell(f"run={folder}", "tier=phone", "export=dense", program=evaluation)[0] == 0
+    assert shell(f"run={folder}", "export=hub", program=evaluation)[0] == 0
+    sizes = Run(folder).summary["parameters"]
+    sent = f"sent {sizes['shared_phone']:,} to {sizes['shared_desk']:,} of the {sizes['dense']:,} parameters"
+    assert sent in (folder / "hub/README.md").read_text()
     weights = load_file(folder / "model-phone.safetensors")
     data = build_experiment(compose([*TYPED, TIERS])).datamodule
     data.setup()
