@@ -26,6 +26,7 @@ from fedpara.execution import (
     VectorizedExecutor,
     tiered,
 )
+from fedpara.execution.attacks import a_little
 from fedpara.federation import Tier, Tiers
 from fedpara.models import MLP, VGG
 from fedpara.nn import EqualSizeLowRank, FedPara, factorize, narrow, ranks_at
@@ -229,6 +230,21 @@ def test_failures_are_left_out_of_their_columns_and_bytes_are_counted():
     assert all(tensor.isfinite().all() for tensor in federation.server["model"].values())
 
 
+def test_attackers_that_collude_do_so_among_those_of_their_size():
+    options = tiered_options(clients_per_round=5)
+    attackers = lambda training: FaultInjection(options["executor"](training), 0, 0, 0, 0, 0, 0.8, "alie", 1.0)  # noqa: E731
+    (federation, honest), (attacked, sent) = watched(**options), watched(**options | {"executor": attackers})
+    federation.run_round()
+    attacked.run_round()
+    mine = attacked.executor.inner.clients
+    for tier in range(2):
+        own = [client for client in mine if attacked.tiers.of[client] == tier]
+        expected = a_little([result.state for result in honest if result.client in own], 1.0)
+        got = [result.state for result in sent if result.client in own]
+        assert got
+        assert all(same(state, expected) for state in got)
+
+
 @given(st.integers(0, 99), st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_the_tiers_of_clients_are_drawn_by_share(seed, counts):
     total = sum(counts)
@@ -306,6 +322,10 @@ def require_exports(shell, folder):
     """The dense weights of a tier's model have its accuracy; a client's are those of its tier."""
     accuracy = Run(folder).rows[-1]["test/acc_phone"]
     assert shell(f"run={folder}", "tier=phone", "export=dense", program=evaluation)[0] == 0
+    assert shell(f"run={folder}", "export=hub", program=evaluation)[0] == 0
+    sizes = Run(folder).summary["parameters"]
+    sent = f"sent {sizes['shared_phone']:,} to {sizes['shared_desk']:,} of the {sizes['dense']:,} parameters"
+    assert sent in (folder / "hub/README.md").read_text()
     weights = load_file(folder / "model-phone.safetensors")
     data = build_experiment(compose([*TYPED, TIERS])).datamodule
     data.setup()

@@ -4,7 +4,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+from fedpara.aggregation import Median, NormBounding
 from fedpara.algorithms import FedAdam, FedAvg, FedDyn, FedProx, Scaffold
 from fedpara.callbacks import Checkpoint, restore
 from fedpara.communication import Cast, Link, Packet, StochasticUniform
@@ -17,7 +19,7 @@ from fedpara.nn import MUD
 from fedpara.privacy import ClientLevelPrivacy
 from fedpara.sampling import cohort
 from fedpara.sharing import Rotating
-from fedpara.state import join, num_elements
+from fedpara.state import combine, join, num_elements
 from helpers.federations import make_federation, same, watched
 
 WIDE = partial(MLP, [16, 32, 3])
@@ -201,6 +203,34 @@ def run_once(algorithm):
     federation = wide(algorithm=algorithm)
     federation.run_round()
     return federation
+
+
+def normed():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+
+
+def test_running_means_of_a_batch_norm_travel_beside_the_factors():
+    federation, results = watched(network=normed, recipe=PLAIN, max_epochs=1, eval_every=99, num_rounds=1)
+    assert {*federation.split.movable({})} == {*federation.split.factors}  # no value that no round trains
+    federation.run_round()
+    means = [result.state["2.running_mean"] for result in results]
+    assert not torch.equal(*means)
+    torch.testing.assert_close(federation.server["model"]["2.running_mean"], sum(means) / len(means))
+
+
+def test_robust_rules_judge_uploads_of_factors():
+    """Not of weights, which no client trains or sends."""
+    federation = wide(aggregation=NormBounding(bound=0.01))
+    start = federation.split.moving(federation.server["model"], 0)
+    moved = federation.algorithm.aggregate
+    federation.algorithm.aggregate = lambda *given: stepped.append(moved(*given)) or stepped[0]
+    stepped = []
+    federation.run_round()
+    update = combine(stepped[0]["model"], -1, start)
+    assert 0 < sum(step.square().sum() for step in update.values()) ** 0.5 <= 0.01 * (1 + 1e-5)
+    wide(aggregation=Median(memory_gb=2 * 4 * (131 + 35) / 1e9))  # two uploads are kept
+    with pytest.raises(ValueError, match="memory_gb"):
+        wide(aggregation=Median(memory_gb=2 * 4 * (131 + 34) / 1e9))
 
 
 @pytest.mark.parametrize(("up", "size"), [

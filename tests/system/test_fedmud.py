@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedpara.app import evaluation
+from fedpara.runs import Run
 from helpers.runs import rows, rows_without_times
 from helpers.shell import newest
 
@@ -25,6 +26,10 @@ def test_a_run_is_resumed_to_the_same_bits_and_exports_dense_weights(shell, tmp_
     state, again = (load_file(folder / "checkpoint.safetensors") for folder in (whole, resumed))
     assert state.keys() == again.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    sizes = Run(whole).summary["parameters"]
+    assert sizes["up"] < sizes["shared"] == sizes["dense"]  # clients send factors, and are sent weights
+    assert shell(f"run={whole}", "export=hub", program=evaluation)[0] == 0
+    assert f"and sent {sizes['up']:,} of the {sizes['dense']:,} parameters" in (whole / "hub/README.md").read_text()
     status, _, out = shell(f"run={whole}", "export=dense", program=evaluation)
     assert status == 0
     assert f"test/acc: {float(rows(whole)[-1]['test/acc'])}" in out
@@ -42,6 +47,7 @@ def test_a_run_is_resumed_to_the_same_bits_and_exports_dense_weights(shell, tmp_
     ("link=bf16", "federation.catch_up=True: link.down_codec must be a Cast to float32 where factors are reset"),
     ("privacy=gaussian privacy.noise_multiplier=0", "federation: privacy must be none where factors are reset"),
     ("factorization.ratio=1", "factorization.ratio=1: Input should be less than 1"),
+    ("factorization.a=inf", "factorization.a=inf: Input should be less than or equal to"),
 ])  # fmt: skip
 def test_what_it_refuses_is_one_line(shell, typed, line):
     status, error, _ = shell(*MUD, *typed.split(" "))

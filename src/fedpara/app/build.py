@@ -217,7 +217,7 @@ def build_federation(
     from fedpara.callbacks import Audit, Checkpoint
     from fedpara.federation import Federation
     from fedpara.nn import stacked_factors
-    from fedpara.sharing import resetting
+    from fedpara.sharing import Resetting, resetting
     from fedpara.state import first_names, num_elements
 
     state, network = experiment.executor.initial_state(), experiment.executor.module.network
@@ -246,6 +246,8 @@ def build_federation(
             make.call(f"callbacks.{type(callback).__name__.lower()}", callback.require, federation)
     personal = num_elements(split.personal_part(state))
     experiment.parameters |= {"shared": federation.num_shared, "personal": personal}
+    if isinstance(split, Resetting):
+        experiment.parameters["up"] = num_elements(split.movable(federation.server["model"]))
     if tiers := federation.tiers:
         held = {tier: tiers.narrowed(number, federation.server["model"]) for number, tier in enumerate(tiers.names)}
         experiment.parameters |= {f"shared_{tier}": num_elements(own) for tier, own in held.items()}

@@ -142,10 +142,13 @@ def _keep_configuration(cfg: DictConfig, folder: Path, launch: Launch) -> None:
 
 def _describe(experiment: Experiment, federation: "Federation") -> None:
     sizes, data = experiment.parameters, experiment.datamodule
+    travel = f"{sizes['shared']:,} travel"
+    if "up" in sizes:
+        travel += f" down, {sizes['up']:,} up"
     log.info(
-        "%s parameters, %s dense (%.1f %%), %s travel | %s, %s, %d a round, %s of %s, %s",
+        "%s parameters, %s dense (%.1f %%), %s | %s, %s, %d a round, %s of %s, %s",
         f"{sizes['factorized']:,}", f"{sizes['dense']:,}", 100 * sizes["factorized"] / sizes["dense"],
-        f"{sizes['shared']:,}", data.name, counted(federation.num_clients, "client"), federation.clients_per_round,
+        travel, data.name, counted(federation.num_clients, "client"), federation.clients_per_round,
         counted(federation.num_rounds, "round"), counted(experiment.executor.max_epochs, "local epoch"),
         experiment.executor.device,
     )  # fmt: skip

@@ -4,7 +4,8 @@
 - `scaled_update`: D becomes s D, as in model replacement (Bagdasaryan et al., AISTATS 2020, Eq. 3).
 - `label_flip`: a label y becomes C - 1 - y (Fang, Cao, Jia, Gong, USENIX Security 2020, section 4.1).
 - `alie`: a little is enough (Baruch, Baruch, Goldberg, NeurIPS 2019, Algorithm 3): the mean of the attackers' own
-  honest models minus z of their standard deviations, in each value. All of them send it.
+  honest models minus z of their standard deviations, in each value. All of them send it; clients of different size
+  (`fedpara.federation.tiers`) do so among those of their own.
 
 All but `label_flip` train honestly first. Then they change the trained values that travel, and go on as honest clients
 do: what an algorithm or a link makes of a trained model, it makes of this one.
@@ -85,11 +86,10 @@ class Attackers(Around):
                 colluding.append(outcome)
             else:
                 yield self._scaled(outcome, mine[outcome.client])
-        if colluding:
-            own = [only(self._attacked(mine[result.client]), result.state) for result in colluding]
-            z = alie_z(number, len(colluding)) if self.strength is None else self.strength
-            sent = a_little(own, z)
-            yield from (replace(result, state=result.state | sent) for result in colluding)
+        z = alie_z(number, len(colluding)) if self.strength is None else self.strength
+        for those in _by_size(colluding):
+            sent = a_little([only(self._attacked(mine[result.client]), result.state) for result in those], z)
+            yield from (replace(result, state=result.state | sent) for result in those)
 
     def _attacked(self, task: ClientTask) -> list[str]:
         """The trained values that travel."""
@@ -118,6 +118,14 @@ def alie_z(num_clients: int, num_attackers: int) -> float:
     needed = n // 2 + 1 - m
     share = (n - m - needed) / (n - m)
     return max(0.0, NormalDist().inv_cdf(share)) if 0 < share < 1 else 0.0
+
+
+def _by_size(results: Iterable[LocalResult]) -> Iterable[list[LocalResult]]:
+    """The results whose states have the same shapes, together."""
+    groups: dict[tuple[torch.Size, ...], list[LocalResult]] = {}
+    for result in results:
+        groups.setdefault(tuple(tensor.shape for tensor in result.state.values()), []).append(result)
+    return groups.values()
 
 
 def a_little(states: Sequence[State], z: float) -> State:

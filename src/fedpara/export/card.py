@@ -163,7 +163,13 @@ class Card:
         shared, dense = sizes.get("shared"), sizes.get("dense")
         if not shared or not dense:
             return "an unknown number of parameters a round"
-        return f"{shared:,} of the {dense:,} parameters of the dense network ({100 * shared / dense:.1f} %) a round"
+        most = sizes.get("up", shared)  # what clients send, where that is less than they are sent
+        least = min([most, *(number for name, number in sizes.items() if name.startswith("shared_"))])
+        ends = sorted({least, most})
+        sent, share = (
+            " to ".join(f"{end * by:{form}}" for end in ends) for by, form in ((1, ","), (100 / dense, ".1f"))
+        )
+        return f"{sent} of the {dense:,} parameters of the dense network ({share} %) a round"
 
     def _code(self) -> str:
         package, _, name = self._class.rpartition(".")

@@ -136,10 +136,12 @@ class Layouts:
                 f"error_feedback=True: must be false with {type(algorithm).__name__}, whose {', '.join(more)} would "
                 "get twice what it lost: it is made from what the server has received"
             )
-        residual = link.remembered(layout_of(split.movable(message["model"])))
+        moving = layout_of(split.movable(message["model"]))
+        residual = link.remembered(moving)
         memory = dict(algorithm.remembered(server)) | dict(residual)
         received = layout_of(message["model"]) if catch_up else {}
-        return cls(parts_layout_of(message), parts_layout_of(upload), personal, memory, received)
+        upload_layout = dict(parts_layout_of(upload)) | {"model": moving}  # what some round sends back
+        return cls(parts_layout_of(message), upload_layout, personal, memory, received)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class MUD:
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.1
     aad: bool = True
     kronecker: bool = False
-    a: Annotated[float, Field(gt=0)] = 0.3
+    a: Annotated[float, Field(gt=0, le=1e38)] = 0.3
 
     @property
     def patterns(self) -> Sequence[str]:

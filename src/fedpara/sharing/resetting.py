@@ -72,8 +72,9 @@ class Resetting(Split):
         return shared | drawn
 
     def movable(self, shared: State) -> State:
-        """The factors and all that is not factorised."""
-        return self.moving(shared, 0)
+        """The factors and what is given of all that is not factorised."""
+        state = self.started(shared, 0)
+        return {name: state[name] for name in self._sent if name in state}
 
     def moving(self, shared: State, round_index: int) -> State:
         """The factors at the round's start in place of the weights."""
