@@ -200,6 +200,44 @@ def shakespeare() -> str:
     return f"{table(heads, rows)}\n\n{origin('shakespeare_two_cores')}"
 
 
+def budget() -> str:
+    """CIFAR-10 with a cosine schedule: dense, low rank, and FedPara with one gamma or ranks within a budget."""
+    of = found("cifar10_budget")
+    shown = {
+        "dense": "dense", "budget12": "FedPara, ranks within 12 %", "fedpara": "FedPara, γ = 0.1",
+        "low_rank": "low rank, same size as γ = 0.1",
+    }  # fmt: skip
+    rows = []
+    for name, row in shown.items():
+        seeds = str(len(of[name].counted))
+        behind = "" if name == "dense" else points(of[name], of["dense"])
+        share = f"{100 * (of[name].ratio or 0):.1f}"
+        rows.append([row, share, estimate(of[name].last), seeds, megabytes(of[name]), behind])
+    heads = [
+        "",
+        "of dense, %",
+        "accuracy after 60 rounds, %",
+        "seeds",
+        "sent, MB",
+        "minus dense, points, paired by seed",
+    ]
+    gained = points(of["budget12"], of["fedpara"])
+    return f"{table(heads, rows)}\n\nRanks within 12 % minus γ = 0.1: {gained} points.\n\n{origin('cifar10_budget')}"
+
+
+def privacy() -> str:
+    """Accuracy over epsilon, dense and FedPara; the runs without noise are clipped too."""
+    of = found("private_femnist")
+    rows = []
+    for epsilon in sorted({label.partition("_")[2] for label in of}, key=float):
+        dense, fedpara = of[f"dense_{epsilon}"], of[f"fedpara_{epsilon}"]
+        noise = float(dense.runs[0].rows[-1]["privacy/noise_multiplier"])
+        shown = "∞ (no noise)" if epsilon == "inf" else epsilon
+        rows.append([shown, f"{noise:.2f}", estimate(dense.last), estimate(fedpara.last), points(fedpara, dense)])
+    heads = ["epsilon", "noise, clips", "dense, %", "FedPara, %", "FedPara − dense, points, paired by seed"]
+    return f"{table(heads, rows)}\n\n{origin('private_femnist')}"
+
+
 def initialisation() -> str:
     """The five readings of He initialisation, with each seed."""
     of = found("initialisation")
@@ -394,10 +432,10 @@ def server() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    "headline": headline, "alternatives": alternatives, "cifar10": cifar10, "ranks": ranks, "algorithms": algorithms,
-    "personalisation": personalisation, "shakespeare": shakespeare, "initialisation": initialisation,
-    "cifar100": cifar100, "rounds": rounds, "cluster": cluster, "steps": steps, "precisions": precisions,
-    "server": server,
+    "headline": headline, "alternatives": alternatives, "cifar10": cifar10, "budget": budget, "ranks": ranks,
+    "algorithms": algorithms, "personalisation": personalisation, "privacy": privacy, "shakespeare": shakespeare,
+    "initialisation": initialisation, "cifar100": cifar100, "rounds": rounds, "cluster": cluster, "steps": steps,
+    "precisions": precisions, "server": server,
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class Update(Factorization):
         super().__init__(shape, rank=u[-1], tucker=False, names=())
         self.aad, self.a = aad, a
         self._sides = (u, v)
-        start = self.drawn(int(torch.randint(2**62, ())))
+        start = self.drawn(int(torch.randint(2**62, (), device="cpu")))
         for name in TRAINED:
             self.register_parameter(name, nn.Parameter(start.pop(name)))
         for name, fixed in start.items():
