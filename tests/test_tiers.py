@@ -26,7 +26,7 @@ from fedpara.execution import (
     VectorizedExecutor,
     tiered,
 )
-from fedpara.federation import Tier, Tiers
+from fedpara.federation import FederationCallback, Tier, Tiers, simulated
 from fedpara.models import MLP, VGG
 from fedpara.nn import EqualSizeLowRank, FedPara, factorize, narrow, ranks_at
 from fedpara.privacy import ClientLevelPrivacy
@@ -64,6 +64,22 @@ def finished(**options):
     federation.fit()
     federation.close()
     return federation, watch.records
+
+
+class Uploads(FederationCallback):
+    def __init__(self):
+        self.sent = {}
+
+    def on_upload(self, federation, reply):
+        self.sent[reply.report.client] = bytes(reply.packet.payload.numpy())
+
+
+def test_attackers_of_a_little_send_the_same_within_their_tier():
+    uploads, attack = Uploads(), {"attackers": 1.0, "attack": "alie", "strength": 1.5}
+    clients = lambda executor: simulated(FaultInjection(executor, **attack))  # noqa: E731
+    federation, _ = finished(**tiered_options(clients_per_round=5, clients=clients, callbacks=[uploads]))
+    assert len(uploads.sent) == 5
+    assert len({(federation.tiers.of[client], sent) for client, sent in uploads.sent.items()}) == 2
 
 
 @pytest.mark.parametrize("options", [

@@ -4,7 +4,7 @@
 - `scaled_update`: D becomes s D, as in model replacement (Bagdasaryan et al., AISTATS 2020, Eq. 3).
 - `label_flip`: a label y becomes C - 1 - y (Fang, Cao, Jia, Gong, USENIX Security 2020, section 4.1).
 - `alie`: a little is enough (Baruch, Baruch, Goldberg, NeurIPS 2019, Algorithm 3): the mean of the attackers' own
-  honest models minus z of their standard deviations, in each value. All of them send it.
+  honest models minus z of their standard deviations, in each value. All of them send it (with tiers, all of one size).
 
 All but `label_flip` train honestly first. Then they change the trained values that travel, and go on as honest clients
 do: what an algorithm or a link makes of a trained model, it makes of this one.
@@ -85,11 +85,10 @@ class Attackers(Around):
                 colluding.append(outcome)
             else:
                 yield self._scaled(outcome, mine[outcome.client])
-        if colluding:
-            own = [only(self._attacked(mine[result.client]), result.state) for result in colluding]
-            z = alie_z(number, len(colluding)) if self.strength is None else self.strength
-            sent = a_little(own, z)
-            yield from (replace(result, state=result.state | sent) for result in colluding)
+        z = self.strength if self.strength is not None else alie_z(number, max(1, len(colluding)))
+        for alike in _by_size(colluding):
+            sent = a_little([only(self._attacked(mine[result.client]), result.state) for result in alike], z)
+            yield from (replace(result, state=result.state | sent) for result in alike)
 
     def _attacked(self, task: ClientTask) -> list[str]:
         """The trained values that travel."""
@@ -101,6 +100,14 @@ class Attackers(Around):
         names = self._attacked(task)
         update = combine(only(names, result.state), -1, only(names, task.state))
         return replace(result, state=result.state | combine(only(names, task.state), factor, update))
+
+
+def _by_size(results: Iterable[LocalResult]) -> Iterable[list[LocalResult]]:
+    """The results in groups of one size: with tiers a value of one network has no counterpart in a smaller one."""
+    groups: dict[tuple[torch.Size, ...], list[LocalResult]] = {}
+    for result in results:
+        groups.setdefault(tuple(tensor.shape for tensor in result.state.values()), []).append(result)
+    return groups.values()
 
 
 def alie_z(num_clients: int, num_attackers: int) -> float:
