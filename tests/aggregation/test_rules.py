@@ -342,7 +342,7 @@ def test_what_would_be_wrong_is_refused(reason):
 
 
 TYPED = {
-    "aggregation=multi_krum": "federation: federation.clients_per_round=2: must be at least 5 for MultiKrum",
+    "aggregation=multi_krum": "federation.clients_per_round=2: must be at least 5 for MultiKrum",
     "aggregation=median privacy=gaussian privacy.noise_multiplier=1": "federation: privacy and aggregation=Median",
     "aggregation=norm_bounding aggregation.bound=0": "aggregation.bound=0: Input should be greater than 0",
     "aggregation=trimmed_mean aggregation.attackers=-1": "aggregation.attackers=-1: Input should be greater than or",

@@ -461,6 +461,17 @@ def test_a_private_run_logs_nothing_of_single_clients_and_says_what_cannot_be_do
     assert (status, note in out, "round 2: the same bits (broadcast)\n" in out) == (0, True, True), error
 
 
+def test_rounds_behind_noise_that_cannot_be_drawn_again_are_refused_and_not_accused(tmp_path, audited):
+    pytest.importorskip("dp_accounting")
+    folder = trained(tmp_path / "run", *PRIVATE, "callbacks.audit.keep=2")
+    status, error, out = audited(folder, "replay=1,3")
+    assert (status, out.count("the same bits (broadcast)")) == (0, 2), error
+    status, error, out = audited(folder, "replay=all")
+    assert (status, "round 1: the same bits" in out) == (2, True)
+    line = "error: replay=2: must be a round behind a kept checkpoint, the noise of round 1 cannot be "
+    assert error.splitlines()[-1].startswith(line), error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("choices", "compared"),

@@ -94,9 +94,7 @@ class Keeping(Rule):
     def require(self, upload: PartsLayout, clients_per_round: int, up_codec: Codec) -> None:
         """Refuse cohorts that are too small for the rule or too large for `memory_gb`."""
         if clients_per_round < self.least:
-            raise ValueError(
-                f"federation.clients_per_round={clients_per_round}: must be at least {self.least} for {self.name}"
-            )
+            raise ValueError(f"clients_per_round={clients_per_round}: must be at least {self.least} for {self.name}")
         size = sum(spec.numel() * spec.dtype.itemsize for spec in join(upload).values())
         if (needed := clients_per_round * size / 1e9) > self.memory_gb:
             raise ValueError(

@@ -191,7 +191,7 @@ class Replay:
 
         Raises:
             Mismatch: the first thing that differs.
-            ConfigurationError: there is nothing to start from.
+            ConfigurationError: there is nothing to start from, or only what noise that cannot be drawn again made.
         """
         if self.data != self.start_of(number)["data"]:
             raise Mismatch(f"round {number}: the examples, or who holds which, are not those of the log")
@@ -228,6 +228,11 @@ class Replay:
             raise ConfigurationError(
                 f"replay={finished + 1}: no checkpoint before it was kept, and the log begins behind round "
                 f"{self.lines[0]['round']}"
+            )
+        if "server" in self.unrepeatable and finished and finished not in kept:
+            raise ConfigurationError(
+                f"replay={finished + 1}: must be a round behind a kept checkpoint, the noise of round {finished} cannot be "
+                "drawn again; callbacks.audit.keep=1 keeps all"
             )
         if kept and (kept[-1] == finished or kept[-1] > self.federation.round):
             self._restore(kept[-1])

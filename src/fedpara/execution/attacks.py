@@ -103,6 +103,14 @@ class Attackers(Around):
         return replace(result, state=result.state | combine(only(names, task.state), factor, update))
 
 
+def _by_size(results: Iterable[LocalResult]) -> Iterable[list[LocalResult]]:
+    """The results in groups of one size: with tiers a value of one network has no counterpart in a smaller one."""
+    groups: dict[tuple[torch.Size, ...], list[LocalResult]] = {}
+    for result in results:
+        groups.setdefault(tuple(tensor.shape for tensor in result.state.values()), []).append(result)
+    return groups.values()
+
+
 def alie_z(num_clients: int, num_attackers: int) -> float:
     """z with which enough honest clients are further out than the attackers, so that these pass for a majority.
 
@@ -118,14 +126,6 @@ def alie_z(num_clients: int, num_attackers: int) -> float:
     needed = n // 2 + 1 - m
     share = (n - m - needed) / (n - m)
     return max(0.0, NormalDist().inv_cdf(share)) if 0 < share < 1 else 0.0
-
-
-def _by_size(results: Iterable[LocalResult]) -> Iterable[list[LocalResult]]:
-    """The results whose states have the same shapes, together."""
-    groups: dict[tuple[torch.Size, ...], list[LocalResult]] = {}
-    for result in results:
-        groups.setdefault(tuple(tensor.shape for tensor in result.state.values()), []).append(result)
-    return groups.values()
 
 
 def a_little(states: Sequence[State], z: float) -> State:
