@@ -231,8 +231,8 @@ class Replay:
             )
         if "server" in self.unrepeatable and finished and finished not in kept:
             raise ConfigurationError(
-                f"replay={finished + 1}: must be a round behind a kept checkpoint, the noise of round {finished} cannot be "
-                "drawn again; callbacks.audit.keep=1 keeps all"
+                f"replay={finished + 1}: must be a round behind a kept checkpoint, the noise of round {finished} "
+                "cannot be drawn again; callbacks.audit.keep=1 keeps all"
             )
         if kept and (kept[-1] == finished or kept[-1] > self.federation.round):
             self._restore(kept[-1])

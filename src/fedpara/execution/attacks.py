@@ -85,10 +85,11 @@ class Attackers(Around):
                 colluding.append(outcome)
             else:
                 yield self._scaled(outcome, mine[outcome.client])
-        z = self.strength if self.strength is not None else alie_z(number, max(1, len(colluding)))
-        for alike in _by_size(colluding):
-            sent = a_little([only(self._attacked(mine[result.client]), result.state) for result in alike], z)
-            yield from (replace(result, state=result.state | sent) for result in alike)
+        if colluding:
+            z = alie_z(number, len(colluding)) if self.strength is None else self.strength
+            for alike in _by_size(colluding):
+                sent = a_little([only(self._attacked(mine[result.client]), result.state) for result in alike], z)
+                yield from (replace(result, state=result.state | sent) for result in alike)
 
     def _attacked(self, task: ClientTask) -> list[str]:
         """The trained values that travel."""
