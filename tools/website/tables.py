@@ -226,16 +226,17 @@ def budget() -> str:
 
 
 def privacy() -> str:
-    """Accuracy over epsilon, dense and FedPara; the runs without noise are clipped too."""
+    """Accuracy over epsilon, dense and FedPara, and what the noise costs each; runs without noise are clipped too."""
     of = found("private_femnist")
     rows = []
     for epsilon in sorted({label.partition("_")[2] for label in of}, key=float):
         dense, fedpara = of[f"dense_{epsilon}"], of[f"fedpara_{epsilon}"]
-        noise = float(dense.runs[0].rows[-1]["privacy/noise_multiplier"])
-        shown = "∞ (no noise)" if epsilon == "inf" else epsilon
-        rows.append([shown, f"{noise:.2f}", estimate(dense.last), estimate(fedpara.last), points(fedpara, dense)])
-    heads = ["epsilon", "noise, clips", "dense, %", "FedPara, %", "FedPara − dense, points, paired by seed"]
-    return f"{table(heads, rows)}\n\n{origin('private_femnist')}"
+        noise = f"{float(dense.runs[0].rows[-1]['privacy/noise_multiplier']):.2f}"
+        row = [epsilon, noise, estimate(dense.last), estimate(fedpara.last), points(fedpara, dense)]
+        row += [points(one, of[f"{name}_inf"]) for name, one in (("dense", dense), ("fedpara", fedpara))]
+        rows.append(row if epsilon != "inf" else ["∞ (no noise)", *row[1:5], "", ""])
+    heads = ["epsilon", "noise, clips", "dense, %", "FedPara, %", "FedPara − dense", "noise − none, dense"]
+    return f"{table([*heads, 'noise − none, FedPara'], rows)}\n\n{origin('private_femnist')}"
 
 
 def initialisation() -> str:
