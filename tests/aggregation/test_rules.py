@@ -14,7 +14,7 @@ from torch import nn
 
 from fedpara.aggregation import GeometricMedian, Median, MultiKrum, NormBounding, TrimmedMean, rule
 from fedpara.algorithms import FedDyn, Scaffold, Upload
-from fedpara.callbacks import Checkpoint, restore
+from fedpara.callbacks import Checkpoint
 from fedpara.execution import FaultInjection
 from fedpara.federation import simulated
 from fedpara.nn import PFedPara
@@ -24,7 +24,7 @@ from fedpara.state import combine, is_finite, join, num_elements
 from helpers import ROOT
 from helpers.cases import thinned
 from helpers.configured import ALGORITHMS, linked, of_yaml
-from helpers.federations import Watch, make_federation, same
+from helpers.federations import Watch, make_federation, require_same_bits_if_resumed, same
 from helpers.shell import SMALL
 
 LINKS = sorted((path.stem for path in (ROOT / "configs" / "link").glob("*.yaml")), reverse=True)
@@ -304,13 +304,7 @@ def test_a_resumed_run_has_the_bits_of_a_whole_one(tmp_path, given_rule):
             algorithm=FedDyn(), callbacks=[Checkpoint(folder)],
         )  # fmt: skip
 
-    whole = federation(tmp_path / "whole", 3)
-    whole.fit()
-    federation(tmp_path / "parts", 1).fit()
-    rest = federation(tmp_path / "parts", 3)
-    restore(rest, tmp_path / "parts")
-    rest.fit()
-    assert same(join(rest.server), join(whole.server))
+    require_same_bits_if_resumed(federation, tmp_path)
 
 
 def test_the_memory_is_that_of_the_kept_uploads():

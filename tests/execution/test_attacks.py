@@ -7,13 +7,13 @@ import torch
 
 from fedpara.aggregation import Median, MultiKrum
 from fedpara.algorithms import Scaffold
-from fedpara.callbacks import Checkpoint, restore
+from fedpara.callbacks import Checkpoint
 from fedpara.execution import FaultInjection, ProcessesExecutor, SerialExecutor, VectorizedExecutor
 from fedpara.execution.attacks import ATTACKS, a_little, alie_z
 from fedpara.federation import simulated
-from fedpara.state import combine, join
+from fedpara.state import combine
 from helpers.cases import thinned
-from helpers.federations import Watch, make_federation, same
+from helpers.federations import Watch, make_federation, require_same_bits_if_resumed, same
 from helpers.shell import SMALL
 
 STRENGTH = {"scaled_update": 3.0, "alie": 1.5}
@@ -230,13 +230,7 @@ def test_a_resumed_run_has_the_same_attackers_to_the_bit(tmp_path, attack):
             aggregation=Median(), eval_every=4,
         )  # fmt: skip
 
-    whole = federation(tmp_path / "whole", 3)
-    whole.fit()
-    federation(tmp_path / "parts", 1).fit()
-    rest = federation(tmp_path / "parts", 3)
-    restore(rest, tmp_path / "parts")
-    rest.fit()
-    assert same(join(rest.server), join(whole.server))
+    require_same_bits_if_resumed(federation, tmp_path)
 
 
 def test_attackers_can_fail_too():

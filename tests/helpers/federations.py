@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from fedpara.algorithms import FedAvg
-from fedpara.callbacks import Checkpoint
+from fedpara.callbacks import Checkpoint, restore
 from fedpara.communication import Cast, Link
 from fedpara.data import IID, DataSet, Dirichlet, Examples, FederatedDataModule, Normalize
 from fedpara.execution import LocalTraining, SerialExecutor
@@ -14,7 +14,7 @@ from fedpara.federation import Federation, FederationCallback, simulated
 from fedpara.models import MLP, VGG, ClassificationModule
 from fedpara.nn import FedPara, PFedPara, factorize, stacked_factors
 from fedpara.sharing import Split
-from fedpara.state import first_names
+from fedpara.state import first_names, join
 
 
 def tiny_images(num_train=60, num_test=30, num_classes=3, seed=0):
@@ -134,3 +134,14 @@ def watched(**options):
 
 def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def require_same_bits_if_resumed(federation, tmp_path):
+    """Three rounds at once, and one and then the rest, of what `federation(folder, num_rounds)` makes."""
+    whole = federation(tmp_path / "whole", 3)
+    whole.fit()
+    federation(tmp_path / "parts", 1).fit()
+    rest = federation(tmp_path / "parts", 3)
+    restore(rest, tmp_path / "parts")
+    rest.fit()
+    assert same(join(rest.server), join(whole.server))

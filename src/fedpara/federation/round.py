@@ -124,15 +124,7 @@ class Federation:
         tiers: Mapping[str, Tier] | None = None,
         aggregation: Rule | None = None,
     ) -> None:
-        if clients_per_round > num_clients:
-            raise ValueError(f"clients_per_round={clients_per_round}: must be 1 to num_clients ({num_clients})")
-        if privacy and aggregation:
-            raise ValueError(
-                f"privacy and aggregation={type(aggregation).__name__}: epsilon is counted for the mean of clipped "
-                "updates; take aggregation=mean, for privacy.clip bounds every update already"
-            )
-        if min_clients > clients_per_round:
-            raise ValueError(f"min_clients={min_clients}: must be 1 to clients_per_round ({clients_per_round})")
+        _require_cohort(num_clients, clients_per_round, min_clients)
         self.executor: Executor = executor
         self.callbacks = list(callbacks)
         self.num_clients, self.clients_per_round, self.num_rounds = num_clients, clients_per_round, num_rounds
@@ -406,6 +398,11 @@ class Federation:
 
     def _require_private(self, privacy: PrivateMean, layouts: Layouts) -> None:
         """Refuse what would break the promise of `privacy`, and warn of what weakens it."""
+        if self.aggregation:
+            raise ValueError(
+                f"privacy and aggregation={type(self.aggregation).__name__}: epsilon is counted for the mean of "
+                "clipped updates; take aggregation=mean, for privacy.clip bounds every update already"
+            )
         if privacy.terms.secret_cohorts and privacy.terms.noise_multiplier != 0:
             if self.seed < GUESSABLE:
                 log.warning(
@@ -502,3 +499,10 @@ class Federation:
     def num_shared(self) -> int:
         """Values of the model that travel each way; an algorithm may send more."""
         return num_elements(self.server["model"])
+
+
+def _require_cohort(num_clients: int, clients_per_round: int, min_clients: int) -> None:
+    if clients_per_round > num_clients:
+        raise ValueError(f"clients_per_round={clients_per_round}: must be 1 to num_clients ({num_clients})")
+    if min_clients > clients_per_round:
+        raise ValueError(f"min_clients={min_clients}: must be 1 to clients_per_round ({clients_per_round})")

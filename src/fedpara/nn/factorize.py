@@ -354,19 +354,18 @@ def factorize(
     ]
     if num_dense and not 0 < num_dense < len(chosen):
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
+    if delta and isinstance(recipe, Dense | MUD):
+        name = type(recipe).__name__
+        raise ValueError(f"delta=True: must be False with {name}(), which has no factors to add to the weights")
     if isinstance(recipe, Dense):
-        if delta:
-            raise ValueError("delta=True: must be False with Dense(), which has no factors to add to the weights")
         return network
-    if delta and isinstance(recipe, MUD):
-        raise ValueError("delta=True: must be False with MUD(), which changes the weights by its updates")
     made = _factors(network, recipe, chosen[num_dense:], kept if delta else None)
     if not made:
         left = "each one is excluded, frozen or smaller than its factors"
         raise ValueError(f"no layer is left to factorise, {left}; take Dense() (factorization=dense)")
     for weight, factors in made:
-        added = delta or isinstance(factors, Update)
-        base = [Base(weight.require_plain().detach(), moves=not delta)] if added else []
+        stays = delta or isinstance(factors, Update)
+        base = [Base(weight.require_plain().detach(), moves=not delta)] if stays else []
         _register(weight, [factors, *base])
     if delta:
         freeze(network, kept)
