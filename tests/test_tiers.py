@@ -169,7 +169,7 @@ def test_the_model_of_a_tier_is_tested(monkeypatch):
 
 
 @pytest.mark.parametrize("executor", [
-    partial(ProcessesExecutor, workers=2),
+    pytest.param(partial(ProcessesExecutor, workers=2), marks=pytest.mark.slow),
     pytest.param(partial(RayExecutor, actors=2), marks=pytest.mark.slow),
     pytest.param(partial(ProcessesExecutor, inner=partial(VectorizedExecutor, chunk_size=3), chunk=3, workers=2),
                  marks=pytest.mark.slow),

@@ -196,7 +196,7 @@ def test_without_attackers_nothing_is_changed(attack):
 @pytest.mark.parametrize(
     ("made", "attack"),
     [
-        (partial(ProcessesExecutor, workers=1), "label_flip"),
+        pytest.param(partial(ProcessesExecutor, workers=1), "label_flip", marks=pytest.mark.slow),
         pytest.param(partial(ProcessesExecutor, workers=2), "alie", marks=pytest.mark.slow),
         (partial(VectorizedExecutor, chunk_size=2), "label_flip"),
         (partial(VectorizedExecutor, chunk_size=2), "alie"),

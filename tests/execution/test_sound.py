@@ -163,11 +163,8 @@ ENVIRONMENT = os.environ | {
 }
 
 
-@pytest.mark.parametrize(
-    "names",
-    [["serial", "whole_epochs", "vectorized"], pytest.param(["processes", "auto"], marks=pytest.mark.slow)],
-    ids="+".join,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["serial", "whole_epochs", "vectorized"], ["processes", "auto"]], ids="+".join)
 def test_strided_1x1_convolutions_of_few_channels(names):
     """With AVX2's kernels, which any x86 processor can be told to take: without the guard the process is killed."""
     program = [sys.executable, "-c", f"import test_sound; test_sound.train_shortcuts(*{names})"]
@@ -307,7 +304,9 @@ class Leaving(Callback):
 
 
 @pytest.mark.parametrize(
-    "executor", [SerialExecutor, partial(ProcessesExecutor, workers=1)], ids=["serial", "processes"]
+    "executor",
+    [SerialExecutor, pytest.param(partial(ProcessesExecutor, workers=1), marks=pytest.mark.slow)],
+    ids=["serial", "processes"],
 )
 def test_what_a_callback_leaves_behind_is_gone(executor):
     made = made_of(lambda: MLP([16, 8, 3]), executor, callbacks=[Leaving()])

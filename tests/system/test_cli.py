@@ -455,7 +455,8 @@ def test_a_diverged_run_says_so(shell, tmp_path):
     assert json.loads((newest(tmp_path) / "summary.json").read_text())["state"] == "failed"
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_can_go_on(tmp_path, sign):
     environment = os.environ | {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     flag = f"--config-dir={tmp_path}"
