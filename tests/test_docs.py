@@ -11,6 +11,7 @@ import fedpara
 from fedpara.app.composition import compose
 from fedpara.app.overrides import parse
 from helpers import ROOT
+from helpers.cases import thinned
 from test_repository import LAYERS
 from website import commands, configuration, house, tables
 from website.docstrings import in_griffes_words
@@ -232,7 +233,9 @@ TRAINING = [
 ]
 
 
-@pytest.mark.parametrize(("page", "words"), TRAINING, ids=[" ".join(words)[:80] or "alone" for _, words in TRAINING])
+@pytest.mark.parametrize(
+    ("page", "words"), thinned(TRAINING, 3), ids=[" ".join(words)[:80] or "alone" for _, words in TRAINING]
+)
 def test_commands_of_the_pages_compose(page, words):
     if "hydra/launcher=slurm" in words:
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")

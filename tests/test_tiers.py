@@ -297,6 +297,7 @@ TYPED += ["callbacks.partition_picture=null", "factorization.gamma=0.5", "traine
 TIERS = "federation.tiers={phone:{share:0.5,gamma:0.0},desk:{share:0.5,gamma:0.5}}"
 
 
+@pytest.mark.slow
 def test_a_run_with_tiers_is_resumed_and_tested(shell, tmp_path):
     """All that a person types; a resumed run has the bits of an uninterrupted one."""
     for folder, rounds in (("whole", 2), ("parts", 1)):

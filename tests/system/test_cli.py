@@ -571,13 +571,16 @@ def test_every_yaml_composes(chosen):
 
 
 CONTRACT = {"algorithm", "executor", "factorization", "faults", "link", "partition", "sharing"}
+DEAR = {"ray", "auto"}  # executors that take seconds
 BY_OTHERS = {"algorithm", "factorization", "link", "sharing"}  # trained in the contracts of algorithms and executors
 
 
 @pytest.mark.parametrize(
     ("group", "choice"),
     [
-        pytest.param(*pair, marks=pytest.mark.slow if pair[0] in BY_OTHERS or "ray" in pair else (), id="-".join(pair))
+        pytest.param(
+            *pair, marks=pytest.mark.slow if pair[0] in BY_OTHERS or pair[1] in DEAR else (), id="-".join(pair)
+        )
         for pair in CHOICES
         if pair[0] in CONTRACT
     ],

@@ -86,6 +86,7 @@ def test_a_wrong_option_is_named(monkeypatch, argument, key):
         gpu_proof.main([argument])
 
 
+@pytest.mark.slow
 def test_steps_are_counted_in_every_way_and_none_is_called_captured_without_a_gpu(monkeypatch):
     chosen = {name: gpu_measure.VARIANTS[name] for name in ("dense", "einsum 0.1", "fedpara 0.1")}
     monkeypatch.setattr(gpu_measure, "VARIANTS", chosen)

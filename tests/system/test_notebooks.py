@@ -17,13 +17,8 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=() if path.stem == "rank_sweep" else pytest.mark.slow)
-        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs_and_is_stored_clean(path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
