@@ -208,6 +208,7 @@ def test_system_metrics_are_those_of_the_jobs_own_gpus_and_process(offline, monk
     assert (settings.x_stats_pid, settings.x_stats_track_process_tree) == (os.getpid(), False)
 
 
+@pytest.mark.slow
 def test_workers_start_no_run_of_their_own(offline):
     """Lightning imports W&B's module there, but there is one run for all processes."""
     notes = offline / "notes"

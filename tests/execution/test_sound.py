@@ -344,6 +344,7 @@ def test_buffers_that_are_in_no_state_start_every_client_as_they_were_built(opti
     assert made.evaluate(state) == again.evaluate(state) == made_of(Remembering).evaluate(state)
 
 
+@pytest.mark.slow
 def test_a_profiler_starts_anew_and_batched_computations_refuse_what_they_would_change():
     profiler = SimpleProfiler()
     made = made_of(lambda: MLP([16, 8, 3]), profiler=profiler)

@@ -19,6 +19,7 @@ def test_any_key_with_any_value_trains_or_ends_in_one_line(monkeypatch, number):
     assert bad_values.is_right(case, status, lines), (case, status, lines)
 
 
+@pytest.mark.slow
 def test_secrets_are_in_no_file_of_a_run(shell, tmp_path, monkeypatch):
     key = "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setenv("WANDB_API_KEY", key)

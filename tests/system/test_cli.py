@@ -158,6 +158,7 @@ class Accident(FederationCallback):
 PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], pytest.param(PARALLEL, marks=pytest.mark.slow)], ids=["forked", "joblib"])
 def test_a_sweep_goes_on_after_accidents_and_again_where_it_stopped(shell, tmp_path, monkeypatch, launcher):
     """In parallel each job is a process of its own, as it is for a person: imports of torch are most of that time."""

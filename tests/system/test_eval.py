@@ -71,6 +71,7 @@ def test_logged_metrics_to_the_last_digit_of_global_and_personal_models(shell, r
     assert len({again[f"personal/acc/{client}"] for client in range(4)}) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", thinned([1, None]))
 def test_exports_give_the_logits_of_the_run(shell, run, tmp_path, client):
     """Plain torch in a process that never sees this package; ONNX at a batch size that it was not traced with."""

@@ -16,6 +16,7 @@ MUD = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_to_the_same_bits_and_exports_dense_weights(shell, tmp_path):
     assert shell(*MUD, "federation.num_rounds=3")[0] == 0
     whole = newest(tmp_path)

@@ -103,6 +103,7 @@ def run(shell, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_no_way_into_a_strangers_folder(shell, run):
     whole = yaml.safe_load((run / "config.yaml").read_text())
     for key, value in ATTACKS["config.yaml"]:
