@@ -48,7 +48,7 @@ def main(arguments: list[str], turns: int = 15) -> None:
         for name, words in VARIANTS.items():
             folder = Path(temporary) / str(len(federations))
             folder.mkdir()
-            callbacks = [Audit(folder)] if name == "audit log" else []
+            callbacks = [Audit(folder)] if "callbacks=audited" in words else []
             experiment, federation = build(compose([*USUAL, *words, *arguments]), [*callbacks, Checkpoint(folder)])
             experiment.datamodule.setup()
             for callback in federation.callbacks:

@@ -340,6 +340,7 @@ def require_exports(shell, folder):
     for typed, message in {
         "tier=tablet": "tier=tablet: must be phone or desk, without client=",
         f"tier=phone client={phone}": "tier=phone: must be phone or desk, without client=",
+        "tier=phone": "tier=phone: needs export=dense or onnx, a test is that of every tier",
         "tier=phone export=hub": "export=hub: must be dense or onnx for clients of the tier phone",
     }.items():
         status, error, _ = shell(f"run={folder}", *typed.split(" "), program=evaluation)

@@ -173,6 +173,11 @@ class Run:
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
 
+def kept_checkpoint(folder: Path, number: int) -> Path:
+    """The checkpoint of a round that an audit log has kept."""
+    return folder / AUDIT / f"{number}.safetensors"
+
+
 def _read_yaml(path: Path, kind: type[Any]) -> Any:
     try:
         read = yaml.load(path.read_text(), _LOADER)

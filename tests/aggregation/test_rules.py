@@ -339,6 +339,7 @@ TYPED = {
     "aggregation=multi_krum": "federation.clients_per_round=2: must be at least 5 for MultiKrum",
     "aggregation=median privacy=gaussian privacy.noise_multiplier=1": "federation: privacy and aggregation=Median",
     "aggregation=norm_bounding aggregation.bound=0": "aggregation.bound=0: Input should be greater than 0",
+    "aggregation=norm_bounding aggregation.bound=inf": "aggregation.bound=inf: Input should be a finite number",
     "aggregation=trimmed_mean aggregation.attackers=-1": "aggregation.attackers=-1: Input should be greater than or",
 }
 

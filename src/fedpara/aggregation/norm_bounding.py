@@ -4,8 +4,9 @@ It is the clip of `fedpara.privacy` without noise. It bounds how far an attacker
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Annotated
 
-from pydantic import PositiveFloat, validate_call
+from pydantic import Field, validate_call
 
 from fedpara.aggregation.rule import Rule
 from fedpara.algorithms.base import Upload
@@ -29,7 +30,7 @@ class NormBounding(Rule):
     """
 
     @validate_call
-    def __init__(self, bound: PositiveFloat = 1.0) -> None:
+    def __init__(self, bound: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0) -> None:
         self.norm = bound
 
     def require(self, upload: PartsLayout, clients_per_round: int, up_codec: Codec) -> None:

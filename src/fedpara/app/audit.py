@@ -35,6 +35,7 @@ from fedpara.runs import (
     OVERRIDES,
     PARTICIPANTS,
     Run,
+    kept_checkpoint,
     read_rows,
 )
 
@@ -124,7 +125,7 @@ def _require_files(folder: Path, lines: list[Line]) -> None:
     for line in lines:
         newest |= line.get("files", {})
         if line.get("kept"):
-            _require(_kept(folder, line["round"]), line["files"][CHECKPOINT], line)
+            _require(kept_checkpoint(folder, line["round"]), line["files"][CHECKPOINT], line)
     last = lines[-1]
     for name in FILES:
         if name in newest:
@@ -206,7 +207,9 @@ class Replay:
             if found := self._difference(name, line, seen):
                 raise Mismatch(f"round {number}: {found}")
         if line.get("kept") or line is self.lines[-1]:
-            self._require_checkpoint(_kept(self.folder, number) if line["kept"] else self.folder / CHECKPOINT, line)
+            self._require_checkpoint(
+                kept_checkpoint(self.folder, number) if line["kept"] else self.folder / CHECKPOINT, line
+            )
         return f"round {number}: the same bits ({', '.join(COMPARED[name] for name in compared)})"
 
     def start_of(self, number: int) -> Line:
@@ -244,14 +247,14 @@ class Replay:
         rmtree(self.own / CLIENTS, ignore_errors=True)
         (self.own / CHECKPOINT).unlink(missing_ok=True)
         kept = self.folder.absolute() / AUDIT
-        (self.own / CHECKPOINT).symlink_to(_kept(self.folder, number).absolute())
+        (self.own / CHECKPOINT).symlink_to(kept_checkpoint(self.folder, number).absolute())
         restore(self.federation, self.own)
         store = self.federation.clients.store
         for name, path in (store.paths() if store else {}).items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(kept / CLIENTS / name)
         line = next(line for line in self.lines if line.get("kept") and line["round"] == number)
-        self._require_checkpoint(_kept(self.folder, number), line)
+        self._require_checkpoint(kept_checkpoint(self.folder, number), line)
 
     def _require_checkpoint(self, path: Path, line: Line) -> None:
         """Refuse a checkpoint that holds something else than the log says, though the log has the file's hash."""
@@ -296,16 +299,12 @@ class Replay:
             now = {CHECKPOINT: join({"server": join(self.federation.server)})}
         elif name == "states" and store and key in store.paths():
             now = {key: read_tensors(store.paths()[key], {})[0]}
-        then = self.folder / AUDIT / CLIENTS / key if key else _kept(self.folder, line["round"])
+        then = self.folder / AUDIT / CLIENTS / key if key else kept_checkpoint(self.folder, line["round"])
         if not now or not line.get("kept") or not then.is_file():
             return ""
         (tensors,), (kept, _) = now.values(), read_tensors(then, {})
         differing = [name for name in tensors if name not in kept or not kept[name].equal(tensors[name])]
         return f"; {len(differing)} of {len(tensors)} tensors differ, first {differing[0]}" if differing else ""
-
-
-def _kept(folder: Path, number: int) -> Path:
-    return folder / AUDIT / f"{number}.safetensors"
 
 
 def replay(folder: Path, lines: list[Line], rounds: list[int], overrides: list[str], trusted: Sequence[str]) -> None:

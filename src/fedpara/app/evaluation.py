@@ -187,6 +187,8 @@ def _tier(name: str | None, form: str | None, client: int | None, federation: "F
     if name is not None and (name not in names or client is not None):
         allowed = f"{' or '.join(names)}, without client=" if names else "absent, all clients have one size"
         raise ConfigurationError(f"tier={name}: must be {allowed}")
+    if name is not None and form is None:
+        raise ConfigurationError(f"tier={name}: needs export=dense or onnx, a test is that of every tier")
     if tiers and client is not None:
         name = tiers.names[tiers.of[client]]
     if name is not None and form in FOLDERS_OF_MODELS:

@@ -27,7 +27,17 @@ from fedpara.data import FederatedDataModule
 from fedpara.federation import Broadcast, Federation, FederationCallback, Outcome, Reply
 from fedpara.files import UnusableFile, write_atomically
 from fedpara.record import ClientRecord, RoundRecord
-from fedpara.runs import AUDIT, AUDIT_LOG, CHECKPOINT, CLIENTS, CONFIG, METRICS, OVERRIDES, PARTICIPANTS
+from fedpara.runs import (
+    AUDIT,
+    AUDIT_LOG,
+    CHECKPOINT,
+    CLIENTS,
+    CONFIG,
+    METRICS,
+    OVERRIDES,
+    PARTICIPANTS,
+    kept_checkpoint,
+)
 from fedpara.state import State, join
 from fedpara.storage import SUFFIX
 
@@ -214,7 +224,7 @@ class Audit(Witness):
 
     def _keep(self, federation: Federation, path: Path) -> bool:
         """Keep the checkpoint and the clients' files that it names, by hard links, if its round is due."""
-        kept = self.folder / AUDIT / f"{federation.round}{SUFFIX}"
+        kept = kept_checkpoint(self.folder, federation.round)
         if self.keep is None or federation.round % self.keep or kept.exists():
             return False
         kept.parent.mkdir(exist_ok=True)

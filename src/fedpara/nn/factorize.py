@@ -347,11 +347,8 @@ def factorize(
     _require_matches(weights, exclude, recipe.patterns)
     _require_trainable(network, trainable, delta)
     kept = {tensor for name, tensor in network.named_parameters(remove_duplicate=False) if matches(name, trainable)}
-    chosen = [
-        weight
-        for weight in weights
-        if not weight.matches(exclude) and (delta or not weight.frozen) and weight.parameter not in kept
-    ]
+    free = [weight for weight in weights if weight.parameter not in kept and (delta or not weight.frozen)]
+    chosen = [weight for weight in free if not weight.matches(exclude)]
     if num_dense and not 0 < num_dense < len(chosen):
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
     if delta and isinstance(recipe, Dense | MUD):
