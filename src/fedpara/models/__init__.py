@@ -7,6 +7,7 @@ from fedpara.models.module import ClassificationModule
 from fedpara.models.pretrained import load_pretrained
 from fedpara.models.resnet import ResNet
 from fedpara.models.vgg import VGG
+from fedpara.models.vit import ViT
 
 __all__ = [
     "MLP",
@@ -16,5 +17,6 @@ __all__ = [
     "FederatedModule",
     "LSTMLayer",
     "ResNet",
+    "ViT",
     "load_pretrained",
 ]
