@@ -27,6 +27,13 @@ def test_products_of_an_executor_are_float32(shape):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize(("precision", "flash"), [("medium", False), ("highest", True)])
+def test_flash_attention_is_not_taken_with_products_that_are_prepared_one_by_one(precision, flash):
+    made = make_federation().executor
+    SerialExecutor(replace(made.training, matmul_precision=precision))
+    assert torch.backends.cuda.flash_sdp_enabled() == flash
+
+
 def test_a_processor_that_rounds_keeps_the_highest_precision(anew, monkeypatch):
     product = torch.Tensor.__matmul__
 

@@ -7,6 +7,10 @@ to bfloat16 (torch.set_float32_matmul_precision). On the processors that we had 
 its bfloat16 instructions) they do not: the error is the same, and they are more than twice as fast as MKL's. On
 processors with matrix units (AMX) they round. There is no setting for oneDNN without rounding, so some products are
 tried.
+
+oneDNN prepares each product anew, which takes longer than a small product itself. The flash attention of torch 2.13 is a
+loop over small products on a CPU: with oneDNN a small vision transformer trained 2.7 times slower. So attention then
+takes its two whole products, which need memory for the matrix of weights.
 """
 
 from functools import cache
@@ -16,6 +20,18 @@ from torch import Tensor
 
 EXACT = 1e-5  # relative error; float32 gives 2e-7, bfloat16 3e-3
 SHAPES = [((), 64, 512, 64), ((), 257, 100, 129), ((2,), 128, 52, 468)]  # batch, rows, inner, columns
+
+
+def set_products(precision: str, device: torch.device) -> None:
+    """Let this process multiply float32 matrices at a precision, and choose the attention that is fast with it.
+
+    Args:
+        precision: `highest`, `high` or `medium`, see `torch.set_float32_matmul_precision`.
+        device: where the network is.
+    """
+    torch.backends.cudnn.allow_tf32 = precision != "highest"  # convolutions are products too
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cuda.enable_flash_sdp(device.type != "cpu" or precision == "highest")  # also of CPUs
 
 
 @cache

@@ -34,12 +34,19 @@ def check_values(cfg: DictConfig) -> None:
         ConfigurationError: names the first wrong one.
     """
     make = Make(cfg)
+    make.call("", _require_given, cfg)
     make.call("", _require_seed, cfg)
     make.call("model", _require_patterns, cfg.model)
     make.call("model.optimizer", _require_learning_rate, cfg.model.get("optimizer") or {})
     for key, group in _groups(_resolved(cfg)):
         for target in {str(group.get("_target_")), ALSO_READ_BY.get(key, "")}:
             make.call(key, _check, group, target)
+
+
+def _require_given(cfg: DictConfig) -> None:
+    """Check that every key has a value: `get` reads `???` as if nothing were wanted."""
+    if missing := OmegaConf.missing_keys(cfg):
+        raise ValueError(f"{min(missing)}: must be given")
 
 
 def _require_seed(cfg: DictConfig) -> None:

@@ -30,7 +30,7 @@ from fedpara.models.module import ClassificationModule, evaluating
 from fedpara.nn.frozen import constants
 from fedpara.private import lightning
 from fedpara.private.torch import unscales_gradients
-from fedpara.products import fastest_float32
+from fedpara.products import fastest_float32, set_products
 from fedpara.sampling import substream
 from fedpara.state import State, load_state, read_state
 
@@ -101,8 +101,7 @@ class SerialExecutor:
         if isinstance(self.module, ClassificationModule) and self.device.type == "cuda" and not self._scaled:
             self.module.fuse()
         products = training.matmul_precision or (fastest_float32() if self.device.type == "cpu" else "highest")
-        torch.backends.cudnn.allow_tf32 = products != "highest"  # convolutions are products too
-        torch.set_float32_matmul_precision(products)
+        set_products(products, self.device)
         self.module.network.to(memory_format=training.memory_format)  # type: ignore[call-overload]
         if self._own:
             self._pristine = self._pristine or copy.deepcopy(self.module)
