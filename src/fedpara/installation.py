@@ -9,13 +9,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = None if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1]  # setup.py puts configs/ into the wheel
 CONFIGS = (CHECKOUT or PACKAGE) / "configs"
-COMMAND = "fedpara", "__main__.py"  # the files by which `fedpara` and `python -m fedpara` start
 HERE = Path.cwd()  # a run may go into its folder later
 
 
 def _is_command() -> bool:
     """Whether this process is the command `fedpara`, and not a script of src/."""
-    return CHECKOUT is None or Path(sys.argv[0]).name in COMMAND
+    started = Path(sys.argv[0])
+    return CHECKOUT is None or started.name == "fedpara" or started == PACKAGE / "__main__.py"  # python -m fedpara
 
 
 # what Python runs to train, by the program that runs now; -P: no file of the current folder hides a package

@@ -8,8 +8,8 @@ its bfloat16 instructions) they do not: the error is the same, and they are more
 processors with matrix units (AMX) they round. There is no setting for oneDNN without rounding, so some products are
 tried.
 
-oneDNN prepares each product anew, which takes longer than a small product itself. The flash attention of torch 2.13 is a
-loop over small products on a CPU: with oneDNN a small vision transformer trained 2.7 times slower. So attention then
+oneDNN prepares each product anew, which takes longer than a small product itself. The flash attention of torch 2.13 is
+a loop over small products on a CPU: with oneDNN a small vision transformer trained 2.7 times slower. So attention then
 takes its two whole products, which need memory for the matrix of weights.
 """
 

@@ -390,6 +390,8 @@ BAD = [
     ("trainer.precision=16-mixed trainer=cpu", "trainer.precision=16-mixed: needs a GPU; on a CPU take bf16-mixed or"),
     ("trainer.precision=16 trainer=cpu", "trainer.precision=16: needs a GPU; on a CPU take bf16-mixed or 32-true"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
+    ("federation.num_rounds=???", "federation.num_rounds: must be given"),
+    ("data=base", "data.num_classes: must be given"),
 ]
 
 

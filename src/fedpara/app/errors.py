@@ -48,6 +48,8 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
     text = str(error)
     if kind := re.match(r"Error merging override (.*)", text):
         return f"{kind[1]}: must be of the kind it is in configs/ ({str(error.__cause__).splitlines()[0]})"
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]}: must be given"
     wrong = re.search(r"Could not override '([\w.@/]+)'", text)
     if wrong is None:
         line = one_line(re.sub(r"^In '[^']*': |Config search path:.*", "", text, flags=re.DOTALL))

@@ -45,8 +45,10 @@ def check_values(cfg: DictConfig) -> None:
 
 def _require_given(cfg: DictConfig) -> None:
     """Check that every key has a value: `get` reads `???` as if nothing were wanted."""
-    if missing := OmegaConf.missing_keys(cfg):
-        raise ValueError(f"{min(missing)}: must be given")
+    for key, group in _groups(OmegaConf.to_container(cfg)):
+        if "???" in group.values() and not key.startswith("hydra"):
+            name = next(name for name, value in group.items() if value == "???")
+            raise ValueError(f"{key}.{name}".lstrip(".") + ": must be given")
 
 
 def _require_seed(cfg: DictConfig) -> None:
