@@ -364,7 +364,8 @@ def go_on(folder):
     return federation, kept
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [5, 1])
 def test_a_run_killed_before_any_of_its_writes_goes_on_to_the_same_end(tmp_path, monkeypatch, step):
     """Before each; by default before every fifth."""
     monkeypatch.setattr("fedpara.callbacks.run_folder.git_commit", lambda: None)

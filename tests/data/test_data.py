@@ -640,6 +640,7 @@ def unpack(archive, folder):
     subprocess.run(["tar", "xf", archive, "-C", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_mnist_femnist_shakespeare_and_cinic10s_layout(tmp_path):
     if not (SHARED_DATA / "femnist").is_dir():

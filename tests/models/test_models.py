@@ -9,9 +9,8 @@ from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorization
 from fedpara.sharing import Split
 
 
-@pytest.mark.parametrize(
-    "recipe", [pytest.param(Dense(), marks=pytest.mark.slow), FedPara(gamma=0.1)], ids=["dense", "fedpara"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [Dense(), FedPara(gamma=0.1)], ids=["dense", "fedpara"])
 def test_vgg16_can_take_the_papers_first_steps(recipe):
     """SGD at 0.1 must lower the loss of a batch step by step; a start too hot throws VGG16 to chance, for good."""
     torch.manual_seed(0)

@@ -369,6 +369,7 @@ def test_the_difference_to_the_paper(tmp_path):
     ] in [row[:8] for row in Cells(page).rows]
 
 
+@pytest.mark.slow
 def test_many_runs_and_folders_that_are_half_there(sweep, tmp_path):
     """500 run folders; one was killed while it wrote its row, one before its first."""
     for number in range(496):

@@ -174,6 +174,7 @@ def newest(tmp_path, client):
     return load_file(max(paths, key=lambda path: int(path.stem))) if paths else {}
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_after_the_training_counts_no_round_twice(tmp_path):
     """Its clients have trained the round and kept it; asked again they go on from what they kept before."""
     overrides, nodes = cut(tmp_path, "method=pfedpara")

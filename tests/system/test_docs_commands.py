@@ -28,7 +28,13 @@ def test_readme_and_the_queue_have_such_blocks():
     assert {block.page for block in MARKED} >= {"README.md", "docs/reproduce/tables.md"}
 
 
-@pytest.mark.parametrize("block", MARKED, ids=lambda block: block.page)
+DEAR = {"README.md", "docs/guides/models.md"}  # many commands
+
+
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(b, marks=[pytest.mark.slow] if b.page in DEAR else [], id=b.page) for b in MARKED],
+)
 def test_the_commands_run(block, shell, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))

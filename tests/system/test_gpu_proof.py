@@ -65,7 +65,12 @@ def test_a_second_call_repeats_only_what_failed_or_was_made_elsewhere(proof, tmp
 @pytest.mark.parametrize(
     ("program", "error"),
     [
-        ("import time; print('started', flush=True); time.sleep(60)", "did not end within 2 s"),
+        pytest.param(
+            "import time; print('started', flush=True); time.sleep(60)",
+            "did not end within 2 s",
+            marks=pytest.mark.slow,
+            id="hangs",
+        ),
         ("raise ValueError('no such file')", "ValueError: no such file"),
         ("import os; os._exit(3)", "nothing printed"),
     ],

@@ -185,6 +185,7 @@ def test_a_metric_that_no_round_measures_as_a_number_is_warned_of_once(tmp_path)
     assert Run(tmp_path).last("test/mae") > 0
 
 
+@pytest.mark.slow
 def test_every_executor_trains_it_alike_or_says_in_one_line_why_not(tmp_path):
     run(composed(tmp_path / "serial"))
     expected = load_file(tmp_path / "serial" / "checkpoint.safetensors")

@@ -199,7 +199,8 @@ def strict(monkeypatch):
     monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))
 
 
-@pytest.mark.parametrize("direction", ["maximize", pytest.param("minimize", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_a_sweeper_that_optimises_goes_on_after_a_failed_job(shell, tmp_path, monkeypatch, strict, direction):
     monkeypatch.setenv("WANDB_MODE", "disabled")  # only what it would be told is looked at
     typed = [option for option in TINY if option != "logger=none"]
