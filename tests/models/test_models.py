@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fedpara.models import VGG, CharLSTM, ResNet
+from fedpara.models import VGG, CharLSTM, ResNet, ViT
 from fedpara.models.char_lstm import LSTMLayer
+from fedpara.models.vit import Block, sines
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge
 from fedpara.sharing import Split
 
@@ -130,3 +131,55 @@ def test_autocast_leaves_the_recurrence_in_float32():
         states = layer(inputs.bfloat16().float())
         assert layer(inputs.bfloat16()).dtype == torch.float32
     assert torch.equal(states, layer(inputs.bfloat16().float()))
+
+
+def test_a_block_of_the_transformer_is_torchs_own():
+    torch.manual_seed(0)
+    block, reference = Block(12, 3, 20), torch.nn.TransformerEncoderLayer(12, 3, 20, 0.0, "gelu", 1e-5, True, True)
+    attention = reference.self_attn
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_()
+        for kind in ("weight", "bias"):
+            parts = [getattr(layer, kind) for layer in (block.query, block.key, block.value)]
+            getattr(attention, f"in_proj_{kind}").copy_(torch.cat(parts))
+        for own, other in ((block.output, attention.out_proj), (block.norm1, reference.norm1)):
+            other.load_state_dict(own.state_dict())
+        for own, other in ((block.norm2, reference.norm2), (block.hidden, reference.linear1)):
+            other.load_state_dict(own.state_dict())
+        reference.linear2.load_state_dict(block.back.state_dict())
+    patches = torch.randn(2, 5, 12)
+    torch.testing.assert_close(block(patches), reference(patches), rtol=1e-4, atol=1e-4)
+
+
+def test_the_transformer_takes_images_of_any_size_and_sees_where_a_patch_is():
+    torch.manual_seed(0)
+    network = ViT(patch=4, width=16, depth=1, heads=2, hidden=8, num_classes=3)
+    torch.nn.init.normal_(network.classifier.weight)
+    image = torch.randn(1, 3, 8, 12)
+    assert network(image).shape == network(torch.randn(1, 3, 30, 9)).shape == (1, 3)
+    assert not torch.allclose(network(image), network(image.flip(-1).unflatten(-1, (3, 4)).flip(-1).flatten(-2)))
+    places = sines(6, 7, 16)
+    assert places.shape == (42, 16)
+    assert torch.cdist(places, places).add(torch.eye(42)).min() > 0.1
+    assert places[0].tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    with pytest.raises(ValueError, match="width=18: must be a multiple of 4 and of heads=3"):
+        ViT(patch=4, width=18, depth=1, heads=3, hidden=8, num_classes=3)
+
+
+def test_a_transformer_is_fine_tuned_as_by_lora():
+    torch.manual_seed(0)
+    network = ViT(patch=4, width=32, depth=2, heads=2, hidden=64, num_classes=10)
+    torch.nn.init.normal_(network.classifier.weight)
+    images = torch.randn(3, 3, 16, 16)
+    before = network(images)
+    tuned = factorize(network, EqualSizeLowRank(gamma=0.1), delta=True, trainable=["classifier.*"])
+    assert torch.equal(tuned(images), before)
+    layers = {name.partition(".parametrizations")[0] for name, _ in tuned.named_parameters()}
+    kinds = {name.rpartition(".")[2] for name in layers if name.startswith("blocks")}
+    assert kinds == {"query", "key", "value", "output", "hidden", "back"}
+    assert layers - {name for name in layers if name.startswith("blocks")} <= {
+        "patches",
+        "classifier.weight",
+        "classifier.bias",
+    }

@@ -8,6 +8,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,19 @@ import yaml
 
 from fedpara.metric import Metric
 from fedpara.report.differences import difference
-from fedpara.report.settings import Estimate, Setting, settings
+from fedpara.report.settings import Estimate, Setting, pareto, settings
 from fedpara.runs import Run, find_runs
 from fig5 import METHODS, PAIRS, PAPER, SETTINGS
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
 SHOWN = {"dense": "dense", "fedpara": "FedPara", "low_rank": "low rank"}
+WAYS = {
+    "dense": "dense", "low_rank": "low rank, same size", "fedpara": "FedPara, γ = 0.1",
+    "fedpaq8": "FedPara, FedPAQ 8 bits", "fedpaq4": "FedPara, FedPAQ 4 bits, error feedback",
+    "topk": "FedPara, top-k 0.1, error feedback", "fedluar": "FedPara, FedLUAR",
+    "rotating": "FedPara, rotating factors", "mud": "FedMUD, ratio 0.1",
+}  # fmt: skip
 ALGORITHMS = {
     "fedavg": "FedAvg", "fedprox": "FedProx, μ = 0.1", "scaffold": "SCAFFOLD", "feddyn": "FedDyn, α = 0.1",
     "fedadam": "FedAdam",
@@ -88,7 +95,8 @@ def mean_cost(setting: Setting, target: float) -> tuple[float, float]:
 def points(variant: Setting, baseline: Setting) -> str:
     """A difference in points with its 95 % interval, paired by seed."""
     one = difference(variant, baseline)
-    return f"{one.mean:+.1f} ± {(one.high - one.low) / 2:.1f}".replace("-", "−")
+    half = (one.high - one.low) / 2  # NaN for one seed
+    return f"{one.mean:+.1f} ± {half:.1f}".replace("-", "−").removesuffix(" ± nan")
 
 
 def origin(folder: str) -> str:
@@ -223,6 +231,44 @@ def budget() -> str:
     ]
     gained = points(of["budget12"], of["fedpara"])
     return f"{table(heads, rows)}\n\nRanks within 12 % minus γ = 0.1: {gained} points.\n\n{origin('cifar10_budget')}"
+
+
+def frontier(folder: str) -> str:
+    """Accuracy and bytes of the ways to send less, those of the Pareto set in bold, and differences to FedPara."""
+    of, rows = found(folder), []
+    best = pareto(list(of.values()))
+    for name in sorted(of, key=lambda name: float(megabytes(of[name]).replace(",", ""))):
+        way = of[name]
+        up, down = (sum(row[f"comm/{end}_bytes"] for row in way.runs[0].rows) / 1e6 for end in ("up", "down"))
+        shown = f"**{WAYS[name]}**" if name in best else WAYS[name]
+        behind = "" if name == "fedpara" else points(way, of["fedpara"])
+        row = [shown, estimate(way.last), str(len(way.counted)), behind]
+        rows.append([*row, f"{up:,.0f}", f"{down:,.0f}", megabytes(way)])
+    rounds = len(of["fedpara"].runs[0].rows)
+    heads = [
+        "",
+        f"accuracy after {rounds} rounds, %",
+        "seeds",
+        "minus FedPara, points, paired by seed",
+        "MB up",
+        "MB down",
+    ]
+    return f"{table([*heads, 'MB'], rows)}\n\n{origin(folder)}"
+
+
+def fine_tuning() -> str:
+    """The second half of CIFAR-100's classes, from weights of the first: all weights, FedPara's and LoRA's factors."""
+    of, rows = found("fine_tuning"), []
+    ways = {"dense": "all weights", "fedpara": "FedPara, γ = 0.1", "low_rank": "LoRA, same size"}
+    for network, shown in (("vgg", "VGG"), ("vit", "vision transformer")):
+        lora = of[f"{network}_low_rank"]
+        for name, way in ways.items():
+            one = of[f"{network}_{name}"]
+            row = [shown, way, f"{one.num_shared:,}", megabytes(one), estimate(one.last), str(len(one.counted))]
+            rows.append([*row, "" if one is lora else points(one, lora)])
+    rounds = len(lora.runs[0].rows)
+    heads = ["", "", "values that travel", "sent, MB", f"accuracy after {rounds} rounds, %", "seeds"]
+    return f"{table([*heads, 'minus LoRA, points, paired by seed'], rows)}\n\n{origin('fine_tuning')}"
 
 
 def privacy() -> str:
@@ -434,6 +480,8 @@ def server() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     "headline": headline, "alternatives": alternatives, "cifar10": cifar10, "budget": budget, "ranks": ranks,
+    "frontier-femnist": partial(frontier, "frontier_femnist"),
+    "frontier-cifar10": partial(frontier, "frontier_cifar10"), "fine-tuning": fine_tuning,
     "algorithms": algorithms, "personalisation": personalisation, "privacy": privacy, "shakespeare": shakespeare,
     "initialisation": initialisation, "cifar100": cifar100, "rounds": rounds, "cluster": cluster, "steps": steps,
     "precisions": precisions, "server": server,
