@@ -100,6 +100,8 @@ def _describe(cfg: DictConfig, group: str, error: BaseException) -> str:
         location = [str(part) for part in first["loc"]]
         if first["type"].startswith("unexpected"):
             return f"{_key(cfg, group, location[-1:])}: no such key"
+        if first["type"] == "missing" and location[-1].isdigit():  # an item of a list
+            return f"{_key(cfg, group, location[:-1])}={first['input']!r}: must have more items"
         if first["type"].startswith("missing"):
             return f"{group}.{location[-1]}: must be given"
         inner = first.get("ctx", {}).get("error")
