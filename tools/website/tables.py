@@ -28,7 +28,8 @@ PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "d
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
 SHOWN = {"dense": "dense", "fedpara": "FedPara", "low_rank": "low rank"}
 WAYS = {
-    "dense": "dense", "low_rank": "low rank, same size", "fedpara": "FedPara, γ = 0.1",
+    "dense": "dense", "dense_fedpaq4": "dense, FedPAQ 4 bits, error feedback", "low_rank": "low rank, same size",
+    "low_rank_fedpaq4": "low rank, FedPAQ 4 bits, error feedback", "fedpara": "FedPara, γ = 0.1",
     "fedpaq8": "FedPara, FedPAQ 8 bits", "fedpaq4": "FedPara, FedPAQ 4 bits, error feedback",
     "topk": "FedPara, top-k 0.1, error feedback", "fedluar": "FedPara, FedLUAR",
     "rotating": "FedPara, rotating factors", "mud": "FedMUD, ratio 0.1",
