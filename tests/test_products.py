@@ -27,7 +27,17 @@ def test_products_of_an_executor_are_float32(shape):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.fixture
+def after():
+    """The settings of the process are those of other tests again."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cuda.flash_sdp_enabled()
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cuda.enable_flash_sdp(before[1])
+
+
 @pytest.mark.parametrize(("precision", "flash"), [("medium", False), ("highest", True)])
+@pytest.mark.usefixtures("after")
 def test_flash_attention_is_not_taken_with_products_that_are_prepared_one_by_one(precision, flash):
     made = make_federation().executor
     SerialExecutor(replace(made.training, matmul_precision=precision))

@@ -17,7 +17,7 @@ import hydra
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedpara.app.build import build_experiment, build_federation
 from fedpara.app.composition import CONFIG_DIR  # whose import sets PROJECT_ROOT, which the configurations read
@@ -62,8 +62,7 @@ def rows(experiment: str, chosen: list[dict[str, str]] | None = None) -> Iterato
             if "initialization" in cfg.factorization:
                 cfg.factorization.initialization = "he"  # the others look at values
             cfg.trainer.accelerator = "cpu"
-            if OmegaConf.is_missing(cfg.pretrained, "file"):
-                cfg.pretrained.file = None  # the sizes are the same
+            cfg.pretrained.file = None  # the sizes are the same
             made = build_experiment(cfg)
         state = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in made.executor.initial_state().items()}
         with patch.object(made.executor, "initial_state", return_value=state):

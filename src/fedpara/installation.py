@@ -15,7 +15,7 @@ HERE = Path.cwd()  # a run may go into its folder later
 def _is_command() -> bool:
     """Whether this process is the command `fedpara`, and not a script of src/."""
     started = Path(sys.argv[0])
-    return CHECKOUT is None or started.name == "fedpara" or started == PACKAGE / "__main__.py"  # python -m fedpara
+    return CHECKOUT is None or started.name == "fedpara" or started.resolve() == PACKAGE / "__main__.py"  # -m fedpara
 
 
 # what Python runs to train, by the program that runs now; -P: no file of the current folder hides a package

@@ -9,8 +9,9 @@ processors with matrix units (AMX) they round. There is no setting for oneDNN wi
 tried.
 
 oneDNN prepares each product anew, which takes longer than a small product itself. The flash attention of torch 2.13 is
-a loop over small products on a CPU: with oneDNN a small vision transformer trained 2.7 times slower. So attention then
-takes its two whole products, which need memory for the matrix of weights.
+a loop over small products on a CPU: with oneDNN a vision transformer of 16 patches trained 2.7 times slower. So
+attention then takes its two whole products. They are faster up to a few hundred tokens, and need memory for all
+weights; for longer sequences take executor.matmul_precision=highest.
 """
 
 from functools import cache
@@ -18,6 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+FLASH = torch.backends.cuda.flash_sdp_enabled()  # false if the user has turned it off
 EXACT = 1e-5  # relative error; float32 gives 2e-7, bfloat16 3e-3
 SHAPES = [((), 64, 512, 64), ((), 257, 100, 129), ((2,), 128, 52, 468)]  # batch, rows, inner, columns
 
@@ -31,7 +33,7 @@ def set_products(precision: str, device: torch.device) -> None:
     """
     torch.backends.cudnn.allow_tf32 = precision != "highest"  # convolutions are products too
     torch.set_float32_matmul_precision(precision)
-    torch.backends.cuda.enable_flash_sdp(device.type != "cpu" or precision == "highest")  # also of CPUs
+    torch.backends.cuda.enable_flash_sdp(FLASH and (device.type != "cpu" or precision == "highest"))  # also of CPUs
 
 
 @cache

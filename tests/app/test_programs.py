@@ -117,7 +117,11 @@ def test_a_checkout_and_an_installed_package(monkeypatch, tmp_path):
     assert (installation.CHECKOUT, installation.CONFIGS, installation.root()) == (ROOT, ROOT / "configs", ROOT)
     assert (wheel.CHECKOUT, wheel.CONFIGS, wheel.root()) == (None, tmp_path / "fedpara" / "configs", tmp_path)
     assert wheel.TRAIN[-2:] == ("fedpara", "train")
-    for started, shown in (("src/train.py", "python src/train.py"), ("/bin/fedpara", "fedpara train")):
+    (tmp_path / "link").symlink_to(ROOT)
+    module = str(tmp_path / "link" / "src" / "fedpara" / "__main__.py")  # python -m fedpara
+    cases = {"src/train.py": "python src/train.py", "/bin/fedpara": "fedpara train", module: "fedpara train"}
+    cases["/lib/pytest/__main__.py"] = "python src/train.py"
+    for started, shown in cases.items():
         monkeypatch.setattr(sys, "argv", [started])
         assert installation.command_of("train") == shown
         assert wheel.command_of("train") == "fedpara train"

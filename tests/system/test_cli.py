@@ -392,6 +392,7 @@ BAD = [
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
     ("federation.num_rounds=???", "federation.num_rounds: must be given"),
     ("data=base", "data.num_classes: must be given"),
+    ("model.head=['???']", "model.head: must be given"),
     ("data.class_range=[]", "data.class_range=[]: must have more items"),
     ("data.class_range=[0]", "data.class_range=[0]: must have more items"),
 ]
@@ -496,6 +497,7 @@ NARROW = {
     "vgg16": ["model.network.stages=[[4,4],[4,4],[8,8,8],[8,8,8],[8,8,8]]", "model.network.hidden=[8,8]"],
     "resnet18": ["model.network.widths=[4,4,8,8]"],
     "char_lstm": ["model.network.hidden=8"],
+    "vit_small": ["model.network.width=32", "model.network.depth=1"],
 }
 
 
@@ -536,6 +538,7 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
         ("resnet18", "factorization=fedpara sharing=fedbn algorithm=scaffold link=fp16"),
         ("resnet18", "factorization=hybrid algorithm=feddyn model.network.norm=group"),
         ("resnet18", "factorization=pfedpara sharing=pfedpara algorithm=scaffold link=bf16"),
+        ("vit_small", "factorization=low_rank sharing=rotating link=topk"),
     ],
 )
 def test_models_with_splits_algorithms_and_links(shell, tmp_path, model, choices):

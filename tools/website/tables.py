@@ -26,6 +26,7 @@ from fig5 import METHODS, PAIRS, PAPER, SETTINGS
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
+ENDS = {"up": ["up"], "down": ["down"], "total": ["up", "down"]}
 SHOWN = {"dense": "dense", "fedpara": "FedPara", "low_rank": "low rank"}
 WAYS = {
     "dense": "dense", "dense_fedpaq4": "dense, FedPAQ 4 bits, error feedback", "low_rank": "low rank, same size",
@@ -82,9 +83,11 @@ def found(folder: str, metric: str = "test/acc") -> dict[str, Setting]:
     return {setting.label: setting for setting in settings(find_runs(RESULTS / folder), Metric(metric))}
 
 
-def megabytes(setting: Setting) -> str:
-    """MB that all clients of a run sent and received; the same for each seed."""
-    return f"{setting.runs[0].rows[-1]['comm/total_bytes'] / 1e6:,.0f}"
+def megabytes(setting: Setting, way: str = "total") -> str:
+    """MB that all clients of a run sent (`up`), received (`down`) or both; the mean over seeds."""
+    sent = setting.estimate(lambda run: sum(row[f"comm/{end}_bytes"] for row in run.rows for end in ENDS[way]))
+    assert sent is not None
+    return f"{sent.mean / 1e6:,.0f}"
 
 
 def mean_cost(setting: Setting, target: float) -> tuple[float, float]:
@@ -240,11 +243,10 @@ def frontier(folder: str) -> str:
     best = pareto(list(of.values()))
     for name in sorted(of, key=lambda name: float(megabytes(of[name]).replace(",", ""))):
         way = of[name]
-        up, down = (sum(row[f"comm/{end}_bytes"] for row in way.runs[0].rows) / 1e6 for end in ("up", "down"))
         shown = f"**{WAYS[name]}**" if name in best else WAYS[name]
         behind = "" if name == "fedpara" else points(way, of["fedpara"])
         row = [shown, estimate(way.last), str(len(way.counted)), behind]
-        rows.append([*row, f"{up:,.0f}", f"{down:,.0f}", megabytes(way)])
+        rows.append([*row, *(megabytes(way, end) for end in ENDS)])
     rounds = len(of["fedpara"].runs[0].rows)
     heads = [
         "",

@@ -45,10 +45,11 @@ def check_values(cfg: DictConfig) -> None:
 
 def _require_given(cfg: DictConfig) -> None:
     """Check that every key has a value: `get` reads `???` as if nothing were wanted."""
-    for key, group in _groups(OmegaConf.to_container(cfg)):
-        if "???" in group.values() and not key.startswith("hydra"):
-            name = next(name for name, value in group.items() if value == "???")
-            raise ValueError(f"{key}.{name}".lstrip(".") + ": must be given")
+    given = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    for key, group in _groups(given):
+        for name, value in group.items():
+            if value == "???" or (isinstance(value, list) and "???" in value):
+                raise ValueError(f"{key}.{name}".lstrip(".") + ": must be given")
 
 
 def _require_seed(cfg: DictConfig) -> None:

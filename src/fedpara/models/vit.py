@@ -17,7 +17,8 @@ Positive = Annotated[int, Field(ge=1)]
 class ViT(nn.Module):
     """Patches, blocks of attention and a fully connected network, each behind a LayerNorm, then a linear classifier.
 
-    Each projection of the attention is a layer of its own, as LoRA (Hu et al. 2022) names them: `blocks.0.query`.
+    Each projection of the attention is a layer of its own, as LoRA (Hu et al. 2022) names them: `blocks.0.query`. The
+    classifier starts at 0, so factors cannot start at its scale: exclude it from `factorize`.
 
     Args:
         patch: side of a square patch in pixels; images are cut to whole patches.
@@ -57,8 +58,8 @@ class ViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) to logits (B, num_classes)."""
         features = self.patches(images)
-        positions = sines(features.shape[-2], features.shape[-1], features.shape[-3]).to(features)
-        patches = features.flatten(-2).mT + positions
+        positions = sines(features.shape[-2], features.shape[-1], features.shape[-3], features.device)
+        patches = features.flatten(-2).mT + positions.to(self.norm.weight.dtype)  # not autocast's type
         return self.classifier(self.norm(self.blocks(patches)).mean(-2))
 
 
@@ -87,12 +88,12 @@ class Block(nn.Module):
         return patches + self.back(F.gelu(self.hidden(self.norm2(patches))))
 
 
-def sines(height: int, width: int, features: int) -> Tensor:
+def sines(height: int, width: int, features: int, device: torch.device | None = None) -> Tensor:
     """Positions (height * width, features) in two dimensions: sines and cosines of each side (Beyer et al. 2022).
 
     Frequencies fall from 1 to 1/10,000. A quarter of the features each is sin(x), cos(x), sin(y) and cos(y).
     """
-    frequencies = 10_000.0 ** -torch.linspace(0, 1, features // 4)
-    y, x = (torch.arange(side)[:, None] * frequencies for side in (height, width))
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, features // 4, device=device)
+    y, x = (torch.arange(side, device=device)[:, None] * frequencies for side in (height, width))
     y, x = y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1).flatten(0, 1)

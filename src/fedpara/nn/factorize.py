@@ -141,7 +141,10 @@ class RankByGamma:
             text = "%s stays dense: its factors of rank %d would have %d values, but its weight %s has %d"
             log.info(text, name, made.rank, values, shape, weight.numel())
             return None
-        INITIALIZATIONS[self.initialization](made, weight)
+        try:
+            INITIALIZATIONS[self.initialization](made, weight)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}, or exclude it (model.keep_dense)") from error
         if self.step is not None:
             made.gradient_scale = self.step / mean_step(made)
         return made
