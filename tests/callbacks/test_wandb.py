@@ -44,6 +44,7 @@ def run(folder, lr=0.1, **options):
     return logger
 
 
+@pytest.mark.slow
 def test_offline_without_an_account_and_says_how_to_look_and_upload(offline, caplog):
     with caplog.at_level(logging.INFO):
         run(offline)

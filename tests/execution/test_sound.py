@@ -547,6 +547,7 @@ def test_the_training_loss_is_that_of_the_batches_where_gradients_are_accumulate
     assert other.train_loss == pytest.approx(plain.train_loss)
 
 
+@pytest.mark.slow
 def test_freed_memory_stays_with_the_process():
     """A network's activations come back page by page otherwise, each filled with zeros by the system."""
     code = """

@@ -91,6 +91,7 @@ def test_the_personal_half_of_a_factorised_lstm_stays():
     assert "layers.0.recurrent.parametrizations.weight.0.x1" in split.shared
 
 
+@pytest.mark.slow
 def test_resnet18_has_its_known_size_and_the_papers_three_gammas_shrink_it():
     """11,173,962 parameters for 32 x 32 images and ten classes; first, second and 1x1 layers at gamma 1 (Fig. 8)."""
     assert size(resnet18()) == 11_173_962

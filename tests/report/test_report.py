@@ -337,6 +337,7 @@ def test_a_run_of_another_set_up_says_what_differs_or_is_not_beside_the_paper(tm
         assert all(c.note.startswith(f"another set-up: {named}" if named else "") for c in found)
 
 
+@pytest.mark.slow
 def test_every_row_is_recognised_as_what_is_typed_for_it():
     """The two descriptions of a row in paper.yaml, what recognises it and what composes it, are of one set-up."""
     paper = yaml.safe_load(resources.files("fedpara.report").joinpath("paper.yaml").read_text())
@@ -528,6 +529,7 @@ def read_points(path):
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_the_data_beside_a_figure_is_what_is_drawn(tmp_path):
     """And the link on the page gives the file beside it."""
     folder, _ = two_sweeps(tmp_path)

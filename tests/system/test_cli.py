@@ -101,6 +101,7 @@ def test_a_run_leaves_its_folder_and_can_be_tested_and_resumed(shell, tmp_path, 
     assert not (tmp_path / "logs" / "wandb").exists()  # no run of W&B for a run that does nothing
 
 
+@pytest.mark.slow
 def test_a_damaged_run_folder_is_one_line(shell, tmp_path):
     folder = tmp_path / "run"
     assert shell(*SMALL, "algorithm=scaffold", "federation.clients_per_round=4", f"hydra.run.dir={folder}")[0] == 0
@@ -122,6 +123,7 @@ def test_a_damaged_run_folder_is_one_line(shell, tmp_path):
     assert shell(f"resume={folder}", "federation.num_rounds=3")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_round_starts_anew(shell, tmp_path):
     folder = tmp_path / "run"
     assert shell(*SMALL, f"hydra.run.dir={folder}")[0] == 0
@@ -211,6 +213,7 @@ pathlib.Path(folder, "seen.json").write_text(json.dumps(seen))
 """
 
 
+@pytest.mark.slow
 def test_what_is_typed_for_hydra_reaches_every_job_and_gpus_go_in_turn(shell, tmp_path, monkeypatch):
     """Without a GPU: an `nvidia-smi` that lists two."""
     for path, text in {
@@ -236,6 +239,7 @@ def test_what_is_typed_for_hydra_reaches_every_job_and_gpus_go_in_turn(shell, tm
     assert (composed.hydra.verbose, composed.hydra.job.env_set) == (["train"], {"A": "b"})
 
 
+@pytest.mark.slow
 def test_a_run_that_is_at_work_is_left_alone(shell, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -499,6 +503,7 @@ NARROW = {
     "char_lstm": ["model.network.hidden=8"],
     "vit_small": ["model.network.width=32", "model.network.depth=1"],
 }
+PAPERS = ["table3", "table10_pufferfish", "table11", "fig5", "fig8"]
 
 
 @pytest.mark.parametrize(
@@ -507,7 +512,7 @@ NARROW = {
     + [("quickstart", "dense")]
     + [pytest.param(e, "dense", marks=pytest.mark.slow) for e in EXPERIMENTS if "/" not in e and e != "quickstart"]
     + [pytest.param(e, "low_rank", marks=pytest.mark.slow) for e in EXPERIMENTS if "/" not in e]
-    + [(f"paper/{name}", None) for name in ("table3", "table10_pufferfish", "table11", "fig5", "fig8")],
+    + [pytest.param(f"paper/{name}", None, marks=pytest.mark.slow) for name in PAPERS],
 )
 def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factorization):
     """At its own settings but for size; data on disk are replaced by random ones of the same shape.
@@ -530,6 +535,7 @@ def test_every_experiment_runs_two_rounds(shell, tmp_path, experiment, factoriza
     assert [row["round"] for row in rows(newest(tmp_path))] == (["1"] if factorization else ["1", "2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "choices"),
     [
@@ -579,7 +585,7 @@ def test_every_yaml_composes(chosen):
 
 
 CONTRACT = {"algorithm", "executor", "factorization", "faults", "link", "partition", "sharing"}
-DEAR = {"ray", "auto"}  # executors that take seconds
+DEAR = {"ray", "auto", "processes"}  # executors that take seconds
 BY_OTHERS = {"algorithm", "factorization", "link", "sharing"}  # trained in the contracts of algorithms and executors
 
 

@@ -113,7 +113,9 @@ def simulate(tmp_path, overrides):
     return folder
 
 
-@pytest.mark.parametrize("choices", CHOICES)
+@pytest.mark.parametrize(  # every other one is slow
+    "choices", [pytest.param(c, marks=pytest.mark.slow if number % 2 else ()) for number, c in enumerate(CHOICES)]
+)
 def test_deployed_is_simulated_bit_for_bit(tmp_path, choices):
     if "privacy" in choices:
         pytest.importorskip("dp_accounting")
@@ -139,6 +141,7 @@ def test_deployed_is_simulated_bit_for_bit(tmp_path, choices):
 
 
 @pytest.mark.parametrize("choices", ["sharing=rotating factorization.gamma=0.5", "factorization=mud"])
+@pytest.mark.slow
 def test_deployed_clients_are_sent_what_they_lack(tmp_path, choices):
     """They start from the model that they kept and a packet; the simulation starts them from the whole broadcast."""
     choices += " federation.catch_up=true model.optimizer.lr=0.05"

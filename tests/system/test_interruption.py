@@ -122,12 +122,14 @@ def test_half_a_row_is_no_row(tmp_path):
         read_rows(path)
 
 
+@pytest.mark.slow
 def test_a_run_folder_has_one_process(tmp_path):
     with reserve(tmp_path), pytest.raises(ValueError, match="another process is training in this run folder"):
         reserve(tmp_path)
     reserve(tmp_path).close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", thinned(["SCAFFOLD", "pFedPara + FedPAQ"]))
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, name):
     """tools/stress/kills.py does it as often as one likes."""

@@ -127,6 +127,7 @@ def test_no_way_into_a_strangers_folder(shell, run):
         assert "type it behind resume=" in error or "trusted=[test_trust.*]" in error or "not an override" in error
 
 
+@pytest.mark.slow
 def test_what_is_named_is_allowed(shell, run, tmp_path):
     own = ["model=mlp", *(option for option in SMALL if "stages" not in option), "federation.num_rounds=1"]
     own += ["data.dataset._target_=test_trust.digits", f"hydra.run.dir={tmp_path / 'own'}"]

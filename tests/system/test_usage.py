@@ -122,6 +122,7 @@ def test_a_reservation_makes_its_folder(tmp_path):
     assert (tmp_path / "a" / "b" / ".lock").is_file()
 
 
+@pytest.mark.slow
 def test_folders_hold_when_the_process_is_elsewhere(shell, tmp_path, monkeypatch):
     """Typed relative, in a folder with an odd name; then resumed and tested from another."""
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -263,7 +263,7 @@ def frontier(folder: str, target: float) -> str:
         "MB up",
         "MB down",
     ]
-    return f"{table([*heads, 'MB', f'MB to {target:.0%}'], rows)}\n\n{origin(folder)}"
+    return f"{table([*heads, 'MB', f'MB to {100 * target:.0f} %'], rows)}\n\n{origin(folder)}"
 
 
 def fine_tuning() -> str:
