@@ -185,6 +185,7 @@ def test_every_executor_trains_what_the_serial_one_does(executor):
         assert close(join(other.server)[name], tensor), name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(tmp_path):
     make = lambda **options: make_federation(**tiered_options(num_rounds=4, network=CONVOLUTIONAL, **options))  # noqa: E731
     whole, begun = make(), make(callbacks=[Checkpoint(tmp_path), ClientTable(tmp_path)])

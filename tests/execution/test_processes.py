@@ -107,6 +107,7 @@ def test_a_client_that_raises_fails_alone_with_its_error_and_its_trace(told):
     assert "in loader" in outcomes[1].error.__notes__[0]
 
 
+@pytest.mark.slow
 def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_three_fails_alone(told):
     executor, folder = told
     expected = by_hand(executor)
@@ -120,6 +121,7 @@ def test_what_a_worker_takes_with_it_is_trained_again_and_a_client_that_kills_th
     assert all(same(outcome.state, state) for outcome, state in zip(outcomes, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_the_signal_is_named_however_slowly_an_exit_status_is_read(told, monkeypatch):
     """Two threads that read one status together: the second is told 255, and that the first one knew is forgotten."""
     executor, folder = told

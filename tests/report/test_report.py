@@ -557,6 +557,7 @@ def test_the_data_beside_a_figure_is_what_is_drawn(tmp_path):
         assert base64.b64decode(link) == files[name].read_bytes()
 
 
+@pytest.mark.slow
 def test_the_frontier_joins_what_nothing_beats_in_accuracy_and_bytes(tmp_path):
     """The third sends as much as the second and is worse; the fourth sends most and is best."""
     curves = {"low_rank": [0.3], "fedpara": [0.2, 0.6], "pfedpara": [0.2, 0.5], "dense": [0.1, 0.2, 0.5, 0.7]}

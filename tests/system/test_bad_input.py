@@ -32,6 +32,7 @@ def test_secrets_are_in_no_file_of_a_run(shell, tmp_path, monkeypatch):
     assert key not in error + out
 
 
+@pytest.mark.slow
 def test_any_number_of_data_workers_gives_the_same_bits(shell, tmp_path):
     folders = [tmp_path / str(num_workers) for num_workers in (0, 2)]
     for folder in folders:

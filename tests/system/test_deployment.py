@@ -154,6 +154,7 @@ def test_deployed_clients_are_sent_what_they_lack(tmp_path, choices):
     assert len({len(parcel.payload) for parcel in nodes.parcels if "last" in parcel.values}) > 1
 
 
+@pytest.mark.slow
 def test_the_server_of_real_clients_logs_what_a_simulation_does(tmp_path):
     """Rounds have the same hashes; states that clients keep are with them, and nobody can train for them again."""
     overrides, nodes = cut(tmp_path, "method=pfedpara callbacks=audited federation.num_rounds=2")
@@ -200,6 +201,7 @@ def test_a_server_that_dies_after_the_training_counts_no_round_twice(tmp_path):
     assert all(len(row["clients"]) == 2 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
     overrides, nodes = cut(tmp_path, "method=pfedpara federation.clients_per_round=3")
 
@@ -230,6 +232,7 @@ def other_version(answer, change):
     return replace(answer, values={**answer.values, **change})
 
 
+@pytest.mark.slow
 def test_what_clients_kept_is_neither_tested_nor_simulated_without_them(tmp_path, monkeypatch, capsys):
     overrides, nodes = cut(tmp_path, "method=pfedpara federation.num_rounds=1")
     folder = deploy(tmp_path, overrides, nodes)
