@@ -47,6 +47,10 @@ def test_published_starts_have_the_scales_paper_md_derives():
 def test_a_dense_weight_without_scale_is_refused():
     with pytest.raises(ValueError, match="no variance to keep"):
         variance(Hadamard((4, 4), 2, False), torch.zeros(4, 4))
+    network = torch.nn.Sequential(torch.nn.Linear(40, 40))
+    torch.nn.init.zeros_(network[0].weight)
+    with pytest.raises(ValueError, match=r"^0: a dense weight of std 0\.0 has no variance to keep"):
+        factorize(network, FedPara())
 
 
 @pytest.mark.parametrize("recipe", [FedPara(step=0.5), EqualSizeLowRank(step=0.5)])

@@ -395,6 +395,8 @@ BAD = [
     ("trainer.precision=16 trainer=cpu", "trainer.precision=16: needs a GPU; on a CPU take bf16-mixed or 32-true"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),
     ("federation.num_rounds=???", "federation.num_rounds: must be given"),
+    ("data=base", "data.dataset: must be given"),
+    ("callbacks.checkpoint=???", "callbacks.checkpoint: must be given"),
     ("model.head=['???']", "model.head: must be given"),
     ("data.class_range=[]", "data.class_range=[]: must have more items"),
     ("data.class_range=[0]", "data.class_range=[0]: must have more items"),

@@ -251,9 +251,8 @@ def frontier(folder: str, target: float) -> str:
         behind = "" if name == "fedpara" else points(way, of["fedpara"])
         row = [shown, estimate(way.last), str(len(way.counted)), behind]
         reached = len(way.cost(target, 10)) == len(way.counted)
-        rows.append(
-            [*row, *(megabytes(way, end) for end in ENDS), f"{mean_cost(way, target)[1]:,.0f}" if reached else "-"]
-        )
+        until = f"{mean_cost(way, target)[1]:,.0f}" if reached else "-"
+        rows.append([*row, *(megabytes(way, end) for end in ENDS), until])
     rounds = len(of["fedpara"].runs[0].rows)
     heads = [
         "",

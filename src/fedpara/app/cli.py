@@ -21,6 +21,7 @@ from fedpara.app.make import find_modules_here
 from fedpara.app.overrides import PATHS, absolute, config_dirs, is_job, texts
 from fedpara.app.resume import missing_flags, require_simulated, with_saved_overrides
 from fedpara.app.run import Launch, run
+from fedpara.app.values import first_missing
 from fedpara.installation import TRAIN
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.private.hydra import Hydra, groups_without_copies
@@ -32,6 +33,8 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which sho
 def hydra_main(cfg: DictConfig) -> float | None:
     """Hydra's entry point, called once for a run and once for each job of a sweep."""
     hydra_cfg = HydraConfig.get()
+    if missing := first_missing(cfg):  # what follows resolves, and Hydra puts a line before an error from here
+        stop(f"{missing}: must be given")
     make_absolute(cfg, Path(hydra_cfg.runtime.cwd))
     if hydra_cfg.mode == RunMode.MULTIRUN:
         return sweep.job(cfg, hydra_cfg, TRAIN)

@@ -27,6 +27,15 @@ ALSO_READ_BY = {  # classes that take values of a group without being its `_targ
 }  # fmt: skip
 
 
+def first_missing(cfg: DictConfig) -> str | None:
+    """The first key whose value is missing (`???`), which `get` reads as nothing wanted; None if all are given."""
+    for key, group in _groups(OmegaConf.to_container(cfg)):
+        for name, value in group.items():
+            if value == "???" or (isinstance(value, list) and "???" in value):
+                return f"{key}.{name}".lstrip(".")
+    return None
+
+
 def check_values(cfg: DictConfig) -> None:
     """Check the values that can be checked one by one, without torch.
 
@@ -34,22 +43,12 @@ def check_values(cfg: DictConfig) -> None:
         ConfigurationError: names the first wrong one.
     """
     make = Make(cfg)
-    make.call("", _require_given, cfg)
     make.call("", _require_seed, cfg)
     make.call("model", _require_patterns, cfg.model)
     make.call("model.optimizer", _require_learning_rate, cfg.model.get("optimizer") or {})
     for key, group in _groups(_resolved(cfg)):
         for target in {str(group.get("_target_")), ALSO_READ_BY.get(key, "")}:
             make.call(key, _check, group, target)
-
-
-def _require_given(cfg: DictConfig) -> None:
-    """Check that every key has a value: `get` reads `???` as if nothing were wanted."""
-    given = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
-    for key, group in _groups(given):
-        for name, value in group.items():
-            if value == "???" or (isinstance(value, list) and "???" in value):
-                raise ValueError(f"{key}.{name}".lstrip(".") + ": must be given")
 
 
 def _require_seed(cfg: DictConfig) -> None:
