@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from fedpara.nn import EqualSizeLowRank, FedPara, Hadamard, LowRank, factorizations, factorize
-from fedpara.nn.initialization import he, he_fan_in, he_fan_out, mean_step, variance, variance_core
+from fedpara.nn import EqualSizeLowRank, FedPara, Hadamard, LowRank, PFedPara, factorizations, factorize
+from fedpara.nn.initialization import fitted, he, he_fan_in, he_fan_out, kept_share, mean_step, variance, variance_core
 
 SHAPES = [((256, 784), False), ((64, 64, 3, 3), True), ((512, 512, 3, 3), True), ((64, 3, 3, 3), True)]
 
@@ -78,3 +78,53 @@ def test_mean_step_follows_the_closed_form():
         variance(made, std * torch.randn(made.shape))
     assert mean_step(convolution) == pytest.approx(6 * 11 ** (2 / 3) * 0.06 ** (5 / 3), rel=0.1)
     assert mean_step(matrix) == pytest.approx(2 * 20**0.5 * 0.05, rel=0.05)
+
+
+def trained(shape: tuple[int, ...]) -> torch.Tensor:
+    """A weight whose singular values fall, as those of trained weights do."""
+    u, s, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)).flatten(1), False)
+    return ((u * s * torch.logspace(0, -2, len(s))) @ v).view(shape)
+
+
+def test_a_fitted_low_rank_matrix_is_the_truncated_svd():
+    """Eckart, Young 1936: no matrix of rank R is nearer than the first R singular values and vectors."""
+    weight = trained((64, 48))
+    torch.manual_seed(0)
+    made = LowRank((64, 48), 8, tucker=False)
+    fitted(made, weight)
+    values = torch.linalg.svdvals(weight).square()
+    assert kept_share(made, weight) == pytest.approx(float(values[:8].sum() / values.sum()), abs=1e-3)
+    assert all(factor.grad is None and factor.requires_grad for factor in made.parameters())
+
+
+@pytest.mark.parametrize("nonlinearity", [None, torch.tanh])
+def test_a_fitted_hadamard_product_is_nearer_than_a_branch_and_to_noise_than_any_low_rank_matrix_of_its_size(
+    nonlinearity,
+):
+    for weight, rank in ((trained((64, 48)), 4), (torch.randn(64, 48) * 0.05, 8)):
+        torch.manual_seed(0)
+        made = Hadamard((64, 48), 4, tucker=False, nonlinearity=nonlinearity)
+        fitted(made, weight)
+        values = torch.linalg.svdvals(weight).square()
+        assert kept_share(made, weight) > float(values[:rank].sum() / values.sum())
+
+
+@pytest.mark.parametrize("recipe", [FedPara, EqualSizeLowRank, PFedPara])
+def test_fitted_factors_go_on_from_the_dense_network(recipe):
+    torch.manual_seed(0)
+    dense = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3), torch.nn.Flatten(), torch.nn.Linear(16 * 16, 12)).double()
+    with torch.no_grad():
+        for layer in (dense[0], dense[2]):
+            layer.weight.copy_(trained(tuple(layer.weight.shape)))
+    images = torch.randn(4, 8, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        outputs, off = dense(images), {}
+        for name in ("variance", "fitted"):
+            made = factorize(copy.deepcopy(dense), recipe(gamma=0.5, initialization=name))
+            off[name] = float((made(images) - outputs).square().mean() / outputs.square().mean())
+    assert off["fitted"] < off["variance"] / 3
+
+
+def test_fitted_factors_are_refused_where_factors_start_at_0():
+    with pytest.raises(ValueError, match="initialization='fitted': must be another one with delta=True"):
+        factorize(torch.nn.Linear(32, 32), FedPara(initialization="fitted"), delta=True)

@@ -58,3 +58,16 @@ def test_only_factors_and_the_head_travel_and_the_rest_stays_as_pretrained(shell
     assert "has changed since the run began" in err
     status, err, _ = shell(*TUNE, "pretrained.file=5")
     assert (status, err) == (2, "error: pretrained.file=5: must be the path of a file, or null\n")
+
+
+def test_a_warm_start_goes_on_from_the_pretrained_weights_in_factors(shell, tmp_path, pretrained):
+    """Factors fitted to weights that FedPara's own factors composed begin where that run ended."""
+    command, loss = [*SMALL, "factors.gamma=1", f"pretrained.file={pretrained}", "model.optimizer.lr=0"], {}
+    for start in ("fitted", "variance"):
+        status, err, out = shell(*command, "federation.num_rounds=1", f"factorization.initialization={start}")
+        assert status == 0, err
+        assert ("random factors replace the pretrained weights" in out + err) == (start == "variance")
+        loss[start] = float(rows(newest(tmp_path))[-1]["test/loss"])
+    assert loss["fitted"] < loss["variance"]
+    resumed = newest(tmp_path)
+    assert shell(f"resume={resumed}", "federation.num_rounds=2")[0] == 0

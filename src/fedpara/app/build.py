@@ -1,5 +1,6 @@
 """The objects of a configuration: network, data, executor, federation."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only a run that trains n
     from fedpara.federation import Federation, FederationCallback, MakeClients, Tier
     from fedpara.models import FederatedModule
 
+log = logging.getLogger(__name__)
 # typed under `factorization`, read by other objects
 NOT_OF_RECIPE = {"jacobian_correction", "frobenius_decay", "num_dense", "delta", "trainable"}
 READ_ELSEWHERE = {"network", "keep_dense", "head"}  # the same for `model`
@@ -127,6 +129,10 @@ def _factorize(network: "nn.Module", cfg: DictConfig) -> Any:
     recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
     arguments = {key: options[key] for key in ("num_dense", "delta", "trainable") if key in options}
     factorize(network, recipe, list(cfg.model.keep_dense), **arguments)
+    initialization = getattr(recipe, "initialization", "fitted")  # dense and FedMUD keep the weights
+    if OmegaConf.select(cfg, "pretrained.file") and not options.get("delta") and initialization != "fitted":
+        text = "factorization.initialization=%s: random factors replace the pretrained weights; fitted ones do not"
+        log.warning(text, initialization)
     return recipe
 
 

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from fedpara.nn.factorizations import Factorization, Hadamard, LowRank, PersonalHadamard
 from fedpara.nn.frozen import Base, freeze, matches, unfreeze
-from fedpara.nn.initialization import INITIALIZATIONS, mean_step
+from fedpara.nn.initialization import INITIALIZATIONS, kept_share, mean_step
 from fedpara.nn.mud import MUD, Update
 from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, ranks_within, tucker_size
 from fedpara.private.torch import flat_weights_names, own_parameters
@@ -29,7 +29,7 @@ from fedpara.private.torch import flat_weights_names, own_parameters
 log = logging.getLogger(__name__)
 STRICT = ConfigDict(extra="forbid")
 FACTORIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-InitializationName = Literal["variance", "variance_core", "he", "he_fan_in", "he_fan_out"]
+InitializationName = Literal["variance", "variance_core", "he", "he_fan_in", "he_fan_out", "fitted"]
 assert set(InitializationName.__args__) == set(INITIALIZATIONS)  # type: ignore[attr-defined]
 
 
@@ -145,6 +145,9 @@ class RankByGamma:
             INITIALIZATIONS[self.initialization](made, weight)
         except ValueError as error:
             raise ValueError(f"{name}: {error}, or exclude it (model.keep_dense)") from error
+        if self.initialization == "fitted":
+            kept = 100 * kept_share(made, weight)
+            log.info("%s: factors of rank %d keep %.0f %% of its weight", name, made.rank, kept)
         if self.step is not None:
             made.gradient_scale = self.step / mean_step(made)
         return made
@@ -357,6 +360,8 @@ def factorize(
     if delta and isinstance(recipe, Dense | MUD):
         name = type(recipe).__name__
         raise ValueError(f"delta=True: must be False with {name}(), which has no factors to add to the weights")
+    if delta and getattr(recipe, "initialization", None) == "fitted":
+        raise ValueError("initialization='fitted': must be another one with delta=True, where the factors compose 0")
     if isinstance(recipe, Dense):
         return network
     made = _factors(network, recipe, chosen[num_dense:], kept if delta else None)

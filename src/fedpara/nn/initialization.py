@@ -2,7 +2,7 @@
 
 The paper asks for He initialisation (He et al. 2015) of the factors. It does not say what that means for three factors,
 two of which have no spatial extent, and published code reads it in three ways. docs/results/initialisation.md
-compares them.
+compares them. `fitted` is not the paper's: it starts from weights that were trained before.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,6 +64,36 @@ def variance_core(factorization: Factorization, weight: Tensor) -> None:
     _match_std(factorization, weight, scaled="xy")
 
 
+@torch.enable_grad()
+def fitted(factorization: Factorization, weight: Tensor) -> None:
+    """Factors of a W near the dense weight, for a warm start: least squares by L-BFGS, from those of `variance`.
+
+    A product X Y^T could be the SVD's; for a Hadamard product no closed form is known, so all take the same way.
+    """
+    variance(factorization, weight)
+    factors = list(factorization.parameters())
+    target = weight.detach().to(factors[0])
+    optimizer = torch.optim.LBFGS(
+        factors, max_iter=60, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def error() -> float:
+        optimizer.zero_grad()
+        share = (factorization() - target).square().sum() / target.square().sum()
+        share.backward()
+        return float(share.detach())
+
+    optimizer.step(error)
+    optimizer.zero_grad()
+
+
+def kept_share(factorization: Factorization, weight: Tensor) -> float:
+    """1 - |W - W0|^2 / |W0|^2, the share of the dense weight W0 that the factors' W keeps."""
+    with torch.no_grad():
+        target = weight.to(factorization())
+        return 1 - float((factorization() - target).square().sum() / target.square().sum())
+
+
 def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> None:
     """Scale all factors of the kinds `scaled` by one number until the composed weight has the std of `weight`.
 
@@ -112,5 +142,5 @@ def mean_step(factorization: Factorization) -> float:
 
 
 INITIALIZATIONS: dict[str, Initialization] = {
-    function.__name__: function for function in (variance, variance_core, he, he_fan_in, he_fan_out)
+    function.__name__: function for function in (variance, variance_core, he, he_fan_in, he_fan_out, fitted)
 }
