@@ -1,5 +1,6 @@
 """Algorithms against closed forms: quadratic clients of known optimum, one round by numpy, limits that are FedAvg."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedpara.algorithms.fedluar import FedLUAR
 from fedpara.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedpara.algorithms.fedprox import FedProx
 from fedpara.algorithms.scaffold import Scaffold
+from fedpara.callbacks import Checkpoint
 from fedpara.communication import Link
 from fedpara.execution import ClientTask, LocalResult
 from fedpara.federation import Kept
@@ -22,7 +24,7 @@ from helpers import ROOT
 from helpers.cases import thinned
 from helpers.clients import Exact, Quadratics, distance_after, quadratic_federation
 from helpers.configured import ALGORITHMS, linked, named, of_yaml
-from helpers.federations import make_federation, same
+from helpers.federations import make_federation, require_same_bits_if_resumed, same
 
 LINKS = sorted(path.stem for path in (ROOT / "configs" / "link").glob("*.yaml"))
 FEWER_BITS = ["fedpaq link.up_codec.bits=4", "fedpaq link.up_codec.bits=2"]
@@ -209,6 +211,25 @@ def test_recycled_layers_do_not_travel():
         record = federation.run_round()
         assert (record.up_bytes, record.down_bytes) == (2 * (sum(sizes.values()) - left), 2 * (sum(sizes.values()) + 4))
     assert left
+
+
+@pytest.mark.parametrize("choice", ["fedpaq", "fedpaq4", "topk"])
+def test_recycling_goes_with_links_that_lose_and_is_resumed(tmp_path, choice):
+    """What a layer's updates lost is kept through the rounds in which it does not travel."""
+
+    def federation(folder, num_rounds, **options):
+        folder.mkdir(exist_ok=True)
+        return make_federation(
+            link=linked(choice), num_rounds=num_rounds, clients_per_round=5, callbacks=[Checkpoint(folder)], **options
+        )
+
+    recycling = partial(federation, algorithm=FedLUAR(recycled=0.5))
+    require_same_bits_if_resumed(recycling, tmp_path)
+    some, all_of_it = recycling(tmp_path / "some", 1), federation(tmp_path / "all", 1)
+    first, second = some.run_round(), some.run_round()
+    assert first.up_bytes == all_of_it.run_round().up_bytes > second.up_bytes
+    if some.link.error_feedback:
+        assert {len(memory) for memory in some.memories.values()} == {len(some.server["model"])}
 
 
 @pytest.mark.parametrize("limit", [FedProx(mu=0), FedLUAR(recycled=0), FedAvgM(momentum=0, server_lr=1), Scaffold()])

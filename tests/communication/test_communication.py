@@ -1,14 +1,18 @@
 """Bytes are those of the encoded packet, and what is decoded is what was sent."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from fedpara.communication import Cast, Link, Packet, StochasticUniform
+from fedpara.communication import Cast, Link, Packet, StochasticUniform, TopK
 from fedpara.models import VGG
 from fedpara.nn import Dense, FedPara, factorize
 from fedpara.state import layout_of, parts_layout_of, read_state
+from helpers.federations import make_federation, same
 
 DTYPES = st.sampled_from(["float32", "float16", "bfloat16"])
 
@@ -139,3 +143,23 @@ def test_sizes_of_table_12():
             link = Link(Cast(dtype), Cast("float32"))
             counted = link.encode_down({"model": state}).num_bytes + link.encode_up({"model": state}, {}).num_bytes
             assert counted / 1e6 == pytest.approx(megabytes, rel=0.005)
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("codec", [StochasticUniform(bits=4), TopK(share=0.1)])
+def test_statistics_of_a_batch_norm_travel_whole_beside_lossy_updates(codec, feedback):
+    """A variance that is rounded as an update is may be negative, and the outputs NaN."""
+
+    def network():
+        return nn.Sequential(nn.Conv2d(1, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+
+    make = partial(make_federation, network=network, recipe=Dense())
+    exact, lossy = make(), make(link=Link(codec, Cast(), error_feedback=feedback))
+    for federation in (exact, lossy):
+        federation.run_round()
+    expected, found = exact.server["model"], lossy.server["model"]
+    assert same({n: found[n] for n in found if "1.running" in n}, {n: expected[n] for n in found if "1.running" in n})
+    assert not torch.equal(found["0.weight"], expected["0.weight"])
+    assert {name for memory in lossy.memories.values() for name in memory}.isdisjoint({"residual/1.running_var"})
+    while lossy.round < lossy.num_rounds:
+        assert lossy.run_round().metrics["test/loss"] < 10

@@ -81,7 +81,7 @@ def test_error_feedback_by_hand():
         torch.testing.assert_close(federation.memories[0]["residual/w"], left, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("codec", [TopK(share=0.1), StochasticUniform(bits=2)])
+@pytest.mark.parametrize("codec", [TopK(share=0.1), StochasticUniform(bits=4)])
 @pytest.mark.parametrize("split", [Split, partial(Rotating, groups="factors")])
 def test_a_resumed_run_remembers_what_was_lost(tmp_path, split, codec):
     """With algorithms that remember too, and with rounds that send a part."""
@@ -105,9 +105,23 @@ def test_a_resumed_run_remembers_what_was_lost(tmp_path, split, codec):
     assert any(x.any() for kept in whole.memories.values() for name, x in kept.items() if name.startswith("residual/"))
 
 
+@pytest.mark.parametrize("codec", [*map(StochasticUniform, (8, 4, 2)), TopK(share=0.1)])
+def test_what_error_feedback_keeps_stays_small_with_a_codec_that_contracts(codec):
+    """Stich et al. 2018: it is bounded if the codec loses less than there is; with -1, 0 and 1 alone it grows."""
+    generator, left, sizes = torch.Generator().manual_seed(0), torch.zeros(4000), []
+    for number in range(40):
+        update = torch.randn(4000, generator=generator)
+        message = {"w": update + left}
+        left = message["w"] - codec.decode(codec.encode(message, number), layout_of(message))["w"]
+        sizes.append(float(left.norm() / update.norm()))
+    assert (max(sizes[20:]) < 1.5) == getattr(codec, "contracts", True), sizes
+
+
 def test_what_cannot_be_served_is_refused():
     with pytest.raises(ValueError, match="error_feedback=True: must be false with Cast, which encodes no updates"):
         Link(Cast(), Cast(), error_feedback=True)
+    with pytest.raises(ValueError, match=r"error_feedback=True: must be false with up_codec\.bits=2, whose"):
+        Link(StochasticUniform(bits=2), Cast(), error_feedback=True)
     with pytest.raises(
         ValueError, match="error_feedback=True: must be false with Scaffold, whose control would get twice"
     ):

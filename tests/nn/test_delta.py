@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from fedpara.models import VGG
-from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorize, merge
+from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge
 from fedpara.nn.frozen import constants
 from fedpara.state import tensors
 
@@ -98,9 +98,29 @@ def test_a_transformer_can_be_tuned():
     assert all(".parametrizations." in name or name.startswith("2.") for name in state)
     tuned(tokens).sum().backward()
     assert all(parameter.grad is not None for parameter in tuned.parameters())
+    assert "1.layers.0.self_attn.in_proj_weight" in dict(factorizations(tuned))
     with parametrize.cached():
         outputs = tuned(tokens)
     torch.testing.assert_close(merge(tuned)(tokens), outputs)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_attention_whose_keys_have_another_size_has_a_weight_for_each_projection(delta):
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(32, 4, kdim=24, vdim=16, batch_first=True)
+    tuned, given = copy.deepcopy(attention), (torch.randn(2, 5, 32), torch.randn(2, 5, 24), torch.randn(2, 5, 16))
+    factorize(tuned, FedPara(gamma=0.1), delta=delta)
+    assert {name for name, _ in factorizations(tuned)} == {
+        "q_proj_weight",
+        "k_proj_weight",
+        "v_proj_weight",
+        "out_proj",
+    }
+    outputs = tuned(*given)[0]
+    assert torch.allclose(outputs, attention(*given)[0], atol=1e-6) == delta
+    with pytest.raises(ValueError, match="q_proj_weight: a parametrisation"):
+        factorize(tuned, FedPara())
+    torch.testing.assert_close(merge(tuned)(*given)[0], outputs)
 
 
 def test_a_network_that_was_frozen_first_trains_what_is_named():

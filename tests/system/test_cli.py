@@ -305,6 +305,14 @@ BAD = [
         "factorization.layers={conv9:{rank:2}}",
         "factorization: pattern='conv9': matches no layer; layers are features.conv1_1",
     ),
+    (
+        "factorization.initialization=fitted",
+        "factorization.initialization=fitted: needs weights to start from, pretrained",
+    ),
+    (
+        "link=fedpaq4 link.up_codec.bits=2",
+        "link.error_feedback=True: must be false with up_codec.bits=2, whose error can",
+    ),
     ("factorization.initialization=zero", "factorization.initialization='zero': Input should be 'variance', "),
     ("model.keep_dense=[clasifier]", "factorization: pattern='clasifier': matches no layer"),
     ("model.network.groups=3", "model.network.groups=3: must divide every width"),

@@ -61,7 +61,7 @@ def test_only_factors_and_the_head_travel_and_the_rest_stays_as_pretrained(shell
 
 
 def test_a_warm_start_goes_on_from_the_pretrained_weights_in_factors(shell, tmp_path, pretrained):
-    """Factors fitted to weights that FedPara's own factors composed begin where that run ended."""
+    """Without a step of training, fitted factors have a lower loss than random ones."""
     command, loss = [*SMALL, "factors.gamma=1", f"pretrained.file={pretrained}", "model.optimizer.lr=0"], {}
     for start in ("fitted", "variance"):
         status, err, out = shell(*command, "federation.num_rounds=1", f"factorization.initialization={start}")
@@ -69,5 +69,9 @@ def test_a_warm_start_goes_on_from_the_pretrained_weights_in_factors(shell, tmp_
         assert ("random factors replace the pretrained weights" in out + err) == (start == "variance")
         loss[start] = float(rows(newest(tmp_path))[-1]["test/loss"])
     assert loss["fitted"] < loss["variance"]
-    resumed = newest(tmp_path)
-    assert shell(f"resume={resumed}", "federation.num_rounds=2")[0] == 0
+    fitted = [*command, "factorization.initialization=fitted"]
+    assert shell(*fitted, "federation.num_rounds=1")[0] == 0
+    assert shell(f"resume={newest(tmp_path)}", "federation.num_rounds=2")[0] == 0
+    status, err, _ = shell(*fitted, "federation.tiers={a:{share:1,gamma:0}}")
+    assert status == 2
+    assert "factorization.initialization=fitted: must be another one with federation.tiers" in err

@@ -268,7 +268,11 @@ def frontier(folder: str, target: float) -> str:
 def fine_tuning() -> str:
     """The second half of CIFAR-100's classes, from weights of the first: all weights, FedPara's and LoRA's factors."""
     of, rows = found("fine_tuning"), []
-    ways = {"dense": "all weights", "fedpara": "FedPara, γ = 0.1", "low_rank": "LoRA, same size"}
+    ways = {
+        "dense": "all weights",
+        "fedpara": "FedPara, γ = 0.1",
+        "low_rank": "LoRA (Tucker-2 for convolutions), same size",
+    }
     for network, shown in (("vgg", "VGG"), ("vit", "vision transformer")):
         lora = of[f"{network}_low_rank"]
         for name, way in ways.items():

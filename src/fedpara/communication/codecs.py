@@ -101,6 +101,11 @@ class StochasticUniform:
         self.bits = bits
         self.levels = 2 ** (bits - 1) - 1
 
+    @property
+    def contracts(self) -> bool:
+        """Whether it loses less than there is, as error feedback needs: -1, 0 and 1 lose 1.5 times a normal update."""
+        return self.bits > 2
+
     def encode(self, state: State, seed: int = 0) -> Packet:
         """Scale and packed codes, tensor after tensor."""
         generator = torch.Generator().manual_seed(seed)

@@ -1,12 +1,18 @@
 """The link between server and clients, which encodes, counts and decodes; each direction has its own codec."""
 
+import copy
+from collections.abc import Iterable
+from typing import Self
+
+import torch
 from pydantic import validate_call
 
 from fedpara.communication.codecs import Codec
 from fedpara.communication.packet import Packet
-from fedpara.state import Layout, Parts, PartsLayout, State, combine, join, separate
+from fedpara.state import Layout, Parts, PartsLayout, State, TensorSpec, combine, join, separate
 
 RESIDUAL = "residual/"  # before the names of what error feedback keeps
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # no codec rounds integers
 
 
 class Link:
@@ -20,8 +26,12 @@ class Link:
         error_feedback: whether a client keeps what the up codec lost of its update, and adds it to its next one (Stich
             et al., NeurIPS 2018, Algorithm 1).
 
+    Attributes:
+        whole: names in the model that a codec of updates sends whole, bit for bit.
+
     Raises:
-        ValueError: there is error feedback for an up codec that does not encode updates.
+        ValueError: there is error feedback for an up codec that does not encode updates, or that loses more of them
+            than there is.
 
     Example:
         >>> import torch
@@ -41,11 +51,23 @@ class Link:
             raise ValueError(
                 f"error_feedback=True: must be false with {type(up_codec).__name__}, which encodes no updates"
             )
+        if error_feedback and not getattr(up_codec, "contracts", True):
+            raise ValueError(
+                "error_feedback=True: must be false with up_codec.bits=2, whose error can be larger than the update, "
+                "so that what is fed back would grow from round to round"
+            )
         self.up_codec, self.down_codec, self.error_feedback = up_codec, down_codec, error_feedback
+        self.whole: frozenset[str] = frozenset()
+
+    def bound_to(self, statistics: Iterable[str]) -> Self:
+        """A copy that sends these buffers of the model whole: rounded, the variance of a batch norm may be negative."""
+        own = copy.copy(self)
+        own.whole = frozenset(f"model/{name}" for name in statistics)
+        return own
 
     def remembered(self, model: Layout) -> Layout:
         """Names, shapes and types of what a client keeps for error feedback, of all that it may upload."""
-        floats = {name: spec for name, spec in model.items() if spec.dtype.is_floating_point}
+        floats = {name: spec for name, spec in model.items() if self._loses(name, spec.dtype)}
         return {RESIDUAL + name: spec for name, spec in floats.items()} if self.error_feedback else {}
 
     def with_residual(self, message: Parts, memory: State) -> Parts:
@@ -55,36 +77,46 @@ class Link:
 
     def residual(self, message: Parts, sent: Parts) -> State:
         """What a message lost on the wire: its difference from `sent`, as the server decodes it."""
-        floats = {name: tensor for name, tensor in message["model"].items() if tensor.is_floating_point()}
+        floats = {name: tensor for name, tensor in message["model"].items() if self._loses(name, tensor.dtype)}
         return {RESIDUAL + name: tensor - sent["model"][name] for name, tensor in floats.items()}
 
     def encode_down(self, message: Parts, seed: int = 0) -> Packet:
         """The broadcast, encoded once; its bytes count for each client that receives it."""
-        return _encode(self.down_codec, message, {}, seed)
+        return self._encode(self.down_codec, message, {}, seed)
 
     def decode_down(self, packet: Packet, layout: PartsLayout) -> Parts:
         """The message that a client reads from the broadcast."""
-        return _decode(self.down_codec, packet, layout, {})
+        return self._decode(self.down_codec, packet, layout, {})
 
     def encode_up(self, message: Parts, known: Parts, seed: int = 0) -> Packet:
         """One client's upload."""
-        return _encode(self.up_codec, message, known, seed)
+        return self._encode(self.up_codec, message, known, seed)
 
     def decode_up(self, packet: Packet, layout: PartsLayout, known: Parts) -> Parts:
         """The message that the server reads from a client's upload."""
-        return _decode(self.up_codec, packet, layout, known)
+        return self._decode(self.up_codec, packet, layout, known)
 
+    def _loses(self, name: str, dtype: torch.dtype) -> bool:
+        return dtype.is_floating_point and f"model/{name}" not in self.whole
 
-def _encode(codec: Codec, message: Parts, known: Parts, seed: int) -> Packet:
-    state = join(message)
-    return codec.encode(combine(state, -1, _differing(known)) if codec.of_updates else state, seed)
+    def _encode(self, codec: Codec, message: Parts, known: Parts, seed: int) -> Packet:
+        state = join(message)
+        if not codec.of_updates:
+            return codec.encode(state, seed)
+        bits = {name: tensor.view(BITS[tensor.itemsize]) for name, tensor in state.items() if name in self.whole}
+        return codec.encode(combine(state, -1, self._differing(known)) | bits, seed)
 
+    def _decode(self, codec: Codec, packet: Packet, layout: PartsLayout, known: Parts) -> Parts:
+        specs = join(layout)
+        if not codec.of_updates:
+            return separate(codec.decode(packet, specs), layout)
+        whole = {name: spec for name, spec in specs.items() if name in self.whole}
+        as_bits = {name: TensorSpec(spec.shape, BITS[spec.dtype.itemsize]) for name, spec in whole.items()}
+        state = codec.decode(packet, {**specs, **as_bits})
+        read = {name: state[name].view(spec.dtype) for name, spec in whole.items()}
+        return separate(combine(state, 1, self._differing(known)) | read, layout)
 
-def _decode(codec: Codec, packet: Packet, layout: PartsLayout, known: Parts) -> Parts:
-    state = codec.decode(packet, join(layout))
-    return separate(combine(state, 1, _differing(known)) if codec.of_updates else state, layout)
-
-
-def _differing(known: Parts) -> State:
-    """The tensors for which a difference is sent; counters are sent whole."""
-    return {name: tensor for name, tensor in join(known).items() if tensor.is_floating_point()}
+    def _differing(self, known: Parts) -> State:
+        """The tensors for which a difference is sent; counters are sent whole."""
+        named = join(known).items()
+        return {name: tensor for name, tensor in named if tensor.is_floating_point() and name not in self.whole}

@@ -131,16 +131,18 @@ class Federation:
         self.eval_every, self.lr_decay, self.lr_schedule, self.seed = eval_every, lr_decay, lr_schedule, seed
         self.min_clients, self.retries, self.max_crashes = min_clients, retries, max_crashes
         initial = executor.initial_state()
-        self.link = link or Link(Cast(), Cast())
         self.split = resetting(split or Split(initial), executor.module.network, seed)
         self.tests_personal = bool(self.split.personal) if evaluate_personal is None else evaluate_personal
         shared = self.split.shared_part(initial)
         trained = [name for name in executor.trainable if name in shared]
         self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
+        travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
+        buffers = {name for name, _ in executor.module.network.named_buffers()}
+        statistics = [name for name in self.split.movable(shared) if name in buffers and name not in travelling]
+        self.link = (link or Link(Cast(), Cast())).bound_to(statistics)
         self.split.require_round(self.server, self.link.error_feedback, privacy is not None)
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
-        travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
         self.aggregation = aggregation.bound_to([*trained, *travelling]) if aggregation else None
         if self.aggregation:
             self.aggregation.require(layouts.upload, clients_per_round, self.link.up_codec)

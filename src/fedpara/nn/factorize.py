@@ -29,6 +29,7 @@ from fedpara.private.torch import flat_weights_names, own_parameters
 log = logging.getLogger(__name__)
 STRICT = ConfigDict(extra="forbid")
 FACTORIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of nn.MultiheadAttention
 InitializationName = Literal["variance", "variance_core", "he", "he_fan_in", "he_fan_out", "fitted"]
 assert set(InitializationName.__args__) == set(INITIALIZATIONS)  # type: ignore[attr-defined]
 
@@ -321,11 +322,12 @@ def factorize(
     delta: bool = False,
     trainable: list[str] | None = None,
 ) -> nn.Module:
-    """Replace the weights of every `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` by factorisations, in place.
+    """Replace the weights of linear, convolutional, recurrent and attention layers by factorisations, in place.
 
-    Biases, norms and frozen weights stay. A weight has its layer's name; those of a recurrent layer have names of their
-    own (`lstm.weight_hh_l0`). torch composes them ten times in a forward pass; `models/char_lstm.py` does it once.
-    Layers that share a weight share its factors; the weight then has the name of the first of these layers.
+    These are `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` and `nn.MultiheadAttention`. Biases, norms and
+    frozen weights stay. A weight has its layer's name; those of recurrent layers and of attention have names of their
+    own (`lstm.weight_hh_l0`, `attention.in_proj_weight`). torch composes those of a recurrent layer ten times in a
+    forward pass; `models/char_lstm.py` does it once. Layers that share a weight share its factors; the weight then has the name of the first of these layers.
 
     Args:
         recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or any object with the protocol `Recipe`.
@@ -458,9 +460,11 @@ def _weights(network: nn.Module) -> list[Weight]:
 
 
 def _factorizable(layer: nn.Module) -> list[str]:
-    """The names of the layer's own weights: `weight`, or several in a recurrent layer."""
+    """The names of the layer's own weights: `weight`, or several in a recurrent layer or in attention."""
     if isinstance(layer, FACTORIZABLE):
         return ["weight"]
+    if isinstance(layer, nn.MultiheadAttention):  # its out_proj is a layer of its own
+        return [name for name in PROJECTIONS if getattr(layer, name) is not None]
     names = flat_weights_names(layer) if isinstance(layer, nn.RNNBase) else []
     return [name for name in names if name.startswith("weight")]
 
