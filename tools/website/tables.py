@@ -271,7 +271,7 @@ def fine_tuning() -> str:
     ways = {
         "dense": "all weights",
         "fedpara": "FedPara, γ = 0.1",
-        "low_rank": "LoRA (Tucker-2 for convolutions), same size",
+        "low_rank": "LoRA (convolutions: Tucker-2), same size",
     }
     for network, shown in (("vgg", "VGG"), ("vit", "vision transformer")):
         lora = of[f"{network}_low_rank"]

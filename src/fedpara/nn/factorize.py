@@ -327,7 +327,8 @@ def factorize(
     These are `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` and `nn.MultiheadAttention`. Biases, norms and
     frozen weights stay. A weight has its layer's name; those of recurrent layers and of attention have names of their
     own (`lstm.weight_hh_l0`, `attention.in_proj_weight`). torch composes those of a recurrent layer ten times in a
-    forward pass; `models/char_lstm.py` does it once. Layers that share a weight share its factors; the weight then has the name of the first of these layers.
+    forward pass; `models/char_lstm.py` does it once. Layers that share a weight share its factors; the weight then has
+    the name of the first of these layers.
 
     Args:
         recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or any object with the protocol `Recipe`.
