@@ -27,7 +27,7 @@ from fedpara.callbacks.checkpoint import Progress
 from fedpara.communication import Cast, Link, StochasticUniform
 from fedpara.nn import Dense, FedPara, PFedPara, factorize
 from fedpara.sampling import cohort, derive_seed
-from fedpara.state import State, combine, is_finite, layout_of, num_elements, read_state, weighted_mean
+from fedpara.state import State, is_finite, layout_of, num_elements, read_state, weighted_mean
 from fedpara.storage import ClientStates, write_tensors
 
 OPTIONS = {
@@ -88,20 +88,20 @@ def elapsed(function: Callable[[], Any], repeats: int) -> float:
     return seconds(function, repeats, time.perf_counter)
 
 
-def wire(state: State, link: Link, repeats: int) -> dict[str, float]:
+def wire(network: nn.Module, link: Link, repeats: int) -> dict[str, float]:
     """Bytes each way, and the seconds to encode the broadcast and to decode and check an upload."""
+    state, link = read_state(network), link.bound_to(name for name, _ in network.named_buffers())
     trained = {name: tensor + 1e-3 * torch.randn_like(tensor) for name, tensor in state.items()}
-    up = link.up_codec
-    packet = up.encode(combine(trained, -1, state) if up.of_updates else trained)
+    known, layout = {"model": state}, {"model": layout_of(state)}
+    packet = link.encode_up({"model": trained}, known)
 
     def receive() -> None:
-        values = up.decode(packet, layout_of(state))
-        is_finite(combine(values, 1, state) if up.of_updates else values)
+        is_finite(link.decode_up(packet, layout, known)["model"])
 
-    down = link.down_codec.encode(state)
+    down = link.encode_down(known)
     return {
         "down_bytes": down.num_bytes, "up_bytes": packet.num_bytes,
-        "encode_s": seconds(lambda: link.down_codec.encode(state), repeats),
+        "encode_s": seconds(lambda: link.encode_down(known), repeats),
         "decode_s": seconds(receive, repeats),
     }  # fmt: skip
 
@@ -211,7 +211,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         models[name] = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()), "values": num_elements(state),
             "finite_s": seconds(lambda s=state: is_finite(s), repeats), "accumulate_s": accumulation(state, repeats),  # type: ignore[misc]
-            **storage(state, repeats), "links": {link: wire(state, LINKS[link], repeats) for link in LINKS},
+            **storage(state, repeats), "links": {link: wire(network, LINKS[link], repeats) for link in LINKS},
         }  # fmt: skip
     personal = factorize(resnet50(options["width"]), PFedPara(gamma=options["gamma"]), ["output"])
     kept = sum(p.numel() for name, p in personal.named_parameters() if name.endswith(("x2", "y2", "t2")))

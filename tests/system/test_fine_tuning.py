@@ -70,8 +70,16 @@ def test_a_warm_start_goes_on_from_the_pretrained_weights_in_factors(shell, tmp_
         loss[start] = float(rows(newest(tmp_path))[-1]["test/loss"])
     assert loss["fitted"] < loss["variance"]
     fitted = [*command, "factorization.initialization=fitted"]
-    assert shell(*fitted, "federation.num_rounds=1")[0] == 0
-    assert shell(f"resume={newest(tmp_path)}", "federation.num_rounds=2")[0] == 0
+    states = []
+    for rounds in ([2], [1, 2]):
+        assert shell(*fitted, f"federation.num_rounds={rounds[0]}", "model.optimizer.lr=0.1")[0] == 0
+        run = newest(tmp_path)
+        assert all(shell(f"resume={run}", f"federation.num_rounds={number}")[0] == 0 for number in rounds[1:])
+        states.append(load_file(run / "checkpoint.safetensors"))
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     status, err, _ = shell(*fitted, "federation.tiers={a:{share:1,gamma:0}}")
     assert status == 2
     assert "factorization.initialization=fitted: must be another one with federation.tiers" in err
+    status, err, _ = shell(*fitted, "factorization=pfedpara", "sharing=pfedpara")
+    assert status == 2
+    assert "factorization.initialization=fitted: must be another one with pFedPara" in err

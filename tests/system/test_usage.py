@@ -54,6 +54,7 @@ DOCUMENTED = {
     "logger.wandb.tags": "[a,b] logger=wandb", "logger.wandb.notes": "pilot logger=wandb",
     "logger.wandb.target": "0.5 logger=wandb", "logger.wandb.alerts": "false logger=wandb",
     "logger.wandb.client_rows": "10 logger=wandb",
+    "factorization.initialization": "he",
     "factorization.delta": "true", "factorization.trainable": "[layers.3.*] factorization.delta=true",
     "pretrained.file": "null", "data.class_range": "[0,5] data.num_classes=5",
     "algorithm.recycled": "0.3 algorithm=fedluar", "link.up_codec.share": "0.2 link=topk",

@@ -127,22 +127,31 @@ def _factorize(network: "nn.Module", cfg: DictConfig) -> Any:
 
     options: Any = OmegaConf.to_container(cfg.factorization, resolve=True)  # its keys refer to other groups
     recipe = instantiate({key: value for key, value in options.items() if key not in NOT_OF_RECIPE})
-    _require_start(cfg, getattr(recipe, "initialization", None), bool(options.get("delta")))
+    _require_start(cfg, recipe, bool(options.get("delta")))
     arguments = {key: options[key] for key in ("num_dense", "delta", "trainable") if key in options}
     factorize(network, recipe, list(cfg.model.keep_dense), **arguments)
     return recipe
 
 
-def _require_start(cfg: DictConfig, initialization: str | None, delta: bool) -> None:
-    """Refuse fitted factors without weights to fit or with tiers, and warn of weights that random factors replace."""
-    pretrained, key = OmegaConf.select(cfg, "pretrained.file"), "initialization"
-    if initialization == "fitted" and not pretrained:
-        raise ValueError(f"{key}=fitted: needs weights to start from, pretrained.file=...")
-    if initialization == "fitted" and OmegaConf.select(cfg, "federation.tiers"):
-        raise ValueError(f"{key}=fitted: must be another one with federation.tiers, its columns have no order")
-    if pretrained and initialization not in (None, "fitted") and not delta:  # dense and FedMUD keep the weights
-        text = "factorization.%s=%s: random factors replace the pretrained weights; fitted ones do not"
-        log.warning(text, key, initialization)
+def _require_start(cfg: DictConfig, recipe: Any, delta: bool) -> None:
+    """Refuse a warm start that cannot be made, and warn of pretrained weights that random factors replace."""
+    from fedpara.nn import PFedPara
+
+    pretrained, initialization = OmegaConf.select(cfg, "pretrained.file"), getattr(recipe, "initialization", None)
+    if initialization != "fitted":
+        if pretrained and initialization and not delta:  # dense and FedMUD keep the weights, and have none
+            text = "factorization.initialization=%s: random factors replace the pretrained weights; fitted ones do not"
+            log.warning(text, initialization)
+        return
+    if not pretrained:
+        raise ValueError("initialization=fitted: needs weights to start from, pretrained.file=...")
+    if OmegaConf.select(cfg, "federation.tiers"):
+        raise ValueError("initialization=fitted: must be another one with federation.tiers, its columns have no order")
+    if isinstance(recipe, PFedPara):
+        raise ValueError(
+            "initialization=fitted: must be another one with pFedPara, where a client's half may be fitted anew, "
+            "to other values, when the run goes on elsewhere"
+        )
 
 
 def make_tiers(cfg: DictConfig, network: "nn.Module", recipe: Any) -> "dict[str, Tier]":

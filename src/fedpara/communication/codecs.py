@@ -103,7 +103,7 @@ class StochasticUniform:
 
     @property
     def contracts(self) -> bool:
-        """Whether it loses less than there is, as error feedback needs: -1, 0 and 1 lose 1.5 times a normal update."""
+        """Whether what error feedback keeps stays bounded; with 2 bits an error may be as large as the scale."""
         return self.bits > 2
 
     def encode(self, state: State, seed: int = 0) -> Packet:

@@ -9,10 +9,9 @@ from pydantic import validate_call
 
 from fedpara.communication.codecs import Codec
 from fedpara.communication.packet import Packet
-from fedpara.state import Layout, Parts, PartsLayout, State, TensorSpec, combine, join, separate
+from fedpara.state import Layout, Parts, PartsLayout, State, combine, join, separate
 
 RESIDUAL = "residual/"  # before the names of what error feedback keeps
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # no codec rounds integers
 
 
 class Link:
@@ -27,7 +26,7 @@ class Link:
             et al., NeurIPS 2018, Algorithm 1).
 
     Attributes:
-        whole: names in the model that a codec of updates sends whole, bit for bit.
+        whole: names that a codec of updates does not get; they travel after what it encodes, bit for bit.
 
     Raises:
         ValueError: there is error feedback for an up codec that does not encode updates, or that loses more of them
@@ -59,10 +58,10 @@ class Link:
         self.up_codec, self.down_codec, self.error_feedback = up_codec, down_codec, error_feedback
         self.whole: frozenset[str] = frozenset()
 
-    def bound_to(self, statistics: Iterable[str]) -> Self:
-        """A copy that sends these buffers of the model whole: rounded, the variance of a batch norm may be negative."""
+    def bound_to(self, buffers: Iterable[str]) -> Self:
+        """A copy that sends these buffers of the model whole: the variance of a batch norm must not be rounded."""
         own = copy.copy(self)
-        own.whole = frozenset(f"model/{name}" for name in statistics)
+        own.whole = frozenset(f"model/{name}" for name in buffers)
         return own
 
     def remembered(self, model: Layout) -> Layout:
@@ -103,18 +102,24 @@ class Link:
         state = join(message)
         if not codec.of_updates:
             return codec.encode(state, seed)
-        bits = {name: tensor.view(BITS[tensor.itemsize]) for name, tensor in state.items() if name in self.whole}
-        return codec.encode(combine(state, -1, self._differing(known)) | bits, seed)
+        whole = [state.pop(name).reshape(-1).view(torch.uint8) for name in list(state) if name in self.whole]
+        packet = codec.encode(combine(state, -1, self._differing(known)), seed)
+        return Packet(torch.cat([packet.payload, *whole])) if whole else packet
 
     def _decode(self, codec: Codec, packet: Packet, layout: PartsLayout, known: Parts) -> Parts:
         specs = join(layout)
         if not codec.of_updates:
             return separate(codec.decode(packet, specs), layout)
-        whole = {name: spec for name, spec in specs.items() if name in self.whole}
-        as_bits = {name: TensorSpec(spec.shape, BITS[spec.dtype.itemsize]) for name, spec in whole.items()}
-        state = codec.decode(packet, {**specs, **as_bits})
-        read = {name: state[name].view(spec.dtype) for name, spec in whole.items()}
-        return separate(combine(state, 1, self._differing(known)) | read, layout)
+        whole = {name: specs[name] for name in specs if name in self.whole}
+        sizes = [spec.numel() * spec.dtype.itemsize for spec in whole.values()]
+        if (coded := packet.num_bytes - sum(sizes)) < 0:
+            raise ValueError(f"packet of {packet.num_bytes} bytes: the model needs more than {sum(sizes)}")
+        body, *rest = packet.payload.split([coded, *sizes])
+        state = codec.decode(Packet(body), {name: spec for name, spec in specs.items() if name not in whole})
+        state = combine(state, 1, self._differing(known))
+        for (name, spec), part in zip(whole.items(), rest, strict=True):
+            state[name] = part.clone().view(spec.dtype).reshape(spec.shape)
+        return separate({name: state[name] for name in specs}, layout)
 
     def _differing(self, known: Parts) -> State:
         """The tensors for which a difference is sent; counters are sent whole."""

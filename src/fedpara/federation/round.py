@@ -138,9 +138,8 @@ class Federation:
         self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
         travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
-        buffers = {name for name, _ in executor.module.network.named_buffers()}
-        statistics = [name for name in self.split.movable(shared) if name in buffers and name not in travelling]
-        self.link = (link or Link(Cast(), Cast())).bound_to(statistics)
+        buffers = [name for name in self.split.movable(shared) if name in self._buffers() and name not in travelling]
+        self.link = (link or Link(Cast(), Cast())).bound_to(buffers)
         self.split.require_round(self.server, self.link.error_feedback, privacy is not None)
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
         self.aggregation = aggregation.bound_to([*trained, *travelling]) if aggregation else None
@@ -398,6 +397,10 @@ class Federation:
             self.stop(reason)
         return self.stopped is not None
 
+    def _buffers(self) -> set[str]:
+        """The names of the network's buffers, all of those that layers share."""
+        return {name for name, _ in self.executor.module.network.named_buffers(remove_duplicate=False)}
+
     def _require_private(self, privacy: PrivateMean, layouts: Layouts) -> None:
         """Refuse what would break the promise of `privacy`, and warn of what weakens it."""
         if self.aggregation:
@@ -416,8 +419,8 @@ class Federation:
                     "clients keep states between rounds, for which epsilon of secret cohorts is not proven; "
                     "privacy.secret_cohorts=false is"
                 )
-        buffers = [name for name, _ in self.executor.module.network.named_buffers()]
-        privacy.require(layouts.upload, bool(self.algorithm.remembered(self.server)), self.link.up_codec, buffers)
+        remembers = bool(self.algorithm.remembered(self.server))
+        privacy.require(layouts.upload, remembers, self.link.up_codec, self._buffers())
         if self.shows_clients:
             return
         way_out = "or privacy.client_metrics=true if nobody else will see them"

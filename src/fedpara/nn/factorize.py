@@ -327,8 +327,8 @@ def factorize(
     These are `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` and `nn.MultiheadAttention`. Biases, norms and
     frozen weights stay. A weight has its layer's name; those of recurrent layers and of attention have names of their
     own (`lstm.weight_hh_l0`, `attention.in_proj_weight`). torch composes those of a recurrent layer ten times in a
-    forward pass; `models/char_lstm.py` does it once. Layers that share a weight share its factors; the weight then has
-    the name of the first of these layers.
+    forward pass, those of attention three times; `models/char_lstm.py` does it once. Layers that share a weight share
+    its factors; the weight then has the name of the first of these layers.
 
     Args:
         recipe: `FedPara(...)`, `EqualSizeLowRank(...)`, `Dense()` or any object with the protocol `Recipe`.
@@ -465,9 +465,14 @@ def _factorizable(layer: nn.Module) -> list[str]:
     if isinstance(layer, FACTORIZABLE):
         return ["weight"]
     if isinstance(layer, nn.MultiheadAttention):  # its out_proj is a layer of its own
-        return [name for name in PROJECTIONS if getattr(layer, name) is not None]
+        return [name for name in PROJECTIONS if _has_weight(layer, name)]
     names = flat_weights_names(layer) if isinstance(layer, nn.RNNBase) else []
     return [name for name in names if name.startswith("weight")]
+
+
+def _has_weight(layer: nn.Module, name: str) -> bool:
+    """Whether the layer has this weight, as a parameter or composed; nothing is composed to find out."""
+    return own_parameters(layer).get(name) is not None or parametrize.is_parametrized(layer, name)
 
 
 def _own_class(layer: nn.Module) -> None:
