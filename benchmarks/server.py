@@ -38,7 +38,10 @@ OPTIONS = {
     # assumed: a client's work, and the speed of one GPU
     "images": 500, "epochs": 5, "images_per_s": 2500.0,
 }  # fmt: skip
-RECIPES = {"dense": Dense, "FedPara": FedPara}
+RECIPES: dict[str, Callable[[float], Any]] = {
+    "dense": lambda gamma: Dense(),
+    "FedPara": lambda gamma: FedPara(gamma=gamma),
+}
 LINKS = {
     "fp32": Link(Cast(), Cast()),
     "fp16": Link(Cast("float16"), Cast("float16")),
@@ -206,7 +209,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     repeats = options["repeats"]
     models: dict[str, Any] = {}
     for name, recipe in RECIPES.items():
-        network = factorize(resnet50(options["width"]), recipe(gamma=options["gamma"]), ["output"])
+        network = factorize(resnet50(options["width"]), recipe(options["gamma"]), ["output"])
         state = read_state(network)
         models[name] = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()), "values": num_elements(state),
