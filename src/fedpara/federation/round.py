@@ -138,7 +138,7 @@ class Federation:
         self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
         travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
-        buffers = [name for name in self.split.movable(shared) if name in self._buffers() and name not in travelling]
+        buffers = self._buffers().intersection(self.split.movable(shared)).difference(travelling)
         self.link = (link or Link(Cast(), Cast())).bound_to(buffers)
         self.split.require_round(self.server, self.link.error_feedback, privacy is not None)
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
