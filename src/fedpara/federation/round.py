@@ -138,8 +138,7 @@ class Federation:
         self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
         travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
-        buffers = self._buffers().intersection(self.split.movable(shared)).difference(travelling)
-        self.link = (link or Link(Cast(), Cast())).bound_to(buffers)
+        self.link = self._bound(link or Link(Cast(), Cast()), shared, travelling)
         self.split.require_round(self.server, self.link.error_feedback, privacy is not None)
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
         self.aggregation = aggregation.bound_to([*trained, *travelling]) if aggregation else None
@@ -157,8 +156,7 @@ class Federation:
         if self.tiers:
             self._require_plain(catch_up)
         self.clients: Clients = (clients or simulated(executor))(self.client_side)
-        self.round = 0
-        self.total_bytes = 0
+        self.round, self.total_bytes = 0, 0
         self.crashes: dict[int, int] = {}
         self.stopped: str | None = None
 
@@ -396,6 +394,10 @@ class Federation:
         if self.privacy and (reason := self.privacy.exhausted()):
             self.stop(reason)
         return self.stopped is not None
+
+    def _bound(self, link: Link, shared: State, travelling: Sequence[str]) -> Link:
+        """The link for the network, whose buffers it sends whole, but for names that are trained."""
+        return link.bound_to(self._buffers().intersection(self.split.movable(shared)).difference(travelling))
 
     def _buffers(self) -> set[str]:
         """The names of the network's buffers, all of those that layers share."""

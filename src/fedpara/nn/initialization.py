@@ -79,7 +79,7 @@ def fitted(factorization: Factorization, weight: Tensor) -> None:
 
     def error() -> float:
         optimizer.zero_grad()
-        share = (factorization() - target).square().sum() / target.square().sum()
+        share = _lost_share(factorization, target)
         share.backward()
         return float(share.detach())
 
@@ -90,8 +90,11 @@ def fitted(factorization: Factorization, weight: Tensor) -> None:
 def kept_share(factorization: Factorization, weight: Tensor) -> float:
     """1 - |W - W0|^2 / |W0|^2, the share of the dense weight W0 that the factors' W keeps."""
     with torch.no_grad():
-        target = weight.to(factorization())
-        return 1 - float((factorization() - target).square().sum() / target.square().sum())
+        return 1 - float(_lost_share(factorization, weight.to(factorization())))
+
+
+def _lost_share(factorization: Factorization, weight: Tensor) -> Tensor:
+    return (factorization() - weight).square().sum() / weight.square().sum()
 
 
 def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> None:
