@@ -360,8 +360,7 @@ def factorize(
     chosen = [weight for weight in free if not weight.matches(exclude)]
     if num_dense and not 0 < num_dense < len(chosen):
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
-    if delta:
-        _require_addable(recipe)
+    _require_addable(recipe, delta)
     if isinstance(recipe, Dense):
         return network
     made = _factors(network, recipe, chosen[num_dense:], kept if delta else None)
@@ -420,12 +419,12 @@ def _start_at_zero(factors: Factorization, step: float | None) -> None:
         factors.gradient_scale = step / mean_step(factors)
 
 
-def _require_addable(recipe: Any) -> None:
-    """Refuse a recipe that makes no factors to add to frozen weights, or fits them to these."""
-    if isinstance(recipe, Dense | MUD):
+def _require_addable(recipe: Any, delta: bool) -> None:
+    """Refuse, with `delta`, a recipe that makes no factors to add to frozen weights, or fits them to these."""
+    if delta and isinstance(recipe, Dense | MUD):
         name = type(recipe).__name__
         raise ValueError(f"delta=True: must be False with {name}(), which has no factors to add to the weights")
-    if getattr(recipe, "initialization", None) == "fitted":
+    if delta and getattr(recipe, "initialization", None) == "fitted":
         raise ValueError("initialization='fitted': must be another one with delta=True, where the factors compose 0")
 
 
