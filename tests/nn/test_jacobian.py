@@ -15,6 +15,7 @@ from fedpara.nn import (
     EqualSizeLowRank,
     FedPara,
     Hadamard,
+    PFedPara,
     factorizations,
     factorize,
     jacobian_correction,
@@ -214,13 +215,14 @@ def test_a_low_rank_baseline_gets_no_correction():
     assert all(torch.equal(parameter.grad, grad) for parameter, grad in zip(module.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("recipe", [FedPara(gamma=0.5), PFedPara(gamma=0.5)])
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
-def test_callback_adds_lambda_times_the_correction(precision):
+def test_callback_adds_lambda_times_the_correction(precision, recipe):
     """One SGD step by Lightning against the same step by hand."""
 
     def network():
         torch.manual_seed(0)
-        net = factorize(MLP([16, 8, 3]), FedPara(gamma=0.5))
+        net = factorize(MLP([16, 8, 3]), recipe)
         return net.double() if precision == "64-true" else net
 
     images, labels = torch.randn(8, 1, 4, 4), torch.arange(8) % 3
@@ -241,7 +243,9 @@ def test_callback_adds_lambda_times_the_correction(precision):
     jacobians = torch.autograd.grad(loss, weights, retain_graph=True)
     loss.backward()
     for (_, made), jacobian in zip(factorizations(byhand), jacobians, strict=True):
-        for name, value in jacobian_correction(made, jacobian, 0.1).items():
+        correction = jacobian_correction(made, jacobian, 0.1)
+        assert all(value.any() for value in correction.values())
+        for name, value in correction.items():
             made.get_parameter(name).grad.add_(3.0 * value)
     with torch.no_grad():
         for parameter in byhand.parameters():

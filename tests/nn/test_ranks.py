@@ -1,5 +1,6 @@
 """Sizes and ranks against the paper's printed tables."""
 
+import re
 from functools import cache, partial
 from itertools import product
 from math import log
@@ -164,6 +165,16 @@ def test_a_budget_counts_the_whole_network_and_favours_narrow_layers(recipe, cap
 
 def vgg_of(recipe):
     return factorize(VGG([[16], [32], [64, 64]], [], 10), recipe, ["classifier.*"])
+
+
+@pytest.mark.parametrize("width", range(5, 20))
+def test_the_least_budget_of_the_message_is_taken(width):
+    def narrow(**options):
+        return factorize(nn.Sequential(nn.Linear(7 * width, 40), nn.Linear(40, 31)), FedPara(**options))
+
+    with pytest.raises(ValueError, match="must be at least") as refused:
+        narrow(budget=0.001)
+    narrow(budget=float(re.search(r"at least ([\d.]+),", str(refused.value))[1]))
 
 
 @pytest.mark.parametrize(

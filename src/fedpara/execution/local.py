@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedpara.algorithms.base import Correction
 from fedpara.data.examples import Batch
-from fedpara.nn import Factorization, Hadamard, factorizations
+from fedpara.nn import Factorization, Hadamard, PersonalHadamard, factorizations
 from fedpara.nn.jacobian import Watch
 from fedpara.state import State
 
@@ -137,8 +137,9 @@ class JacobianCorrection(Callback):
         self._watches: list[Watch] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch every weight that is a Hadamard product; the low-rank baseline has no correction."""
-        self._watches = [Watch(made) for _, made in factorizations(pl_module) if isinstance(made, Hadamard)]
+        """Watch every weight that is a Hadamard product, pFedPara's too; the low-rank baseline has no correction."""
+        kinds = (Hadamard, PersonalHadamard)
+        self._watches = [Watch(made) for _, made in factorizations(pl_module) if isinstance(made, kinds)]
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from math import prod
+from math import ceil, prod
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
@@ -119,7 +119,7 @@ class RankByGamma:
         except ValueError as error:
             least = others + sum(sizes[name](limits[name][0]) for name in names)
             raise ValueError(
-                f"budget={self.budget}: must be at least {least / dense:.4f}, at which gamma is 0"
+                f"budget={self.budget}: must be at least {ceil(1e4 * least / dense) / 1e4:g}, at which gamma is 0"
             ) from error
         log.info("ranks within the budget: %s", ", ".join(f"{n} {r}" for n, r in zip(names, ranks, strict=True)))
         return replace(self, layers={name: LayerRule(rank=rank) for name, rank in zip(names, ranks, strict=True)})

@@ -89,7 +89,7 @@ class Watch:
         factorization: the weight's; several backward passes before a correction add up.
     """
 
-    def __init__(self, factorization: Hadamard) -> None:
+    def __init__(self, factorization: Factorization) -> None:
         self.factorization = factorization
         self.clear()
         self._handle = factorization.register_forward_hook(self._weigh)
@@ -110,7 +110,8 @@ class Watch:
     def remove(self) -> None:
         """Stop watching."""
         self._handle.remove()
-        self.factorization.observe = None
+        if _has_closed_form(self.factorization):
+            self.factorization.observe = None
         self.clear()
 
     def correction(self, learning_rate: float, scale: float = 1.0) -> Factors:
@@ -125,11 +126,15 @@ class Watch:
         jacobian, gradients = self._jacobian, dict(self._gradients)
         if scale != 1:
             jacobian, gradients = jacobian / scale, {name: gradient / scale for name, gradient in gradients.items()}
-        factors, composition = self.factorization.factors, self._composition
-        if composition is None or not self._is_complete(_trained(factors | {"rows": composition.rows})):
-            return jacobian_correction(self.factorization, jacobian, learning_rate)
-        passed = _Pass(composition, _unfolded(self.factorization, jacobian), gradients)
-        return _closed_form(factors, passed, learning_rate, self.factorization.nonlinearity is not None)
+        made, composition = self.factorization, self._composition
+        if (
+            composition is None
+            or not _has_closed_form(made)
+            or not self._is_complete(_trained(made.factors | {"rows": composition.rows}))
+        ):
+            return jacobian_correction(made, jacobian, learning_rate)
+        passed = _Pass(composition, _unfolded(made, jacobian), gradients)
+        return _closed_form(made.factors, passed, learning_rate, made.nonlinearity is not None)
 
     def _is_complete(self, needed: Iterable[str]) -> bool:
         """Whether each backward pass gave these gradients; not if it was compiled, or there is no closed form."""
