@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,15 @@ AUDIT_LOG, AUDIT = "audit.jsonl", "audit"
 MARKS = {SUMMARY, METRICS, OVERRIDES, ".hydra"}
 # results do not depend on these keys
 UNINTERESTING = "resume", "trusted", "paths.", "logger", "callbacks", "sweep", "data.num_workers", "hydra."
+
+# keys and groups that do not change a result up to a round that was tested, and those within them that do
+NO_MATTER = (
+    "callbacks", "logger", "paths", "resume", "seed", "paper", "factors", "trusted", "model.head", "data.num_workers",
+    "data.eval_batch_size", "data.dataset.data_dir", "executor", "trainer.accelerator", "trainer.devices",
+    "trainer.deterministic", "federation.num_rounds", "federation.eval_every", "federation.evaluate_personal",
+    "federation.max_crashes", "pretrained.file",
+)  # fmt: skip
+MATTER = ("executor.matmul_precision", "factorization._target_")
 
 NOTHING: dict[str, Any] = {  # the summary of a run that failed before its first round
     "state": "failed", "rounds": 0, "parameters": {}, "bytes_per_round": {}, "metrics": {"last": {}, "best": {}},
@@ -101,6 +111,13 @@ class Run:
             if path.is_file():
                 return typed_values(map(str, _read_yaml(path, list)))
         return {}
+
+    @property
+    def seed(self) -> str | None:
+        """Its seed; without a record of it, the number at the end of its folder's name, `dense-0`; else None."""
+        at_end = re.search(r"-(\d+)$", self.name)
+        found = self.config.get("seed", self.overrides.get("seed", at_end and at_end[1]))
+        return None if found is None else str(found)
 
     @property
     def setting(self) -> str:
@@ -192,6 +209,18 @@ def typed_values(overrides: Iterable[str]) -> dict[str, str]:
     """The overrides on which a result depends, by key: `{"factorization.gamma": "0.1"}`."""
     typed = (override.partition("=") for override in overrides)
     return {key.lstrip("+"): value for key, _, value in typed if not key.startswith(UNINTERESTING)}
+
+
+def deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration, by dotted key, that decide a run's result up to any of its rounds."""
+    renamed = {key.replace("executor.inner.", "executor."): value for key, value in config.items()}
+    # a schedule's rates depend on the number of rounds from the first one on
+    matter = {*MATTER, "federation.num_rounds"} if config.get("federation.lr_schedule") else MATTER
+    return {key: value for key, value in renamed.items() if key in matter or not _within(key, NO_MATTER)}
+
+
+def _within(key: str, groups: Iterable[str]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

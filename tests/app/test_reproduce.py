@@ -18,7 +18,9 @@ from fedpara.app.composition import CONFIG_DIR, sweep_params
 from fedpara.app.reproduce import entries, hours_left, queue
 from fedpara.federation import FederationCallback
 from fedpara.interruption import INTERRUPTED
-from fedpara.runs import CHECKPOINT
+from fedpara.report import settings
+from fedpara.report.differences import is_called
+from fedpara.runs import CHECKPOINT, Run
 from helpers import ROOT
 from helpers.federations import same
 from helpers.runs import rows_without_times
@@ -112,10 +114,30 @@ def test_the_queue_has_every_experiment_of_the_paper_and_its_jobs_go_seed_by_see
     (figure,) = [entry for entry in known if entry.name == "fig5"]
     jobs = queue([figure], tmp_path)
     assert [job.values["seed"] for job in jobs] == [seed for seed in "01234" for _ in range(12)]
-    assert jobs[0].folder == tmp_path / "fig5" / "setting=femnist_method=local_seed=0"
+    assert jobs[0].folder == tmp_path / "fig5" / "setting=femnist_method=local_seed=0_lr=0.03"
     assert [job.folder for job in queue([figure], tmp_path, ["seed=0", "trainer=cpu"])] == [
         job.folder for job in jobs[:12]
     ]
+
+
+def test_every_entry_has_its_baseline_and_the_rates_of_fig_5_are_those_of_its_kept_runs(tmp_path):
+    """Table 4's baseline is the network with neither of the two, so both are seen against it."""
+    known = {entry.name: entry for entry in entries(ROOT / "configs" / "reproduce.yaml")}
+    for name, entry in known.items():
+        jobs = [job for job in queue([entry], tmp_path) if job.values.get("seed", "0") == "0"]
+        for job in jobs:
+            job.folder.mkdir(parents=True)
+            (job.folder / "overrides.yaml").write_text(yaml.safe_dump(list(job.overrides)))
+        found = settings([job.run for job in jobs])
+        named = [one.label for one in found if entry.baseline and is_called(one, entry.baseline)]
+        assert len(found) == len(jobs)
+        assert bool(named) == (entry.baseline is not None)
+        assert len(named) == 1 or not name.startswith("table4")
+    for job in queue([known["fig5"]], tmp_path):
+        place = (
+            ROOT / "results" / "fig5" / "final" / job.values["setting"] / f"{job.values['method']}-{job.values['seed']}"
+        )
+        assert Run(place).config["model.optimizer.lr"] == float(job.values["model.optimizer.lr"])
 
 
 def test_a_job_that_ended_with_fewer_rounds_is_not_finished_and_takes_the_pace_of_other_seeds(tmp_path):

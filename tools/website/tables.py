@@ -46,6 +46,13 @@ INITIALIZATIONS = {
     "he": "plain He: variance 2 / number of the factor's inputs",
     "he_fan_in": "the authors' notebook: 2/O for X, 2/I for Y",
 }
+FOUR_BITS = {
+    "dense": "dense, float32, rate 0.2", "fedpara": "FedPara, ranks within 37.5 %, 4 bits up, rate 0.2",
+    "low_rank": "low rank, ranks within 37.5 %, 4 bits up, rate 0.1",
+}  # fmt: skip
+EXTRAS = {
+    "identity_0": "neither", "tanh_0": "tanh", "identity_10": "Jacobian correction, λ = 10", "tanh_10": "both",
+}  # fmt: skip
 NETS = {"tiny": "3,259 parameters", "cnn": "815,016 parameters", "pfl": "pfl's own network"}
 VARIANTS = {
     "floor": "hand-written loop", "floor_channels_last": "the same in channels_last",
@@ -83,17 +90,41 @@ def found(folder: str, metric: str = "test/acc") -> dict[str, Setting]:
     return {setting.label: setting for setting in settings(find_runs(RESULTS / folder), Metric(metric))}
 
 
-def megabytes(setting: Setting, way: str = "total") -> str:
-    """MB that all clients of a run sent (`up`), received (`down`) or both; the mean over seeds."""
+def sent_bytes(setting: Setting, way: str = "total") -> float:
+    """Bytes that all clients of a run sent (`up`), received (`down`) or both; the mean over seeds."""
     sent = setting.estimate(lambda run: sum(row[f"comm/{end}_bytes"] for row in run.rows for end in ENDS[way]))
     assert sent is not None
-    return f"{sent.mean / 1e6:,.0f}"
+    return sent.mean
+
+
+def megabytes(setting: Setting, way: str = "total") -> str:
+    """`sent_bytes` in MB."""
+    return f"{sent_bytes(setting, way) / 1e6:,.0f}"
 
 
 def mean_cost(setting: Setting, target: float) -> tuple[float, float]:
-    """The mean rounds and MB until the target over the seeds."""
+    """The mean rounds and MB until the target over the seeds, all of which reached it.
+
+    Raises:
+        ValueError: a seed did not.
+    """
+    if not setting.reaches(target):
+        raise ValueError(f"{setting.label}: a seed is below {target}")
     costs = setting.cost(target, 10)
     return statistics.fmean(c.rounds for c in costs), statistics.fmean(c.num_bytes / 1e6 for c in costs)
+
+
+def megabytes_to(setting: Setting, target: float, digits: int = 0) -> str:
+    """The mean MB until the target, or how many seeds reached it if not all did."""
+    if setting.reaches(target):
+        return f"{mean_cost(setting, target)[1]:,.{digits}f}"
+    reached = len(setting.cost(target, 10))
+    return f"{reached} of {len(setting.counted)} seeds" if reached else "-"
+
+
+def rounds_of(setting: Setting) -> int:
+    """The number of rounds of a setting's first run."""
+    return len(setting.runs[0].rows)
 
 
 def points(variant: Setting, baseline: Setting) -> str:
@@ -133,7 +164,7 @@ def cifar10() -> str:
     rows = [
         [
             shown, f"{of[name].num_shared:,}", estimate(of[name].last), megabytes(of[name]),
-            f"{mean_cost(of[name], 0.46)[1]:,.0f}",
+            megabytes_to(of[name], 0.46),
         ]
         for name, shown in names.items()
     ]  # fmt: skip
@@ -151,7 +182,7 @@ def ranks() -> str:
     rows = [
         [
             setting.values["gamma"], f"{setting.num_shared:,}", f"{100 * (setting.ratio or 0):.1f}",
-            estimate(setting.last), megabytes(setting), f"{mean_cost(setting, 0.86)[1]:.1f}",
+            estimate(setting.last), megabytes(setting), megabytes_to(setting, 0.86, 1),
         ]
         for setting in sorted(of.values(), key=lambda one: float(one.values["gamma"]))
     ]  # fmt: skip
@@ -159,13 +190,18 @@ def ranks() -> str:
     return f"{table(heads, rows)}\n\n{origin('rank_sweep')}"
 
 
+def printed_accuracies(source: str, setup: str) -> dict[str, float]:
+    """The accuracies that a table of the paper prints for a set-up."""
+    printed = yaml.safe_load((ROOT / "src/fedpara/report/paper.yaml").read_text())["accuracies"]
+    values: dict[str, float] = next(e for e in printed if (e["source"], e["setup"]) == (source, setup))["values"]
+    return values
+
+
 def paper_of_table_3() -> dict[str, float]:
     """The accuracies that the paper prints after 200 rounds of CIFAR-10 IID with gamma 0.1, by algorithm."""
-    printed = yaml.safe_load((ROOT / "src/fedpara/report/paper.yaml").read_text())["accuracies"]
-    usual = next(e for e in printed if (e["source"], e["setup"]) == ("Table 2", "CIFAR-10 IID"))["values"]
-    others = next(e for e in printed if e["source"] == "Table 3")["values"]
+    others = printed_accuracies("Table 3", "CIFAR-10 IID")
     found = {name.rpartition(" + ")[2].lower(): value for name, value in others.items()}
-    return {"fedavg": usual["FedPara 0.1"]} | found
+    return {"fedavg": printed_accuracies("Table 2", "CIFAR-10 IID")["FedPara 0.1"]} | found
 
 
 def algorithms() -> str:
@@ -237,6 +273,22 @@ def budget() -> str:
     return f"{table(heads, rows)}\n\nRanks within 12 % minus γ = 0.1: {gained} points.\n\n{origin('cifar10_budget')}"
 
 
+def four_bits() -> str:
+    """Many ranks of few bits: within an eighth of dense's bytes, to the end of the same schedule."""
+    of, rows = found("cifar10_four_bits"), []
+    dense = of["dense"]
+    for name, shown in FOUR_BITS.items():
+        one = of[name]
+        share = 100 * sent_bytes(one) / sent_bytes(dense)
+        behind = "" if one is dense else points(one, dense)
+        row = [shown, f"{100 * (one.ratio or 0):.1f}", megabytes(one), f"{share:.1f}", estimate(one.last)]
+        rows.append([*row, str(len(one.counted)), behind])
+    sizes = ["", "parameters, of dense, %", "sent, MB", "of dense, %"]
+    heads = [*sizes, f"accuracy after {rounds_of(dense)} rounds, %", "seeds", "minus dense, points, paired by seed"]
+    ahead = points(of["fedpara"], of["low_rank"])
+    return f"{table(heads, rows)}\n\nFedPara minus low rank: {ahead} points.\n\n{origin('cifar10_four_bits')}"
+
+
 def frontier(folder: str, target: float) -> str:
     """Accuracy and bytes of the ways to send less, those of the Pareto set in bold, and differences to FedPara.
 
@@ -250,10 +302,8 @@ def frontier(folder: str, target: float) -> str:
         shown = f"**{WAYS[name]}**" if name in best else WAYS[name]
         behind = "" if name == "fedpara" else points(way, of["fedpara"])
         row = [shown, estimate(way.last), str(len(way.counted)), behind]
-        reached = len(way.cost(target, 10)) == len(way.counted)
-        until = f"{mean_cost(way, target)[1]:,.0f}" if reached else "-"
-        rows.append([*row, *(megabytes(way, end) for end in ENDS), until])
-    rounds = len(of["fedpara"].runs[0].rows)
+        rows.append([*row, *(megabytes(way, end) for end in ENDS), megabytes_to(way, target)])
+    rounds = rounds_of(of["fedpara"])
     heads = [
         "",
         f"accuracy after {rounds} rounds, %",
@@ -279,7 +329,7 @@ def fine_tuning() -> str:
             one = of[f"{network}_{name}"]
             row = [shown, way, f"{one.num_shared:,}", megabytes(one), estimate(one.last), str(len(one.counted))]
             rows.append([*row, "" if one is lora else points(one, lora)])
-    rounds = len(lora.runs[0].rows)
+    rounds = rounds_of(lora)
     heads = ["", "", "values that travel", "sent, MB", f"accuracy after {rounds} rounds, %", "seeds"]
     return f"{table([*heads, 'minus LoRA, points, paired by seed'], rows)}\n\n{origin('fine_tuning')}"
 
@@ -299,14 +349,31 @@ def privacy() -> str:
 
 
 def initialisation() -> str:
-    """The five readings of He initialisation, with each seed."""
-    of = found("initialisation")
-    rows = []
+    """The five readings of He initialisation, and their differences to the default."""
+    of, rows = found("initialisation"), []
     for name, meaning in INITIALIZATIONS.items():
-        values = [f"{100 * (run.last('test/acc') or 0):.1f}" for run in sorted(of[name].runs, key=lambda r: r.name)]
-        rows.append([f"`{name}`" + (" (default)" if name == "variance" else ""), meaning, *values])
-    heads = ["`factorization.initialization`", "initial factors", "seed 0", "seed 1"]
+        ahead = "" if name == "variance" else points(of[name], of["variance"])
+        shown = f"`{name}`" + (" (default)" if name == "variance" else "")
+        rows.append([shown, meaning, estimate(of[name].last), ahead])
+    heads = [
+        "`factorization.initialization`",
+        "initial factors",
+        f"% after {rounds_of(of['variance'])} rounds",
+        "minus default, paired",
+    ]
     return f"{table(heads, rows)}\n\n{origin('initialisation')}"
+
+
+def table_4() -> str:
+    """FedPara with and without tanh and the Jacobian correction, beside the paper's figures."""
+    of, rows = found("table4_two_cores"), []
+    for (name, shown), printed in zip(
+        EXTRAS.items(), printed_accuracies("Table 4", "CIFAR-10 IID").values(), strict=True
+    ):
+        ahead = "" if name == "identity_0" else points(of[name], of["identity_0"])
+        rows.append([shown, f"{printed:.2f}", estimate(of[name].last), ahead])
+    heads = ["", "paper: % after 200", f"% after {rounds_of(of['identity_0'])}", "minus neither, paired"]
+    return f"{table(heads, rows)}\n\n{origin('table4_two_cores')}"
 
 
 def cifar100() -> str:
@@ -492,12 +559,12 @@ def server() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    "headline": headline, "alternatives": alternatives, "cifar10": cifar10, "budget": budget, "ranks": ranks,
-    "frontier-femnist": partial(frontier, "frontier_femnist", 0.55),
+    "headline": headline, "alternatives": alternatives, "cifar10": cifar10, "budget": budget,
+    "ranks": ranks, "frontier-femnist": partial(frontier, "frontier_femnist", 0.55),
     "frontier-cifar10": partial(frontier, "frontier_cifar10", 0.5), "fine-tuning": fine_tuning,
     "algorithms": algorithms, "personalisation": personalisation, "privacy": privacy, "shakespeare": shakespeare,
-    "initialisation": initialisation, "cifar100": cifar100, "rounds": rounds, "cluster": cluster, "steps": steps,
-    "precisions": precisions, "server": server,
+    "initialisation": initialisation, "cifar100": cifar100, "rounds": rounds, "cluster": cluster,
+    "steps": steps, "precisions": precisions, "server": server,
 }  # fmt: skip
 
 

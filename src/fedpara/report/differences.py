@@ -4,7 +4,6 @@ A pair is two runs with one seed on the same data, cut into the same parts: what
 """
 
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def difference(variant: Setting, baseline: Setting) -> Difference:
     """The difference of two settings, paired by seed if they are on the same data and partition."""
     from scipy import stats  # takes a second to import
 
-    ours, theirs = ({_seed(run): _tested(one, run) for run in one.counted} for one in (variant, baseline))
+    ours, theirs = ({run.seed or run.name: _tested(one, run) for run in one.counted} for one in (variant, baseline))
     common = sorted(ours.keys() & theirs.keys()) if comparable(variant, baseline) else []
     paired = len(common) >= 2 or (bool(common) and min(len(ours), len(theirs)) < 2)
     curves = [[one[seed] for seed in (common if paired else sorted(one))] for one in (ours, theirs)]
@@ -133,12 +132,6 @@ def _likeness(one: Setting, other: Setting) -> tuple[bool, int]:
 def _tested(setting: Setting, run: Run) -> dict[int, float]:
     """The scaled metric by round."""
     return {int(number): float(value) for number, _, value in setting.curve(run)}
-
-
-def _seed(run: Run) -> str:
-    """A run's seed; without a record of it, the number at the end of its folder's name: `dense-0`."""
-    at_end = re.search(r"-(\d+)$", run.name)
-    return str(run.config.get("seed", run.overrides.get("seed", at_end[1] if at_end else "0")))
 
 
 def _partition(run: Run) -> tuple[tuple[str, str], ...]:

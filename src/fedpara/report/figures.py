@@ -251,7 +251,7 @@ def charts(
     if len({setting.ratio for setting in shown} - {None}) > 1:
         panel = {"parameters that travel, share of the dense model (%)": list(_sizes(shown, dots, beside))}
         made["size"] = _Sizes(panel, last, dots)
-    if target is not None and 1 < len(shown) <= LEGEND_ENTRIES and any(s.cost(target, 10) for s in shown):
+    if target is not None and 1 < len(shown) <= LEGEND_ENTRIES and any(s.reaches(target) for s in shown):
         made["cost"] = _Costs(_costs(shown, looks, beside, target), "", looks)
     return made
 
@@ -341,7 +341,11 @@ def _sizes(
 def _costs(
     shown: Sequence[Setting], looks: Mapping[str, dict[str, Any]], printed: Sequence[Comparison], target: float
 ) -> dict[str, list[Series]]:
-    costs = {speed: [setting.cost(target, speed) for setting in shown] for speed in SPEEDS_MBPS}
+    reached = [setting.reaches(target) for setting in shown]
+    costs = {
+        speed: [setting.cost(target, speed) if all_did else [] for setting, all_did in zip(shown, reached, strict=True)]
+        for speed in SPEEDS_MBPS
+    }
     sent = f"MB to {shown[0].metric.target(target)}"
     values = {sent: [[cost.num_bytes / 1e6 for cost in found] for found in costs[SPEEDS_MBPS[0]]]}
     for speed in SPEEDS_MBPS:

@@ -3,10 +3,12 @@
 import base64
 import csv
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
@@ -14,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from fedpara.cost import SPEEDS_MBPS
 from fedpara.metric import Metric
-from fedpara.record import size, three_digits
+from fedpara.record import counted, size, three_digits
 from fedpara.report.differences import Difference, comparable, difference, differences
 from fedpara.report.figures import STYLE, Chart, charts
 from fedpara.report.paper import Comparison, compare
@@ -41,7 +43,7 @@ def write_report(
     """Write report.html, report.md, report.csv, and a PNG and a CSV for each figure into `folder`; returns their paths.
 
     Args:
-        target: value of the metric for the cost to target; None: the best value that every setting reached.
+        target: value of the metric for the cost to target; None: the best value that every counted run reached.
         metric: a column of metrics.csv, such as `personal/acc_mean`; None: the column that judges the runs.
         baseline: the setting from which differences are taken, see `differences`; None: the first.
         sweeps: the name of each run folder's sweep, if there are several; equal settings of them are compared.
@@ -57,8 +59,7 @@ def write_report(
         raise ValueError(f"metric={chosen.name}: no run has measured it")
     tested = [setting for setting in found if setting.counted]
     compared, between = differences(tested, baseline), differences_of_sweeps(_in_order(tested, sweeps))
-    sign = -1.0 if chosen.higher_is_better else 1.0
-    found.sort(key=lambda setting: (0, sign * setting.last.mean) if setting.last else (1, 0.0))
+    found.sort(key=_place)
     target = common_target(found) if target is None else target
     folder.mkdir(parents=True, exist_ok=True)
     printed = compare(found)
@@ -85,6 +86,13 @@ def _metric(column: str | None, runs: Sequence[Run]) -> Metric:
         return usual
     own = next((run.headline for run in runs if column in (run.judged.name, f"test/{run.headline.name}")), None)
     return Metric(column, own.higher_is_better if own else "loss" not in column)
+
+
+def _place(setting: Setting) -> tuple[bool, bool, bool, float]:
+    """The best first; unfinished settings after finished ones, and last those without a number."""
+    mean = setting.last.mean if setting.last else math.nan
+    sign = -1.0 if setting.metric.higher_is_better else 1.0
+    return not setting.counted, not setting.is_finished, not math.isfinite(mean), sign * mean
 
 
 def _in_order(found: Sequence[Setting], sweeps: Mapping[Path, str] | None) -> list[Setting]:
@@ -166,8 +174,8 @@ def _answer(found: list[Setting], target: float | None) -> str:
     if near:
         others = " and others" if len(near) > 4 else ""
         sentence += f" Its difference from {'; '.join(near[:4])}{others} is not settled."
-    aimed = [(s, s.cost(target, 10)) for s in found] if target is not None else []
-    costs = [(sum(c.num_bytes for c in cost) / len(cost), s) for s, cost in aimed if cost]
+    aimed = [s for s in found if target is not None and s.is_finished == best.is_finished and s.reaches(target)]
+    costs = [(fmean(c.num_bytes for c in s.cost(target or 0.0, 10)), s) for s in aimed]
     if len(costs) > 1:
         ranked = sorted(costs, key=lambda pair: pair[0])
         (least, cheapest), (most, dearest) = ranked[0], ranked[-1]
@@ -186,6 +194,7 @@ def _setting_table(found: list[Setting], target: float | None) -> Table:
     heads = [
         "sweep",
         *names,
+        "so far",
         "seeds",
         "parameters",
         "of dense, %",
@@ -212,12 +221,16 @@ def _setting_row(setting: Setting, target: float | None, best: bool) -> list[str
     seeds = f"{len(setting.counted)}" + (f" of {len(setting.runs)}" if len(setting.counted) < len(setting.runs) else "")
     ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
     shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
-    row = [seeds, shared, ratio, _value(setting.last, setting.metric), _value(setting.best, setting.metric)]
+    until = NONE if setting.is_finished else counted(int(setting.mean_curve[-1, 0]), "round")
+    row = [until, seeds, shared, ratio, _value(setting.last, setting.metric), _value(setting.best, setting.metric)]
     row += [NONE if setting.gigabytes is None else three_digits(setting.gigabytes.mean), "yes" if best else NONE]
     if target is None:
         return row
     costs = {speed: setting.cost(target, speed) for speed in SPEEDS_MBPS}
     reached = costs[SPEEDS_MBPS[0]]
+    if not setting.reaches(target):  # a mean would be of the lucky seeds
+        some = f"reached by {len(reached)} of {len(setting.counted)}" if reached else NONE
+        return [*row, some, *[NONE] * (len(costs) + 2)]
     row += [_mean([c.num_bytes / 1e6 for c in reached]), _mean([c.rounds for c in reached], "{:.0f}".format)]
     row += [_mean([c.seconds / 60 for c in cost]) for cost in costs.values()]
     return [*row, _mean([c.megajoules for c in reached])]

@@ -20,20 +20,14 @@ from fedpara.cost import cost_to_target
 from fedpara.installation import CONFIGS
 from fedpara.record import counted
 from fedpara.report.settings import Estimate, Setting
-from fedpara.runs import Run, leaves
+from fedpara.runs import MATTER, Run, deciding, leaves
 
 GIBIBYTE = 2**30
-NO_MATTER = (  # keys and groups that do not change the result up to the round that the paper prints
-    "callbacks", "logger", "paths", "resume", "seed", "paper", "factors", "trusted", "model.head", "data.num_workers",
-    "data.eval_batch_size", "data.dataset.data_dir", "executor", "trainer.accelerator", "trainer.devices",
-    "trainer.deterministic", "federation.num_rounds", "federation.eval_every", "federation.evaluate_personal",
-)  # fmt: skip
 SIZE = (  # keys that a run has in common with its column of the paper
     "model.network._target_", "model.network.stages", "data.dataset._target_", "data.batch_size", "data.max_train",
     "data.max_test", "partition._target_", "partition.alpha", "federation.num_clients", "federation.clients_per_round",
     "trainer.max_epochs",
 )  # fmt: skip
-MATTER = ("executor.matmul_precision", "factorization._target_")  # keys of those groups that do change it
 
 
 @dataclass(frozen=True)
@@ -82,13 +76,10 @@ def differing(run: Run, setup: str, row: str) -> list[str]:
 
 
 def _effective(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys that change the result."""
-    renamed = {key.replace("executor.inner.", "executor."): value for key, value in config.items()}
-    return {key: value for key, value in renamed.items() if key in MATTER or not _within(key, NO_MATTER)}
-
-
-def _within(key: str, groups: Iterable[str]) -> bool:
-    return any(key == group or key.startswith(f"{group}.") for group in groups)
+    """The keys that change the result; a dense network takes nothing from those of a factorisation."""
+    dense = str(config.get("factorization._target_")).endswith(".Dense")
+    unused = {key for key in config if dense and key.startswith("factorization.") and key not in MATTER}
+    return deciding({key: value for key, value in config.items() if key not in unused})
 
 
 @cache
@@ -108,7 +99,7 @@ def _accuracies(found: list[Setting]) -> Iterator[Comparison]:
     for table, row, printed, setting, others in _rows("accuracies", found):
         quantity = f"accuracy after {table['rounds']} rounds, %"
         complete = [value for run in setting.runs if (value := _accuracy_at(run, table["rounds"])) is not None]
-        tested = [run for run in setting.runs if run.last("test/acc") is not None]
+        tested = [run for run in setting.runs if run.last("test/acc") is not None and _goes_on(run, table["rounds"])]
         values, note = complete, ""
         if tested and not complete:
             values = [100 * (run.last("test/acc") or 0.0) for run in tested]
@@ -168,6 +159,11 @@ def _paper() -> dict[str, Any]:
 
 def _accuracy_at(run: Run, rounds: int) -> float | None:
     return next((100 * row["test/acc"] for row in run.rows if row["round"] == rounds and "test/acc" in row), None)
+
+
+def _goes_on(run: Run, rounds: int) -> bool:
+    """Whether a run may still reach a round."""
+    return run.state != "finished" or run.config.get("federation.num_rounds", rounds) >= rounds
 
 
 def _gibibytes(run: Run, target: float) -> float | None:

@@ -1,8 +1,9 @@
 """Groups runs that differ only in their seed into settings, with means over seeds and 95 % intervals."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from fedpara.cost import TEST_ACCURACY, CostToTarget, cost_to_target
 from fedpara.metric import Metric
 from fedpara.record import GIGABYTE
-from fedpara.runs import Run, axes
+from fedpara.runs import Run, axes, deciding, short_names
 
 CONFIDENCE = 0.95
 
@@ -46,7 +47,7 @@ class Setting:
 
     Attributes:
         values: the values that distinguish it from the others, by axis.
-        runs: one run per seed, in any state.
+        runs: its runs, in any state.
         metric: the reported column; shares are reported in percent.
         sweep: name of the sweep that its runs are of; empty if there is only one.
     """
@@ -64,9 +65,22 @@ class Setting:
 
     @cached_property
     def counted(self) -> list[Run]:
-        """The runs in the means: the finished ones, or all with a tested round if none is finished."""
+        """The runs in the means: the finished ones, or all with a tested round if none is finished.
+
+        Of several runs with one seed, the first of those with most rounds counts.
+        """
         tested = [run for run in self.runs if run.last(self.metric.name) is not None]
-        return [run for run in tested if run.state == "finished"] or tested
+        chosen: dict[str, Run] = {}
+        for run in [run for run in tested if run.state == "finished"] or tested:
+            seed = run.name if run.seed is None else run.seed
+            if seed not in chosen or len(run.rows) > len(chosen[seed].rows):
+                chosen[seed] = run
+        return list(chosen.values())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the means are of finished runs."""
+        return all(run.state == "finished" for run in self.counted)
 
     def curve(self, run: Run) -> np.ndarray:
         """The tested rounds of a run: (n, 3) array of round, GB sent so far, metric (accuracy in percent)."""
@@ -86,10 +100,11 @@ class Setting:
 
     @cached_property
     def _curves(self) -> np.ndarray:
-        """The counted runs in their common rounds: (runs, n, 3)."""
+        """The counted runs in the rounds that all of them tested: (runs, n, 3)."""
         curves = [self.curve(run) for run in self.counted]
-        length = min(map(len, curves), default=0)
-        return np.array([curve[:length] for curve in curves]).reshape(len(curves), length, 3)
+        common = set.intersection(*(set(curve[:, 0]) for curve in curves)) if curves else set()
+        kept = [[row for row in curve if row[0] in common] for curve in curves]
+        return np.array(kept).reshape(len(curves), len(common), 3)
 
     def estimate(self, value: Callable[[Run], float | None]) -> Estimate | None:
         """The estimate of a figure over the counted runs; None if no run has it."""
@@ -98,18 +113,22 @@ class Setting:
 
     @property
     def last(self) -> Estimate | None:
-        """The metric in the last test."""
-        return self.estimate(lambda run: self._scaled(run.last(self.metric.name)))
+        """The metric in the last round that all counted runs tested."""
+        return Estimate.of(self._curves[:, -1, 2].tolist()) if self._curves.size else None
 
     @property
     def best(self) -> Estimate | None:
-        """The best value of the metric."""
-        return self.estimate(lambda run: self._scaled(run.best(self.metric)))
+        """The best value of the metric, up to that round."""
+        found = [self.metric.best(curve[:, 2].tolist()) for curve in self._curves]
+        values = [value for value in found if value is not None]
+        return Estimate.of(values) if values else None
 
     @property
     def gigabytes(self) -> Estimate | None:
-        """GB sent in all rounds by all clients, both ways."""
-        return self.estimate(lambda run: run.rows[-1]["comm/total_bytes"] / GIGABYTE)
+        """GB sent in all rounds by all clients, both ways; of runs that are not finished up to that round."""
+        if self.is_finished:
+            return self.estimate(lambda run: run.rows[-1]["comm/total_bytes"] / GIGABYTE)
+        return Estimate.of(self._curves[:, -1, 1].tolist()) if self._curves.size else None
 
     @property
     def num_shared(self) -> int | None:
@@ -127,8 +146,9 @@ class Setting:
         found = [cost_to_target(run.rows, target, speed_mbps, self.metric) for run in self.counted]
         return [cost for cost in found if cost is not None]
 
-    def _scaled(self, value: float | None) -> float | None:
-        return None if value is None else self.metric.scaled(value)
+    def reaches(self, target: float) -> bool:
+        """Whether every counted run reached `target`; the mean of the others' costs would be of the lucky seeds."""
+        return bool(self.counted) and len(self.cost(target, 1)) == len(self.counted)
 
 
 def settings(
@@ -136,19 +156,24 @@ def settings(
 ) -> list[Setting]:
     """Runs grouped by everything that varies within a sweep except the seed.
 
-    Runs without an overrides.yaml are named by their folder; a number at its end is the seed: `dense-0`.
+    Runs without an overrides.yaml are named by their folder; a number at its end is the seed: `dense-0`. Where the
+    configurations of a group differ in what decides a result, such as a rate in an edited file, the group is split.
 
     Args:
         sweeps: the name of each run folder's sweep, if there are several; None: all runs are of one sweep.
     """
     of = ["" if sweeps is None else sweeps[run.folder] for run in runs]
     varying = {name: values for name, values in axes(runs).items() if name != "seed" and _varies(values, of)}
+    unnamed: dict[str, list[Run]] = {sweep: [] for sweep in of}
+    for run, sweep in zip(runs, of, strict=True):
+        unnamed[sweep] += [] if run.overrides else [run]
     groups: dict[tuple[Any, ...], Setting] = {}
     for number, run in enumerate(runs):
-        values = {name: column[number] for name, column in varying.items()} if run.overrides else {"": _stem(run.name)}
+        own = {name: column[number] for name, column in varying.items()}
+        values = own if run.overrides else {"": _name(run, unnamed[of[number]])}
         group = groups.setdefault((of[number], *values.items()), Setting(values, [], metric, of[number]))
         group.runs.append(run)
-    return list(groups.values())
+    return [part for group in groups.values() for part in _parts(group)]
 
 
 def _varies(values: Sequence[str], sweeps: Sequence[str]) -> bool:
@@ -156,29 +181,71 @@ def _varies(values: Sequence[str], sweeps: Sequence[str]) -> bool:
     return len(set(zip(sweeps, values, strict=True))) > len(set(sweeps))
 
 
-def _stem(name: str) -> str:
-    stem, _, seed = name.rpartition("-")
-    return stem if stem and seed.isdigit() else name
+def _name(run: Run, others: Sequence[Run]) -> str:
+    """A run folder's name without the number of its seed, after the folders that it does not share with the others."""
+    above = os.path.commonpath([other.folder.parent for other in others])
+    stem, _, seed = run.name.rpartition("-")
+    return (run.folder.parent.relative_to(above) / (stem if stem and seed.isdigit() else run.name)).as_posix()
+
+
+def _parts(group: Setting) -> list[Setting]:
+    """The runs of a group by what decides their results, named by the first keys that tell them apart."""
+    parts: list[list[Run]] = []
+    for run in group.runs:
+        like = next((part for part in parts if not _differing(part[0], run)), None)
+        parts.append([run]) if like is None else like.append(run)
+    firsts = [part[0] for part in parts]
+    keys = sorted({key for one in firsts for other in firsts for key in _differing(one, other)})
+    chosen: list[str] = []
+    for key in keys:
+        if len(_told_apart(firsts, [*chosen, key])) > len(_told_apart(firsts, chosen)):
+            chosen.append(key)
+    names = short_names(chosen)
+    return [
+        replace(group, values=group.values | {names[key]: str(part[0].config.get(key)) for key in chosen}, runs=part)
+        for part in parts
+    ]
+
+
+def _told_apart(runs: Sequence[Run], keys: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(str(run.config.get(key)) for key in keys) for run in runs}
+
+
+def _differing(one: Run, other: Run) -> list[str]:
+    """The keys of both configurations whose values differ and that decide a result; one added later is in only one.
+
+    Seeds in an algorithm's own keys are not among them, nor how a machine multiplies.
+    """
+    ours, theirs = ({k: v for k, v in deciding(run.config).items() if _is_of_setting(k)} for run in (one, other))
+    return [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]
+
+
+def _is_of_setting(key: str) -> bool:
+    return not key.endswith(".seed") and not key.startswith("executor.")
 
 
 def common_target(found: Sequence[Setting]) -> float | None:
-    """The best value that all mean curves reached (accuracy: a whole percent, 0 to 1); None if nothing was tested."""
+    """The best value that every counted run reached (accuracy: a whole percent, 0 to 1); None if nothing was tested."""
     metric = found[0].metric
-    best, worst = (np.max, np.min) if metric.higher_is_better else (np.min, np.max)
-    peaks = [best(setting.mean_curve[:, 2]) for setting in found if len(setting.mean_curve)]
-    if not peaks:
+    values = [run.best(metric) for setting in found for run in setting.counted]
+    reached = [metric.scaled(value) for value in values if value is not None and math.isfinite(value)]
+    if not reached:
         return None
-    return math.floor(worst(peaks)) / 100 if metric.is_share else float(worst(peaks))
+    worst = min(reached) if metric.higher_is_better else max(reached)
+    return math.floor(worst) / 100 if metric.is_share else worst
 
 
 def pareto(found: Sequence[Setting]) -> set[str]:
     """Labels of the Pareto set: no other setting is as good for as few bytes, and better or cheaper.
 
-    What counts are the means of the last test and of the bytes in all rounds; intervals do not.
+    What counts are the means of the last test and of the bytes in all rounds; intervals do not. Settings that are not
+    finished are left out beside finished ones, and those whose mean is not a number.
     """
-    measured = [(one.last, one.gigabytes, one) for one in found]
+    finished = [one for one in found if one.is_finished and one.counted] or found
+    measured = [(one.last, one.gigabytes, one) for one in finished]
     sign = 1.0 if found and found[0].metric.higher_is_better else -1.0
     points = [(sign * last.mean, -sent.mean, one.label) for last, sent, one in measured if last and sent]
+    points = [point for point in points if math.isfinite(point[0])]
     return {
         label for good, cheap, label in points
         if not any(g >= good and c >= cheap and (g, c) != (good, cheap) for g, c, _ in points)
