@@ -5,28 +5,36 @@
 
 import json
 import re
-import statistics
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS, BENCHMARKS = ROOT / "results", ROOT / "results" / "benchmark"
-sys.path[:0] = [str(ROOT / folder) for folder in ("src", "benchmarks") if str(ROOT / folder) not in sys.path]
-
-import yaml
-
-from fedpara.metric import Metric
 from fedpara.report.differences import difference
-from fedpara.report.settings import Estimate, Setting, pareto, settings
-from fedpara.runs import Run, find_runs
+from fedpara.report.settings import pareto
+from fedpara.runs import Run
 from fig5 import METHODS, PAIRS, PAPER, SETTINGS
+from website.cells import (
+    ENDS,
+    RESULTS,
+    ROOT,
+    estimate,
+    found,
+    mean_cost,
+    megabytes,
+    megabytes_to,
+    origin,
+    points,
+    printed_accuracies,
+    rounds_of,
+    sent_bytes,
+    table,
+)
+from website.claims import claims
 
+BENCHMARKS = RESULTS / "benchmark"
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
-ENDS = {"up": ["up"], "down": ["down"], "total": ["up", "down"]}
 SHOWN = {"dense": "dense", "fedpara": "FedPara", "low_rank": "low rank"}
 WAYS = {
     "dense": "dense", "dense_fedpaq4": "dense, FedPAQ 4 bits, error feedback", "low_rank": "low rank, same size",
@@ -46,12 +54,11 @@ INITIALIZATIONS = {
     "he": "plain He: variance 2 / number of the factor's inputs",
     "he_fan_in": "the authors' notebook: 2/O for X, 2/I for Y",
 }
-FOUR_BITS = {
-    "dense": "dense, float32, rate 0.2", "fedpara": "FedPara, ranks within 37.5 %, 4 bits up, rate 0.2",
-    "low_rank": "low rank, ranks within 37.5 %, 4 bits up, rate 0.1",
-}  # fmt: skip
-EXTRAS = {
-    "identity_0": "neither", "tanh_0": "tanh", "identity_10": "Jacobian correction, λ = 10", "tanh_10": "both",
+GAP = {
+    "dense": "dense", "fedpara4_first": "**FedPara, ranks within 37.5 %, 4 bits up, first layer dense**",
+    "budget12_first": "FedPara, ranks within 12 %, float32, first layer dense",
+    "low_rank4_first": "low rank within 37.5 %, 4 bits up, first layer dense",
+    "fedpara4": "FedPara, ranks within 37.5 %, 4 bits up", "fedpara4_step1": "the same, `factorization.step=1`",
 }  # fmt: skip
 NETS = {"tiny": "3,259 parameters", "cnn": "815,016 parameters", "pfl": "pfl's own network"}
 VARIANTS = {
@@ -71,88 +78,20 @@ LAYERS = {
 }  # fmt: skip
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in GitHub's Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
-def estimate(value: Estimate | None, digits: int = 1) -> str:
-    """A mean, and the half width of its 95 % interval where there are several seeds."""
-    if value is None:
-        return ""
-    width = f" ± {value.half_width:.{digits}f}" if value.half_width > 0 else ""
-    return f"{value.mean:.{digits}f}{width}"
-
-
-def found(folder: str, metric: str = "test/acc") -> dict[str, Setting]:
-    """The settings of a folder of `results/`, by name, without the number of the seed."""
-    return {setting.label: setting for setting in settings(find_runs(RESULTS / folder), Metric(metric))}
-
-
-def sent_bytes(setting: Setting, way: str = "total") -> float:
-    """Bytes that all clients of a run sent (`up`), received (`down`) or both; the mean over seeds."""
-    sent = setting.estimate(lambda run: sum(row[f"comm/{end}_bytes"] for row in run.rows for end in ENDS[way]))
-    assert sent is not None
-    return sent.mean
-
-
-def megabytes(setting: Setting, way: str = "total") -> str:
-    """`sent_bytes` in MB."""
-    return f"{sent_bytes(setting, way) / 1e6:,.0f}"
-
-
-def mean_cost(setting: Setting, target: float) -> tuple[float, float]:
-    """The mean rounds and MB until the target over the seeds, all of which reached it.
-
-    Raises:
-        ValueError: a seed did not.
-    """
-    if not setting.reaches(target):
-        raise ValueError(f"{setting.label}: a seed is below {target}")
-    costs = setting.cost(target, 10)
-    return statistics.fmean(c.rounds for c in costs), statistics.fmean(c.num_bytes / 1e6 for c in costs)
-
-
-def megabytes_to(setting: Setting, target: float, digits: int = 0) -> str:
-    """The mean MB until the target, or how many seeds reached it if not all did."""
-    if setting.reaches(target):
-        return f"{mean_cost(setting, target)[1]:,.{digits}f}"
-    reached = len(setting.cost(target, 10))
-    return f"{reached} of {len(setting.counted)} seeds" if reached else "-"
-
-
-def rounds_of(setting: Setting) -> int:
-    """The number of rounds of a setting's first run."""
-    return len(setting.runs[0].rows)
-
-
-def points(variant: Setting, baseline: Setting) -> str:
-    """A difference in points with its 95 % interval, paired by seed."""
-    one = difference(variant, baseline)
-    half = (one.high - one.low) / 2  # NaN for one seed
-    return f"{one.mean:+.1f} ± {half:.1f}".replace("-", "−").removesuffix(" ± nan")
-
-
-def origin(folder: str) -> str:
-    """Where a table is from: the runs' folder, commits and versions of torch."""
-    summaries = [run.summary for run in find_runs(RESULTS / folder)]
-    commits = sorted({summary["git_commit"][:7] for summary in summaries if summary.get("git_commit")})
-    versions = sorted({summary["versions"]["torch"] for summary in summaries if summary.get("versions")})
-    runs = f"{len(summaries)} run{'s' * (len(summaries) > 1)}"
-    return f"From `results/{folder}`: {runs}, commit {', '.join(commits)}, torch {', '.join(versions)}."
-
-
 def headline() -> str:
     """README's result."""
-    of = found("cifar10_budget")
+    of, closed = found("cifar10_budget"), found("cifar10_gap")
     (_, dense), (_, ours) = mean_cost(of["dense"], 0.5), mean_cost(of["fedpara"], 0.5)
     ahead, behind = points(of["fedpara"], of["low_rank"]), points(of["dense"], of["fedpara"])
+    best, whole = closed["fedpara4_first"], closed["dense"]
     return (
         f"**FedPara is {ahead.lstrip('+')} points above a low-rank network of its size** "
         f"({estimate(of['fedpara'].last)} % against {estimate(of['low_rank'].last)} %; mean and 95 % interval over "
         f"three seeds, paired), and reaches 50 % accuracy with {dense / ours:.1f} times fewer bytes than the dense "
-        f"network. The dense network is ahead after the same number of rounds, by {behind.lstrip('+')} points."
+        f"network. The dense network is ahead after the same number of rounds, by {behind.lstrip('+')} points. "
+        f"**With {100 * sent_bytes(best) / sent_bytes(whole):.1f} % of dense's bytes FedPara keeps up with it**: "
+        f"{estimate(best.last)} % against {estimate(whole.last)} %, {points(best, whole)} points, with four times the "
+        "parameters in uploads of four bits, and its first layer dense."
     )
 
 
@@ -188,13 +127,6 @@ def ranks() -> str:
     ]  # fmt: skip
     heads = ["γ", "parameters", "of dense, %", "accuracy after 10 rounds, %", "sent, MB", "sent to 86 %, MB"]
     return f"{table(heads, rows)}\n\n{origin('rank_sweep')}"
-
-
-def printed_accuracies(source: str, setup: str) -> dict[str, float]:
-    """The accuracies that a table of the paper prints for a set-up."""
-    printed = yaml.safe_load((ROOT / "src/fedpara/report/paper.yaml").read_text())["accuracies"]
-    values: dict[str, float] = next(e for e in printed if (e["source"], e["setup"]) == (source, setup))["values"]
-    return values
 
 
 def paper_of_table_3() -> dict[str, float]:
@@ -273,11 +205,13 @@ def budget() -> str:
     return f"{table(heads, rows)}\n\nRanks within 12 % minus γ = 0.1: {gained} points.\n\n{origin('cifar10_budget')}"
 
 
-def four_bits() -> str:
-    """Many ranks of few bits: within an eighth of dense's bytes, to the end of the same schedule."""
-    of, rows = found("cifar10_four_bits"), []
+def gap() -> str:
+    """What closes the gap to dense: ranks of few bits and a dense first layer, to the end of the same schedule."""
+    of, rows = found("cifar10_gap"), []
     dense = of["dense"]
-    for name, shown in FOUR_BITS.items():
+    for name, shown in GAP.items():
+        if name not in of:
+            continue
         one = of[name]
         share = 100 * sent_bytes(one) / sent_bytes(dense)
         behind = "" if one is dense else points(one, dense)
@@ -285,8 +219,8 @@ def four_bits() -> str:
         rows.append([*row, str(len(one.counted)), behind])
     sizes = ["", "parameters, of dense, %", "sent, MB", "of dense, %"]
     heads = [*sizes, f"accuracy after {rounds_of(dense)} rounds, %", "seeds", "minus dense, points, paired by seed"]
-    ahead = points(of["fedpara"], of["low_rank"])
-    return f"{table(heads, rows)}\n\nFedPara minus low rank: {ahead} points.\n\n{origin('cifar10_four_bits')}"
+    first = points(of["fedpara4_first"], of["fedpara4"])
+    return f"{table(heads, rows)}\n\nFirst layer dense minus factorised: {first} points.\n\n{origin('cifar10_gap')}"
 
 
 def frontier(folder: str, target: float) -> str:
@@ -362,18 +296,6 @@ def initialisation() -> str:
         "minus default, paired",
     ]
     return f"{table(heads, rows)}\n\n{origin('initialisation')}"
-
-
-def table_4() -> str:
-    """FedPara with and without tanh and the Jacobian correction, beside the paper's figures."""
-    of, rows = found("table4_two_cores"), []
-    for (name, shown), printed in zip(
-        EXTRAS.items(), printed_accuracies("Table 4", "CIFAR-10 IID").values(), strict=True
-    ):
-        ahead = "" if name == "identity_0" else points(of[name], of["identity_0"])
-        rows.append([shown, f"{printed:.2f}", estimate(of[name].last), ahead])
-    heads = ["", "paper: % after 200", f"% after {rounds_of(of['identity_0'])}", "minus neither, paired"]
-    return f"{table(heads, rows)}\n\n{origin('table4_two_cores')}"
 
 
 def cifar100() -> str:
@@ -559,8 +481,8 @@ def server() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    "headline": headline, "alternatives": alternatives, "cifar10": cifar10, "budget": budget,
-    "ranks": ranks, "frontier-femnist": partial(frontier, "frontier_femnist", 0.55),
+    "headline": headline, "claims": claims, "alternatives": alternatives, "cifar10": cifar10, "budget": budget,
+    "gap": gap, "ranks": ranks, "frontier-femnist": partial(frontier, "frontier_femnist", 0.55),
     "frontier-cifar10": partial(frontier, "frontier_cifar10", 0.5), "fine-tuning": fine_tuning,
     "algorithms": algorithms, "personalisation": personalisation, "privacy": privacy, "shakespeare": shakespeare,
     "initialisation": initialisation, "cifar100": cifar100, "rounds": rounds, "cluster": cluster,

@@ -1,0 +1,116 @@
+"""The table of the paper's claims: what it prints beside our differences, with their intervals, seeds and hours."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fedpara.report.differences import Difference, difference
+from fedpara.report.settings import Setting
+from website.cells import estimate_of, found, mean_cost, printed_accuracies, printed_costs, rounds_of, table
+
+USUAL = "FedPara 0.1"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A difference that the paper prints or draws, and the runs that measure it here.
+
+    Attributes:
+        text: the two that are compared.
+        source: the paper's table or figure, and its set-up.
+        printed: the paper's difference in points; a sign alone, 1 or -1, where it only draws it.
+        page: the page of the runs, in this folder.
+        folder: the runs, below `results/`.
+        pair: the settings of the difference.
+        metric: the column that is compared.
+        is_drawn: whether the paper prints no number.
+    """
+
+    text: str
+    source: str
+    printed: float
+    page: str
+    folder: str
+    pair: tuple[str, str]
+    metric: str = "test/acc"
+    is_drawn: bool = False
+
+    def row(self) -> list[str]:
+        """The cells of the table."""
+        of = found(self.folder, self.metric)
+        ours, theirs = (of[name] for name in self.pair)
+        one = difference(ours, theirs)
+        paper = signed(self.printed) if not self.is_drawn else "above" if self.printed > 0 else "below"
+        where = f"[{rounds_of(ours)} rounds, {one.num_runs[0]} seed{'s' * (one.num_runs[0] > 1)}]({self.page})"
+        return [self.text, self.source, paper, estimate_of(one), where, hours([ours, theirs]), self.verdict(one)]
+
+    def verdict(self, one: Difference) -> str:
+        """Whether our difference is the paper's: its sign, and whether the printed one is in our interval."""
+        if not one.settled:
+            return "not settled"
+        if (one.mean > 0) != (self.printed > 0):
+            return "**the opposite**"
+        if self.is_drawn or one.low <= self.printed <= one.high:
+            return "yes"
+        return f"the order, by {'more' if abs(one.mean) > abs(self.printed) else 'less'}"
+
+
+def signed(value: float) -> str:
+    """A difference in points."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def hours(settings: Sequence[Setting]) -> str:
+    """Wall hours of the runs of some settings, of one process each."""
+    times = [run.seconds for setting in settings for run in setting.counted]
+    return f"{sum(time or 0.0 for time in times) / 3600:.1f}"
+
+
+def of_the_paper() -> Iterator[Claim]:
+    """The claims in the order of the paper."""
+    table_2, all_gammas = (printed_accuracies(name, "CIFAR-10 IID") for name in ("Table 2", "Table 9"))
+    ours = table_2[USUAL]
+    yield Claim(
+        "FedPara − low rank of its size", "Table 2, CIFAR-10 IID", ours - table_2["low rank"], "cifar10.md",
+        "cifar10_budget", ("fedpara", "low_rank"),
+    )  # fmt: skip
+    yield Claim(
+        "FedPara, γ = 0.1 − dense", "Fig. 3, CIFAR-10 IID", ours - all_gammas["original"], "cifar10.md",
+        "cifar10_budget", ("fedpara", "dense"),
+    )  # fmt: skip
+    names = {"fedprox": "FedProx", "scaffold": "SCAFFOLD", "feddyn": "FedDyn", "fedadam": "FedAdam"}
+    table_3 = printed_accuracies("Table 3", "CIFAR-10 IID")
+    for name, shown in names.items():
+        printed = table_3[f"{USUAL} + {shown}"] - ours
+        pair = (name, "fedavg")
+        yield Claim(f"FedPara + {shown} − FedAvg", "Table 3", printed, "algorithms.md", "table3_two_cores", pair)
+    drawn = {"femnist": ("1", 1, 1), "femnist_20": ("2", 1, 1), "mnist_shards": ("3", 1, 1)}
+    for folder, (scenario, *signs) in drawn.items():
+        for other, shown, sign in zip(("local", "fedavg"), ("Local", "FedAvg"), signs, strict=True):
+            yield Claim(
+                f"pFedPara − {shown}", f"Fig. 5, scenario {scenario}", sign, "personalisation.md",
+                f"fig5/final/{folder}", ("pfedpara", other), "personal/acc_mean", is_drawn=True,
+            )  # fmt: skip
+    table_11 = printed_accuracies("Table 11", "Shakespeare non-IID")
+    for name, shown in {"dense": "original", "low_rank": "low rank, LSTM"}.items():
+        printed = table_11["FedPara 0.0"] - table_11[shown]
+        what, pair = f"FedPara − {'dense' if name == 'dense' else 'low rank'}, LSTM", ("fedpara", name)
+        yield Claim(what, "Table 11, non-IID", printed, "shakespeare.md", "shakespeare_two_cores", pair)
+
+
+def cost() -> list[str]:
+    """The row of Fig. 3g: how many times fewer bytes FedPara takes to a target."""
+    of, printed = found("cifar10_budget"), printed_costs("Fig. 3g", "CIFAR-10 IID")
+    pair = [of["dense"], of["fedpara"]]
+    dense, ours = (mean_cost(one, 0.5)[1] for one in pair)
+    where = f"[{rounds_of(of['dense'])} rounds, {len(of['dense'].counted)} seeds](cifar10.md)"
+    times = f"{printed['original'] / printed[USUAL]:.1f} times, to 80 %"
+    verdict = "yes" if dense > ours else "**the opposite**"
+    here = f"{dense / ours:.1f} times, to 50 %"
+    return ["bytes to a target, dense / FedPara", "Fig. 3g, CIFAR-10 IID", times, here, where, hours(pair), verdict]
+
+
+def claims() -> str:
+    """What the paper claims and what our runs show."""
+    heads = ["points of accuracy", "in the paper", "there", "here", "runs here", "hours", "shown here?"]
+    first, second, *others = (claim.row() for claim in of_the_paper())
+    return table(heads, [first, second, cost(), *others])
