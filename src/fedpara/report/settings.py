@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -190,38 +191,36 @@ def _name(run: Run, others: Sequence[Run]) -> str:
 
 def _parts(group: Setting) -> list[Setting]:
     """The runs of a group by what decides their results, named by the first keys that tell them apart."""
-    parts: list[list[Run]] = []
+    parts: list[tuple[dict[str, Any], list[Run]]] = []  # the first run's keys, and the runs that are like it
     for run in group.runs:
-        like = next((part for part in parts if not _differing(part[0], run)), None)
-        parts.append([run]) if like is None else like.append(run)
-    firsts = [part[0] for part in parts]
-    keys = sorted({key for one in firsts for other in firsts for key in _differing(one, other)})
+        own = _deciding(run)
+        like = next((members for first, members in parts if not _differing(first, own)), None)
+        parts.append((own, [run])) if like is None else like.append(run)
+    firsts = [first for first, _ in parts]
     chosen: list[str] = []
-    for key in keys:
+    for key in sorted({key for one, other in combinations(firsts, 2) for key in _differing(one, other)}):
         if len(_told_apart(firsts, [*chosen, key])) > len(_told_apart(firsts, chosen)):
             chosen.append(key)
     names = short_names(chosen)
     return [
-        replace(group, values=group.values | {names[key]: str(part[0].config.get(key)) for key in chosen}, runs=part)
-        for part in parts
+        replace(group, values=group.values | {names[key]: str(first.get(key)) for key in chosen}, runs=members)
+        for first, members in parts
     ]
 
 
-def _told_apart(runs: Sequence[Run], keys: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(str(run.config.get(key)) for key in keys) for run in runs}
+def _deciding(run: Run) -> dict[str, Any]:
+    """What decides its result, without the seeds in an algorithm's own keys and how a machine multiplies."""
+    own = deciding(run.config).items()
+    return {key: value for key, value in own if not key.endswith(".seed") and not key.startswith("executor.")}
 
 
-def _differing(one: Run, other: Run) -> list[str]:
-    """The keys of both configurations whose values differ and that decide a result; one added later is in only one.
-
-    Seeds in an algorithm's own keys are not among them, nor how a machine multiplies.
-    """
-    ours, theirs = ({k: v for k, v in deciding(run.config).items() if _is_of_setting(k)} for run in (one, other))
-    return [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys of both whose values differ; a key that was added later is in only one."""
+    return [key for key, value in one.items() if key in other and other[key] != value]
 
 
-def _is_of_setting(key: str) -> bool:
-    return not key.endswith(".seed") and not key.startswith("executor.")
+def _told_apart(firsts: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(str(first.get(key)) for key in keys) for first in firsts}
 
 
 def common_target(found: Sequence[Setting]) -> float | None:
