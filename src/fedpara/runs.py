@@ -214,8 +214,9 @@ def typed_values(overrides: Iterable[str]) -> dict[str, str]:
 def deciding(config: dict[str, Any]) -> dict[str, Any]:
     """The keys of a configuration, by dotted key, that decide a run's result up to any of its rounds."""
     renamed = {key.replace("executor.inner.", "executor."): value for key, value in config.items()}
-    # a schedule's rates depend on the number of rounds from the first one on
-    matter = {*MATTER, "federation.num_rounds"} if config.get("federation.lr_schedule") else MATTER
+    # a schedule's rates, and the noise for an epsilon, depend on the number of rounds from the first one on
+    planned = config.get("federation.lr_schedule") or config.get("privacy.target_epsilon")
+    matter = {*MATTER, "federation.num_rounds"} if planned else MATTER
     return {key: value for key, value in renamed.items() if key in matter or not _within(key, NO_MATTER)}
 
 

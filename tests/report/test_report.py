@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -101,22 +102,66 @@ def with_rate(rate, seed, **federation):
 
 def test_runs_that_differ_in_what_decides_a_result_are_no_seeds_of_one_setting(tmp_path):
     """The overrides are the same, but a file of the configuration was edited; machine and form do not matter."""
-    for seed, config in enumerate(
-        [with_rate(0.1, 0), with_rate(0.10, 1, eval_every=2), with_rate(0.2, 2), with_rate(0.2, 3)]
-    ):
+    for seed, config in enumerate([with_rate(0.1, 0), with_rate(0.10, 1, eval_every=2), with_rate(0.2, 2), {}]):
         write_run(tmp_path / f"run-{seed}", [0.5, 0.6], [f"seed={seed}"], config=config)
-    found = settings(find_runs(tmp_path))
-    assert [(one.label, [run.seed for run in one.runs]) for one in found] == [
-        ("lr=0.1", ["0", "1"]),
-        ("lr=0.2", ["2", "3"]),
+    found = [(one.label, [run.seed for run in one.runs]) for one in settings(find_runs(tmp_path))]
+    assert found == [("model.optimizer.lr=0.1", ["0", "1", "3"]), ("model.optimizer.lr=0.2", ["2"])]
+
+
+NOISE = {"_target_": "fedpara.privacy.Gaussian", "target_epsilon": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ([{"privacy": {}}, {"privacy": NOISE}], ["privacy=off", "privacy=Gaussian"]),
+        ([{"federation": {"tiers": None}}, {"federation": {"tiers": {"small": 0.5}}}],
+         ["federation.tiers=off", "federation.tiers=on"]),
+        ([{"algorithm": {}}, {"algorithm": {"prox": 0.1}}, {"algorithm": {"prox": 0.9}}],
+         ["algorithm=off, algorithm.prox=off", "algorithm=on, algorithm.prox=0.1", "algorithm=on, algorithm.prox=0.9"]),
+        ([{}, {"model": {"prox": 0.1}}, {"model": {"prox": 0.9}}], ["model.prox=0.1", "model.prox=0.9"]),
+        ([{"federation": {"num_rounds": n, "lr_schedule": "cosine"}} for n in (4, 8)],
+         ["federation.num_rounds=4", "federation.num_rounds=8"]),
+        ([{"federation": {"num_rounds": n}, "privacy": NOISE} for n in (4, 8)],
+         ["federation.num_rounds=4", "federation.num_rounds=8"]),
+        ([{"federation": {"num_rounds": n}} for n in (4, 8)], ["all runs"]),
+        ([{"algorithm": {"seed": n}, "privacy": None} for n in (0, 1)] + [{"privacy": {}}], ["all runs"]),
+    ],
+)  # fmt: skip
+def test_what_parts_settings_and_what_does_not(tmp_path, changes, labels):
+    for seed, change in enumerate(changes):
+        write_run(tmp_path / f"run-{seed}", [0.5], [f"seed={seed}"], config={"seed": seed} | change)
+    assert [one.label for one in settings(find_runs(tmp_path))] == labels
+
+
+def test_a_key_that_parts_a_setting_does_not_hide_a_typed_one_of_the_same_word(tmp_path):
+    for seed, (typed, own) in enumerate([(0.1, 0.01), (0.1, 0.1), (1.0, 0.01), (1.0, 0.1)]):
+        config = {"seed": seed, "partition": {"alpha": typed}, "algorithm": {"alpha": own}}
+        write_run(tmp_path / f"run-{seed}", [0.5], [f"partition.alpha={typed}", f"seed={seed}"], config=config)
+    assert [one.label for one in settings(find_runs(tmp_path))] == [
+        f"alpha={typed}, algorithm.alpha={own}" for typed, own in [(0.1, 0.01), (0.1, 0.1), (1.0, 0.01), (1.0, 0.1)]
     ]
 
 
-def test_a_schedule_of_another_length_is_another_setting(tmp_path):
-    for seed, (rounds, schedule) in enumerate([(4, "cosine"), (8, "cosine")]):
-        config = with_rate(0.1, seed, num_rounds=rounds, lr_schedule=schedule)
-        write_run(tmp_path / f"run-{seed}", [0.5, 0.6], [f"seed={seed}"], config=config)
-    assert [one.label for one in settings(find_runs(tmp_path))] == ["num_rounds=4", "num_rounds=8"]
+def test_relative_and_absolute_folders_go_together(tmp_path, monkeypatch):
+    of_folders(tmp_path, ["a/dense-0", "b/dense-1"])
+    monkeypatch.chdir(tmp_path)
+    found = settings([*find_runs(Path("a")), *find_runs(tmp_path / "b")])
+    assert [one.label for one in found] == ["a/dense", "b/dense"]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_unfinished_seeds_without_a_common_round_have_no_number(tmp_path):
+    write_run(tmp_path / "a" / "run-0", [None, 0.5], ["seed=0"], state="interrupted")
+    write_run(tmp_path / "a" / "run-1", [0.4, None], ["seed=1"], state="interrupted")
+    write_report(find_runs(tmp_path / "a"), tmp_path / "report", "t")
+    assert "No setting has a round that all of its seeds tested." in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_an_unfinished_run_does_not_lower_the_target_of_finished_ones(tmp_path):
+    write_run(tmp_path / "a", [0.3, 0.65], ["factorization=dense"])
+    write_run(tmp_path / "b", [0.11], ["factorization=fedpara"], state="interrupted")
+    assert common_target(settings(find_runs(tmp_path))) == 0.65
 
 
 def test_a_seed_that_ran_twice_counts_once(tmp_path):

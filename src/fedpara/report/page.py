@@ -92,7 +92,7 @@ def _place(setting: Setting) -> tuple[bool, bool, bool, float]:
     """The best first; unfinished settings after finished ones, and last those without a number."""
     mean = setting.last.mean if setting.last else math.nan
     sign = -1.0 if setting.metric.higher_is_better else 1.0
-    return not setting.counted, not setting.is_finished, not math.isfinite(mean), sign * mean
+    return setting.last is None, not setting.is_finished, not math.isfinite(mean), sign * mean
 
 
 def _in_order(found: Sequence[Setting], sweeps: Mapping[Path, str] | None) -> list[Setting]:
@@ -164,8 +164,8 @@ def _template(name: str, autoescape: bool) -> Template:
 def _answer(found: list[Setting], target: float | None) -> str:
     """The result of the runs in a sentence or two; `found` is sorted by its metric."""
     best, metric = found[0], found[0].metric
-    assert best.last is not None
-    assert best.gigabytes is not None
+    if best.last is None or best.gigabytes is None:
+        return "No setting has a round that all of its seeds tested."
     part = f" (of {len(best.counted)} of its {len(best.runs)} seeds)" if len(best.counted) < len(best.runs) else ""
     unit = " %" if metric.is_share else f" {metric.name}"
     reached = f"{_value(best.last, metric)}{unit}"
@@ -221,7 +221,8 @@ def _setting_row(setting: Setting, target: float | None, best: bool) -> list[str
     seeds = f"{len(setting.counted)}" + (f" of {len(setting.runs)}" if len(setting.counted) < len(setting.runs) else "")
     ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
     shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
-    until = NONE if setting.is_finished else counted(int(setting.mean_curve[-1, 0]), "round")
+    common = setting.mean_curve
+    until = NONE if setting.is_finished or not len(common) else counted(int(common[-1, 0]), "round")
     row = [until, seeds, shared, ratio, _value(setting.last, setting.metric), _value(setting.best, setting.metric)]
     row += [NONE if setting.gigabytes is None else three_digits(setting.gigabytes.mean), "yes" if best else NONE]
     if target is None:

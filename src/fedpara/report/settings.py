@@ -14,9 +14,10 @@ import numpy as np
 from fedpara.cost import TEST_ACCURACY, CostToTarget, cost_to_target
 from fedpara.metric import Metric
 from fedpara.record import GIGABYTE
-from fedpara.runs import Run, axes, deciding, short_names
+from fedpara.runs import Run, axes, deciding
 
 CONFIDENCE = 0.95
+Node = dict[str, Any]  # a configuration
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,11 @@ def settings(
     """
     of = ["" if sweeps is None else sweeps[run.folder] for run in runs]
     varying = {name: values for name, values in axes(runs).items() if name != "seed" and _varies(values, of)}
-    unnamed: dict[str, list[Run]] = {sweep: [] for sweep in of}
-    for run, sweep in zip(runs, of, strict=True):
-        unnamed[sweep] += [] if run.overrides else [run]
+    names = _names(runs, of)
     groups: dict[tuple[Any, ...], Setting] = {}
     for number, run in enumerate(runs):
         own = {name: column[number] for name, column in varying.items()}
-        values = own if run.overrides else {"": _name(run, unnamed[of[number]])}
+        values = own if run.overrides else {"": names[number]}
         group = groups.setdefault((of[number], *values.items()), Setting(values, [], metric, of[number]))
         group.runs.append(run)
     return [part for group in groups.values() for part in _parts(group)]
@@ -182,51 +181,104 @@ def _varies(values: Sequence[str], sweeps: Sequence[str]) -> bool:
     return len(set(zip(sweeps, values, strict=True))) > len(set(sweeps))
 
 
-def _name(run: Run, others: Sequence[Run]) -> str:
-    """A run folder's name without the number of its seed, after the folders that it does not share with the others."""
-    above = os.path.commonpath([other.folder.parent for other in others])
-    stem, _, seed = run.name.rpartition("-")
-    return (run.folder.parent.relative_to(above) / (stem if stem and seed.isdigit() else run.name)).as_posix()
+def _names(runs: Sequence[Run], sweeps: Sequence[str]) -> list[str]:
+    """Run folders' names without the number of the seed, after the folders that a sweep's runs do not share."""
+    above: dict[str, Path] = {}
+    for run, sweep in zip(runs, sweeps, strict=True):
+        if not run.overrides:
+            parent = run.folder.resolve().parent
+            above[sweep] = Path(os.path.commonpath([above.get(sweep, parent), parent]))
+    return [_name(run.folder.resolve(), above.get(sweep)) for run, sweep in zip(runs, sweeps, strict=True)]
+
+
+def _name(folder: Path, above: Path | None) -> str:
+    stem, _, seed = folder.name.rpartition("-")
+    own = folder.parent / (stem if stem and seed.isdigit() else folder.name)
+    return str(own if above is None or not own.is_relative_to(above) else own.relative_to(above).as_posix())
 
 
 def _parts(group: Setting) -> list[Setting]:
     """The runs of a group by what decides their results, named by the first keys that tell them apart."""
-    parts: list[tuple[dict[str, Any], list[Run]]] = []  # the first run's keys, and the runs that are like it
+    parts: list[tuple[Node, list[Run]]] = []  # what the runs of a part have together, and the runs
     for run in group.runs:
         own = _deciding(run)
-        like = next((members for first, members in parts if not _differing(first, own)), None)
-        parts.append((own, [run])) if like is None else like.append(run)
-    firsts = [first for first, _ in parts]
+        number = next((n for n, (known, _) in enumerate(parts) if not _differing(known, own)), len(parts))
+        known, members = parts[number] if number < len(parts) else ({}, [])
+        parts[number : number + 1] = [(_joined(known, own), [*members, run])]
+    nodes = [one for one, _ in parts]
     chosen: list[str] = []
-    for key in sorted({key for one, other in combinations(firsts, 2) for key in _differing(one, other)}):
-        if len(_told_apart(firsts, [*chosen, key])) > len(_told_apart(firsts, chosen)):
+    for key in sorted({key for one, other in combinations(nodes, 2) for key in _differing(one, other)}):
+        if len(_told_apart(nodes, [*chosen, key])) > len(_told_apart(nodes, chosen)):
             chosen.append(key)
-    names = short_names(chosen)
     return [
-        replace(group, values=group.values | {names[key]: str(first.get(key)) for key in chosen}, runs=members)
-        for first, members in parts
+        replace(group, values=group.values | {key: _shown(one, key) for key in chosen}, runs=members)
+        for one, members in parts
     ]
 
 
-def _deciding(run: Run) -> dict[str, Any]:
-    """What decides its result, without the seeds in an algorithm's own keys and how a machine multiplies."""
-    own = deciding(run.config).items()
-    return {key: value for key, value in own if not key.endswith(".seed") and not key.startswith("executor.")}
+def _deciding(run: Run) -> Node:
+    """What decides a run's result, without the seeds in an algorithm's own keys and how a machine multiplies."""
+    keys = deciding(run.config)
+
+    def kept(node: Node, above: str) -> Node:
+        found: Node = {}
+        for name, value in node.items():
+            key = f"{above}.{name}".lstrip(".")
+            if isinstance(value, dict) and value:
+                if inner := kept(value, key):
+                    found[name] = inner
+            elif (value == {} or key in keys) and name != "seed":
+                found[name] = value
+        return found
+
+    return {name: value for name, value in kept(run.nested_config, "").items() if name != "executor"}
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys of both whose values differ; a key that was added later is in only one."""
-    return [key for key, value in one.items() if key in other and other[key] != value]
+def _differing(one: Node, other: Node, above: str = "") -> list[str]:
+    """The keys of both whose values differ, or of which one is an empty group; a key that was added later is in one."""
+    found = []
+    for name in [name for name in one if name in other]:
+        key = f"{above}.{name}".lstrip(".")
+        ours, theirs = (None if node[name] == {} else node[name] for node in (one, other))
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            found += _differing(ours, theirs, key)
+        elif ours != theirs:
+            found.append(key)
+    return found
 
 
-def _told_apart(firsts: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(str(first.get(key)) for key in keys) for first in firsts}
+def _joined(one: Node, other: Node) -> Node:
+    """The keys of both."""
+    both = {name: _joined(one[name], other[name]) for name in one.keys() & other.keys() if isinstance(one[name], dict)}
+    return other | one | both
+
+
+def _told_apart(known: Sequence[Node], keys: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(_shown(one, key) for key in keys) for one in known}
+
+
+def _shown(known: Node, key: str) -> str:
+    """A key's value; of a group the class that it builds, or its keys."""
+    value: Any = known
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return str(value.get("_target_", "on")).rpartition(".")[2] if value else "off"
+    return "off" if value is None else str(value)
+
+
+def _finished(found: Sequence[Setting]) -> Sequence[Setting]:
+    """The settings whose means are of finished runs; all if there are none."""
+    return [one for one in found if one.is_finished and one.counted] or found
 
 
 def common_target(found: Sequence[Setting]) -> float | None:
-    """The best value that every counted run reached (accuracy: a whole percent, 0 to 1); None if nothing was tested."""
+    """The best value that every counted run reached (accuracy: a whole percent, 0 to 1); None if nothing was tested.
+
+    Of finished settings, if there are any; runs without a number do not count.
+    """
     metric = found[0].metric
-    values = [run.best(metric) for setting in found for run in setting.counted]
+    values = [run.best(metric) for setting in _finished(found) for run in setting.counted]
     reached = [metric.scaled(value) for value in values if value is not None and math.isfinite(value)]
     if not reached:
         return None
@@ -240,8 +292,7 @@ def pareto(found: Sequence[Setting]) -> set[str]:
     What counts are the means of the last test and of the bytes in all rounds; intervals do not. Settings that are not
     finished are left out beside finished ones, and those whose mean is not a number.
     """
-    finished = [one for one in found if one.is_finished and one.counted] or found
-    measured = [(one.last, one.gigabytes, one) for one in finished]
+    measured = [(one.last, one.gigabytes, one) for one in _finished(found)]
     sign = 1.0 if found and found[0].metric.higher_is_better else -1.0
     points = [(sign * last.mean, -sent.mean, one.label) for last, sent, one in measured if last and sent]
     points = [point for point in points if math.isfinite(point[0])]
