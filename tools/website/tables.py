@@ -91,7 +91,8 @@ def headline() -> str:
         f"three seeds, paired), and reaches 50 % accuracy with {dense / ours:.1f} times fewer bytes than the dense "
         f"network. The dense network is ahead after the same number of rounds, by {behind.lstrip('+')} points. "
         "With its first layer dense and four times the parameters, in uploads of four bits, FedPara has "
-        f"{estimate(best.last)} % against {estimate(whole.last)} % for {share:.1f} % of dense's bytes: {points(best, whole)} points, no difference that three seeds can show."
+        f"{estimate(best.last)} % against {estimate(whole.last)} % for {share:.1f} % of dense's bytes: "
+        f"{points(best, whole)} points, no difference that three seeds can show."
     )
 
 
