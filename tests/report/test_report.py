@@ -126,6 +126,7 @@ NOISE = {"_target_": "fedpara.privacy.Gaussian", "target_epsilon": 2}
          ["federation.num_rounds=4", "federation.num_rounds=8"]),
         ([{"federation": {"num_rounds": n}} for n in (4, 8)], ["all runs"]),
         ([{"algorithm": {"seed": n}, "privacy": None} for n in (0, 1)] + [{"privacy": {}}], ["all runs"]),
+        ([{"privacy": {}}, {"privacy": None}, {"privacy": NOISE}], ["privacy=off", "privacy=Gaussian"]),
     ],
 )  # fmt: skip
 def test_what_parts_settings_and_what_does_not(tmp_path, changes, labels):

@@ -249,8 +249,10 @@ def _differing(one: Node, other: Node, above: str = "") -> list[str]:
 
 def _joined(one: Node, other: Node) -> Node:
     """The keys of both."""
-    both = {name: _joined(one[name], other[name]) for name in one.keys() & other.keys() if isinstance(one[name], dict)}
-    return other | one | both
+    groups = [
+        name for name in one.keys() & other.keys() if isinstance(one[name], dict) and isinstance(other[name], dict)
+    ]
+    return other | one | {name: _joined(one[name], other[name]) for name in groups}
 
 
 def _told_apart(known: Sequence[Node], keys: Sequence[str]) -> set[tuple[str, ...]]:
