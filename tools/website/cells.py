@@ -100,6 +100,13 @@ def printed_accuracies(source: str, setup: str) -> dict[str, float]:
     return _printed("accuracies", source, setup)
 
 
+def paper_of_table_3() -> dict[str, float]:
+    """The accuracies that the paper prints after 200 rounds of CIFAR-10 IID with gamma 0.1, by algorithm."""
+    others = printed_accuracies("Table 3", "CIFAR-10 IID")
+    found = {name.rpartition(" + ")[2].lower(): value for name, value in others.items()}
+    return {"fedavg": printed_accuracies("Table 2", "CIFAR-10 IID")["FedPara 0.1"]} | found
+
+
 def printed_costs(source: str, setup: str) -> dict[str, float]:
     """The GiB until a target that a figure of the paper prints for a set-up."""
     return _printed("costs", source, setup)

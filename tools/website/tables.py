@@ -24,8 +24,8 @@ from website.cells import (
     megabytes,
     megabytes_to,
     origin,
+    paper_of_table_3,
     points,
-    printed_accuracies,
     rounds_of,
     sent_bytes,
     table,
@@ -130,13 +130,6 @@ def ranks() -> str:
     return f"{table(heads, rows)}\n\n{origin('rank_sweep')}"
 
 
-def paper_of_table_3() -> dict[str, float]:
-    """The accuracies that the paper prints after 200 rounds of CIFAR-10 IID with gamma 0.1, by algorithm."""
-    others = printed_accuracies("Table 3", "CIFAR-10 IID")
-    found = {name.rpartition(" + ")[2].lower(): value for name, value in others.items()}
-    return {"fedavg": printed_accuracies("Table 2", "CIFAR-10 IID")["FedPara 0.1"]} | found
-
-
 def algorithms() -> str:
     """FedPara under five algorithms."""
     of, printed = found("table3_two_cores"), paper_of_table_3()
@@ -219,10 +212,8 @@ def gap() -> str:
     sizes = ["", "parameters, of dense, %", "sent, MB", "of dense, %"]
     heads = [*sizes, f"accuracy after {rounds_of(dense)} rounds, %", "seeds", "minus dense, points, paired by seed"]
     ours = of["fedpara4_first"]
-    pairs = (
-        f"The second row minus low rank: {points(ours, of['low_rank4_first'])} points; minus the same with its first "
-    )
-    pairs += f"layer factorised: {points(ours, of['fedpara4'])}."
+    rank, first = points(ours, of["low_rank4_first"]), points(ours, of["fedpara4"])
+    pairs = f"The second row minus low rank: {rank} points; minus the same with its first layer factorised: {first}."
     return f"{table(heads, rows)}\n\n{pairs}\n\n{origin('cifar10_gap')}"
 
 
