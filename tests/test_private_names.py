@@ -22,7 +22,7 @@ ALLOWED = {
     "torch": {
         "torch._prims_common.suggest_memory_format", "torch.utils._python_dispatch.TorchDispatchMode", "_C", "_VF",
         "_are_functorch_transforms_active", "_inject_new_class", "_inject_property", "_flat_weights_names",
-        "_parameters", "_buffers", "_step_supports_amp_scaling",
+        "_flat_weights", "_parameters", "_buffers", "_step_supports_amp_scaling",
     },
     "wandb": {"_to_model"},
 }  # fmt: skip

@@ -102,11 +102,24 @@ def test_the_mean_of_two_clients_by_hand():
     }
     small["0.bias"], middle["0.bias"] = torch.tensor([1.0, 1, 1]), torch.tensor([5.0, 5, 5])
     server = {key: torch.full_like(tensor, -1) for key, tensor in read_state(network).items()}
-    mean = tiers.mean(server, [(small, 30), (middle, 10)])
+    mean = tiers.mean(server, server, [(small, 30), (middle, 10)])
     assert mean[f"{name}x"].tolist() == [[2, 7, -1], [3, 8, -1], [4, 9, -1]]
     assert mean[f"{name}t"].tolist() == [[5, 1, -1, 7, 2, -1], [3, 5, -1, 6, 9, -1], [-1] * 6]
     assert mean["0.bias"].tolist() == [2, 2, 2]
     assert all((tensor == -1).all() for tensor in server.values())
+
+
+def test_steps_below_the_rounding_of_the_broadcast_add_up():
+    """bfloat16 has 1/128 between 1 and 2; each round moves half of the columns by 1/1000."""
+    tiers, network = hand_made([1, 3])
+    server = {name: torch.full_like(tensor, 1.003) for name, tensor in read_state(network).items()}
+    start = server
+    for _ in range(10):
+        received = {name: tensor.bfloat16().float() for name, tensor in server.items()}
+        small = {name: tensor + 1e-3 for name, tensor in tiers.narrowed(0, received).items()}
+        server = tiers.mean(server, received, [(small, 10)])
+    moved = {name: tiers.narrowed(0, server)[name] - tiers.narrowed(0, start)[name] for name in server}
+    assert all(torch.allclose(tensor, torch.tensor(0.01), atol=1e-5) for tensor in moved.values())
 
 
 @settings(max_examples=30)
@@ -117,7 +130,9 @@ def test_the_mean_is_that_over_the_clients_that_have_the_entry(clients, lowest, 
     generator = torch.Generator().manual_seed(seed)
     draw = lambda: {n: torch.randn(t.shape, generator=generator) for n, t in read_state(network).items()}  # noqa: E731
     server, wholes = draw(), [draw() for _ in clients]
-    mean = tiers.mean(server, [(tiers.narrowed(tier, w), n) for w, (tier, n) in zip(wholes, clients, strict=True)])
+    mean = tiers.mean(
+        server, server, [(tiers.narrowed(tier, w), n) for w, (tier, n) in zip(wholes, clients, strict=True)]
+    )
     column = {"x": torch.arange(3).expand(3, 3), "y": torch.arange(3).expand(3, 3)}
     column["t"] = torch.maximum(torch.arange(3)[:, None], torch.arange(6)[None] % 3)
     ranks = [lowest, 2, 3]

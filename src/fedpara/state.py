@@ -160,6 +160,24 @@ def zeros_like(state: State) -> State:
     return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
 
 
+def stepped(state: State, start: State, end: State) -> State:
+    """The tensors of `end`, as `state` after the step from `start` to them; they themselves where `start` is `state`.
+
+    What is not a floating-point number is taken as it is.
+
+    Example:
+        >>> own, rounded, mean = ({"w": torch.tensor([value])} for value in (1.25, 1.0, 1.5))
+        >>> stepped(own, rounded, mean)
+        {'w': tensor([1.7500])}
+    """
+    return {
+        name: after
+        if not after.is_floating_point() or torch.equal(start[name], state[name])
+        else state[name] + (after - start[name])
+        for name, after in end.items()
+    }
+
+
 def combine(first: State, scale: float, second: State) -> State:
     """`first + scale * second` for the names of `second`; the other tensors of `first` are unchanged.
 

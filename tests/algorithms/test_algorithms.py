@@ -69,6 +69,20 @@ def test_rounded_broadcasts_lead_within_their_rounding_of_the_same_model(name, c
     assert float((found - expected).abs().max()) < torch.finfo(down.dtype).eps * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedluar", "fedprox", "scaffold"])
+def test_steps_below_the_rounding_of_a_broadcast_add_up(name):
+    """bfloat16 has 1/128 between 1 and 2. Without momentum ten rounds move the model by ten steps of the clients."""
+    algorithm = {"fedavgm": FedAvgM(momentum=0)}.get(name, named(name)).bound(["w"], num_clients=1)
+    server = algorithm.start({"w": torch.full((2, 2), 1.003)})
+    for _ in range(10):
+        message = algorithm.broadcast(server)
+        received = message | {"model": {"w": message["model"]["w"].bfloat16().float()}}
+        trained = {"w": received["model"]["w"] + 1e-3}
+        upload = Upload(algorithm.upload(received, trained, 1.0, {}), num_examples=10)
+        server = algorithm.aggregate(server, received, [upload])
+    torch.testing.assert_close(server["model"]["w"], torch.full((2, 2), 1.013), atol=1e-5, rtol=0)
+
+
 MEMORIES = {"scaffold": "control", "feddyn": "h"}  # what of the server's is the mean of what the clients remember
 
 

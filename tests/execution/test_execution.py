@@ -206,7 +206,7 @@ def test_frobenius_decay_is_the_gradient_of_its_penalty_and_of_equation_9s_loss(
         loss.backward()
         for (_, factors), jacobian in zip(factorizations(network), jacobians, strict=True):
             for name, value in jacobian_correction(factors, jacobian, 0.1).items():
-                factors.get_parameter(name).grad.add_(value)
+                factors.get_parameter(name).grad.add_(value, alpha=factors.gradient_scale)
         optimizer.step()
     for name, value in network.state_dict().items():
         torch.testing.assert_close(result.state[name], value, rtol=1e-10, atol=1e-12, msg=name)

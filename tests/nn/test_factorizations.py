@@ -312,9 +312,29 @@ def test_a_pattern_that_matches_nothing_is_an_error(recipe, exclude):
         factorize(small_vgg(), recipe, exclude)
 
 
+def test_a_rule_for_layers_that_stay_dense_is_an_error():
+    with pytest.raises(ValueError, match=r"^pattern='features\.conv1_1': its layers stay dense"):
+        factorize(small_vgg(), FedPara(layers={"features.conv1_1": LayerRule(gamma=1.0)}), num_dense=1)
+    with pytest.raises(ValueError, match=r"gamma=0\.5: must be null together with rank=3"):
+        LayerRule(gamma=0.5, rank=3)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_composes_as_exactly_as_torchs_tanh(precision):
+    torch.manual_seed(0)
+    made = filled(Hadamard((64, 64, 3, 3), 9, tucker=True)).to(precision)
+    exact = copy.deepcopy(made).double()
+    lost, of_formula = (float((w.double() - exact()).norm()) for w in (made(), made.refold(made.compose(made.factors))))
+    assert lost <= 1.05 * of_formula
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"gamma": -0.1}, {"gamma": 1.1}, {"conv": "prop9"}, {"nonlinearity": "relu"}, {"initialization": "x"}]
-)
+    "wrong",
+    [
+        {"gamma": -0.1}, {"gamma": 1.1}, {"conv": "prop9"}, {"nonlinearity": "relu"}, {"initialization": "x"},
+        {"step": float("inf")},
+    ],
+)  # fmt: skip
 def test_wrong_values_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FedPara(**wrong)
@@ -520,6 +540,21 @@ def test_a_deep_copy_is_merged_and_factorised_without_the_network_it_is_of():
     plain = recurrent.weight_ih_l0
     factorize(copy.deepcopy(recurrent), FedPara(), ["weight_hh_l0"])
     assert recurrent.weight_ih_l0 is plain
+
+
+@pytest.mark.parametrize("exclude", [[], ["weight_ih_l0"]], ids=["all", "one"])
+def test_a_recurrent_layer_is_copied_after_a_training_step(exclude):
+    torch.manual_seed(0)
+    network, inputs = factorize(nn.LSTM(32, 32), FedPara(), exclude), torch.randn(3, 2, 32)
+    network(inputs)[0].sum().backward()
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.add_(0.1)
+        expected = copied(inputs)[0]
+        assert not torch.equal(expected, network(inputs)[0])
+    torch.testing.assert_close(merge(copied)(inputs)[0], expected)
+    network(inputs)[0].sum().backward()
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -53,6 +53,26 @@ def test_a_dense_weight_without_scale_is_refused():
         factorize(network, FedPara())
 
 
+def test_a_dense_weight_that_no_product_of_tanh_reaches_is_refused():
+    network = torch.nn.Sequential(torch.nn.Linear(40, 40))
+    torch.nn.init.normal_(network[0].weight, std=1.5)
+    with pytest.raises(ValueError, match=r"^0: a dense weight of std 1\.\d+ is too large for a product of tanh"):
+        factorize(network, FedPara())
+    factorize(network, FedPara(nonlinearity="identity"))
+
+
+def test_the_step_of_a_network_in_half_precision_is_that_of_float32():
+    scales = []
+    for precision in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(1024, 1024).to(precision)
+        (made,) = (
+            one for _, one in factorizations(factorize(layer, EqualSizeLowRank(gamma=0.1, step=0.5), delta=True))
+        )
+        scales.append(made.gradient_scale)
+    assert scales[1] == pytest.approx(scales[0], rel=0.01)
+
+
 @pytest.mark.parametrize("recipe", [FedPara(step=0.5), EqualSizeLowRank(step=0.5)])
 @pytest.mark.parametrize("layer", [torch.nn.Conv2d(6, 8, 3), torch.nn.Linear(24, 20)])
 def test_one_step_on_the_factors_moves_w_by_the_given_share_of_denses_step(recipe, layer):

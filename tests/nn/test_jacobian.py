@@ -277,6 +277,25 @@ def test_the_callback_takes_the_learning_rate_of_each_layers_own_group():
     assert not torch.equal(corrected(0.1, 0.1)[1][0], second[0])
 
 
+def test_a_scaled_step_is_that_of_a_learning_rate_as_often():
+    """One step with gradients scaled by s, and one at s times the rate; lambda is the same."""
+    after = []
+    for scale, rate in ((4.0, 0.1), (1.0, 0.4)):
+        torch.manual_seed(0)
+        network = factorize(MLP([16, 16]).double(), FedPara(gamma=0.5))
+        ((_, made),) = factorizations(network)
+        made.gradient_scale = scale
+        trainer, optimizer = SimpleNamespace(precision_plugin=None), torch.optim.SGD(made.parameters(), lr=rate)
+        callback = JacobianCorrection(1.0)
+        callback.on_train_start(trainer, network)
+        network(torch.ones(4, 16, dtype=torch.float64)).square().sum().backward()
+        callback.on_before_optimizer_step(trainer, network, optimizer)
+        optimizer.step()
+        callback.on_train_end(trainer, network)
+        after.append(made.x.detach())
+    torch.testing.assert_close(*after)
+
+
 def test_the_callback_leaves_frozen_factors_alone():
     """With an optimizer that has the others only."""
     torch.manual_seed(0)

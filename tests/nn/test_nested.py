@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge, narrow, ranks_at
+from fedpara.nn import MUD, EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge, narrow, ranks_at
 from fedpara.nn.initialization import mean_step
 from fedpara.nn.nested import factor_names
 from fedpara.state import num_elements, tensors
@@ -95,6 +95,13 @@ def test_ranks_are_those_of_the_recipe_at_another_gamma():
     assert ranks_at(network, own, 0.1) == {name: one.rank for name, one in small.items()}
     assert ranks_at(network, own, 0.1)["2"] == 5  # a layer with a rank of its own keeps it
     assert set(factor_names(network)) == set(small)
+
+
+@pytest.mark.parametrize("recipe", [MUD(ratio=0.3), MUD(ratio=0.3, kronecker=True)])
+def test_the_factors_of_an_update_are_not_narrowed(recipe):
+    network = factorize(nn.Sequential(copy.deepcopy(LINEAR)), recipe)
+    with pytest.raises(ValueError, match=r"^ranks='0': the factors of \w+Update cannot be narrowed"):
+        narrow(network, {"0": 2})
 
 
 def test_a_recurrent_layer_is_narrowed_by_its_weights():

@@ -1,5 +1,6 @@
 """Sizes and ranks against the paper's printed tables."""
 
+import copy
 import re
 from functools import cache, partial
 from itertools import product
@@ -160,7 +161,8 @@ def test_a_budget_counts_the_whole_network_and_favours_narrow_layers(recipe, cap
     ranks, before = ([factors.rank for _, factors in factorizations(net)] for net in (split, made))
     assert ranks[1] > before[1]
     assert ranks[-1] < before[-1]
-    assert caplog.messages[-1].startswith(f"ranks within the budget: features.conv1_1 {ranks[0]}, features.conv2_1")
+    within = next(message for message in caplog.messages if message.startswith("ranks within"))
+    assert within.startswith(f"ranks within the budget: features.conv1_1 {ranks[0]}, features.conv2_1")
 
 
 def vgg_of(recipe):
@@ -193,3 +195,12 @@ def test_a_budget_for_layers_that_are_all_too_small_is_refused_as_gamma_is():
     for options in ({"gamma": 0.5}, {"budget": 0.5}):
         with pytest.raises(ValueError, match="no layer is left to factorise"):
             factorize(nn.Linear(2, 2), FedPara(**options))
+
+
+def test_a_budget_does_not_count_what_is_not_in_the_state_and_does_not_follow_gamma():
+    layers = nn.Sequential(nn.Linear(128, 32), nn.Linear(32, 10))
+    layers[0].register_buffer("mask", torch.ones(300, 300), persistent=False)
+    for gamma in (0.1, 1.0):
+        network = factorize(copy.deepcopy(layers), FedPara(gamma=gamma, budget=0.8))
+        assert [name for name, _ in factorizations(network)] == ["0"]
+        assert 0.7 < num_parameters(network) / num_parameters(layers) <= 0.8

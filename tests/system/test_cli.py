@@ -375,6 +375,10 @@ BAD = [
     ("model=char_lstm", "model.network: CharLSTM cannot take inputs of mnist_small, (1, 28, 28)"),
     ("model=mlp model.network.widths=[784,9]", "model.network: MLP gives (9,), not a logit for each of the classes"),
     ("sharing.personal_rate=4", "sharing.personal_rate=4.0: must be 1 where nothing is personal"),
+    (
+        "model=mlp method=pfedpara sharing.personal_rate=4 factors.jacobian_correction=1",
+        "sharing.personal_rate=4: must be 1 with factorization.jacobian_correction, whose equation has one rate",
+    ),
     ("sharing=fedbn model=mlp", "sharing.personal='*norm*': matches no parameter or buffer of the model"),
     ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than the number of layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),

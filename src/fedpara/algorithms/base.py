@@ -17,7 +17,7 @@ from typing import Self
 
 from torch.optim import Optimizer
 
-from fedpara.state import Layout, Parts, State, join, separate, weighted_mean
+from fedpara.state import Layout, Parts, State, join, separate, stepped, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,11 @@ class FedAvg:
         Args:
             received: the broadcast as the clients decoded it, from which they started.
         """
-        mean = weighted_mean((upload.parts["model"], upload.num_examples) for upload in uploads)
-        return server | {"model": mean}
+        return server | {"model": stepped(server["model"], received["model"], self.mean(uploads))}
+
+    def mean(self, uploads: Iterable[Upload]) -> State:
+        """The clients' mean model, each weighted by its number of examples, in one pass."""
+        return weighted_mean((upload.parts["model"], upload.num_examples) for upload in uploads)
 
 
 def uniform_mean(uploads: Iterable[Upload]) -> tuple[Parts, int]:

@@ -32,7 +32,7 @@ class FedAvgM(FedAvg):
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """One step along the momentum; buffers take the mean."""
-        mean = super().aggregate(server, received, uploads)["model"]
+        mean = self.mean(uploads)
         before = only(self.trainable, server["model"])
         update = combine(only(self.trainable, mean), -1, only(self.trainable, received["model"]))
         m = combine(update, self.momentum, server["m"])

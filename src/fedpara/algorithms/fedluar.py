@@ -13,7 +13,7 @@ from pydantic import Field, validate_call
 
 from fedpara.algorithms.base import FedAvg, Upload, only
 from fedpara.sampling import derive_seed
-from fedpara.state import Parts, State, combine, zeros_like
+from fedpara.state import Parts, State, combine, stepped, zeros_like
 
 TINY = 1e-6  # added to both norms of a ratio; the authors' code adds it to |x|
 
@@ -68,14 +68,14 @@ class FedLUAR(FedAvg):
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """The mean of what was sent; x_l <- x_l + D_l of the last round for the others; then the next draw."""
-        mean = super().aggregate(server, received, uploads)["model"]
+        mean = self.mean(uploads)
         sent = [name for name in server["update"] if name in mean]
         fresh = combine(only(sent, mean), -1, only(sent, received["model"]))
         recycled = {name: update for name, update in server["update"].items() if name not in mean}
         ratio = {name: (d.norm() + TINY) / (received["model"][name].norm() + TINY) for name, d in fresh.items()}
         ratio = server["ratio"] | {name: value.double() for name, value in ratio.items()}
         return {
-            "model": combine(server["model"] | mean, 1, recycled),
+            "model": combine(server["model"] | stepped(server["model"], received["model"], mean), 1, recycled),
             "update": {name: (fresh | recycled)[name] for name in server["update"]},
             "recycled": self._drawn(ratio, int(server["draws"]["number"])),
             "ratio": ratio,

@@ -51,7 +51,7 @@ class FedAdam(FedAvg):
 
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """One step of the server's optimiser on the pseudo-gradient."""
-        model = dict(super().aggregate(server, received, uploads)["model"])
+        model = dict(self.mean(uploads))
         m, v = dict(server["m"]), dict(server["v"])
         for name in m:
             delta = model[name] - received["model"][name]

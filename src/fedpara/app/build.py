@@ -250,6 +250,8 @@ def build_federation(
     split = make.call("sharing", resetting, split, network, cfg.seed)
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     make.call("sharing", _set_personal_rate, experiment.executor.module, split.personal, split.personal_rate)
+    if split.personal_rate != 1 and experiment.executor.training.jacobian_correction:
+        make.call("sharing", _require_one_rate, network, set(split.personal), split.personal_rate)
     algorithm = make("algorithm")
     made_by = "model" if has_own_module(cfg) else "model.optimizer"
     training = experiment.executor.training
@@ -286,6 +288,18 @@ def _set_personal_rate(module: "FederatedModule", personal: Sequence[str], rate:
     if not isinstance(module, ClassificationModule):
         raise ValueError(f"personal_rate={rate}: must be 1, {type(module).__name__} makes its own optimizer")
     module.rates = dict.fromkeys(personal, rate)
+
+
+def _require_one_rate(network: "nn.Module", personal: set[str], rate: float) -> None:
+    """Refuse two rates within a weight with the Jacobian correction, whose equation has one."""
+    from fedpara.nn.nested import factor_names
+
+    for weight, factors in factor_names(network).items():
+        if len({name in personal for name in factors}) == 2:
+            raise ValueError(
+                f"personal_rate={rate:g}: must be 1 with factorization.jacobian_correction, "
+                f"whose equation has one rate for all factors of {weight}"
+            )
 
 
 def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:

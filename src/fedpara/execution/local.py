@@ -126,7 +126,8 @@ class JacobianCorrection(Callback):
     """Adds lambda times the gradient of FedPara's regulariser (appendix B, eq. 9) before each optimizer step.
 
     It comes from the backward pass alone, whatever other callbacks do to the gradients before it. A frozen factor takes
-    no step and gets no correction.
+    no step and gets no correction. Where a layer's gradients are scaled (`gradient_scale`), so is its correction: it is
+    that of eta times the scale.
 
     Args:
         strength: lambda; 1 in the paper's experiments (Table 6), 10 in its ablation (Table 4).
@@ -154,7 +155,7 @@ class JacobianCorrection(Callback):
             for name, correction in watch.correction(rate, scale).items():
                 gradient = watch.factorization.get_parameter(name).grad
                 assert gradient is not None
-                gradient.add_(correction, alpha=self.strength)
+                gradient.add_(correction, alpha=self.strength * watch.factorization.gradient_scale)
             watch.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -331,7 +331,7 @@ class Federation:
         """The server's next state, of its model only what moves: the algorithm's step."""
         if self.tiers:
             models = ((upload.parts["model"], upload.num_examples) for upload in uploads)
-            return {"model": self.tiers.mean(self.server["model"], models)}
+            return {"model": self.tiers.mean(self.server["model"], broadcast.moving["model"], models)}
         before = self.client_side.moving(self.server, broadcast.round)
         if self.privacy:
             uploads = self.privacy.released(uploads, self.client_side.known_to_both(broadcast), broadcast.round)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fedpara.nn import factor_names, factorizations
 from fedpara.nn.factorizations import core_of, first_columns
 from fedpara.sampling import drawn_groups
-from fedpara.state import State, mean_by_name
+from fedpara.state import State, mean_by_name, stepped
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -96,18 +96,19 @@ class Tiers:
             for name, tensor in state.items()
         }
 
-    def mean(self, model: State, uploads: Iterable[tuple[State, float]]) -> State:
+    def mean(self, model: State, received: State, uploads: Iterable[tuple[State, float]]) -> State:
         """The server's next model: each column's mean over the uploads that have it.
 
         Args:
             model: the server's, which lends the columns that no upload has.
+            received: the same as clients decoded it, value by value, so that it holds for every tier.
             uploads: clients' models, each with the shapes of its tier, and their weights.
         """
         mean = mean_by_name((self._cut(state), weight) for state, weight in uploads)
         after = {name: tensor.clone() for name, tensor in model.items()}
-        for name, piece in self._cut(after).items():
-            if name in mean:
-                piece.copy_(mean[name])
+        pieces = self._cut(after)
+        for name, piece in stepped(pieces, self._cut(received), mean).items():
+            pieces[name].copy_(piece)
         return after
 
     def figures(self, up_bytes: Mapping[int, int], down_bytes: Mapping[int, int]) -> dict[str, float]:

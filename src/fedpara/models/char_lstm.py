@@ -20,7 +20,7 @@ class LSTMLayer(nn.Module):
     """One LSTM layer whose two matrices (for all four gates) are the weights of two `nn.Linear` layers.
 
     So they are factorised, split and merged as those of any other layer, and each is composed once in a forward pass. A
-    parametrized `nn.LSTM` composes its weights ten times.
+    parametrized `nn.LSTM` composes them three times.
 
     Args:
         input_size, hidden_size: width of the inputs and of the state (H).
@@ -60,7 +60,8 @@ class LSTMLayer(nn.Module):
 
     def plain(self) -> nn.LSTM:
         """Torch's own layer with the same outputs; the gains are multiplied into its weights."""
-        layer = nn.LSTM(self.input.in_features, self.hidden_size)
+        placed = {"device": self.input.bias.device, "dtype": self.input.bias.dtype}
+        layer = nn.LSTM(self.input.in_features, self.hidden_size, **placed)
         weights = {
             "weight_ih_l0": _normalized(self.input.weight, self.input_gain),
             "weight_hh_l0": _normalized(self.recurrent.weight, self.recurrent_gain),

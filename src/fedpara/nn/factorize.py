@@ -6,6 +6,7 @@ ordinary dense network again, with the same outputs.
 
 import logging
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -24,7 +25,7 @@ from fedpara.nn.frozen import Base, freeze, matches, unfreeze
 from fedpara.nn.initialization import INITIALIZATIONS, kept_share, mean_step
 from fedpara.nn.mud import MUD, Update
 from fedpara.nn.ranks import Shape, hadamard_rank, largest_rank, matrix_size, ranks_within, tucker_size
-from fedpara.private.torch import flat_weights_names, own_parameters
+from fedpara.private.torch import copyable, flat_weights_names, own_parameters
 
 log = logging.getLogger(__name__)
 STRICT = ConfigDict(extra="forbid")
@@ -57,6 +58,11 @@ class LayerRule:
     gamma: Annotated[float, Field(ge=0, le=1)] | None = None
     rank: Annotated[int, Field(ge=1)] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse both at once."""
+        if self.gamma is not None and self.rank is not None:
+            raise ValueError(f"gamma={self.gamma}: must be null together with rank={self.rank}")
+
 
 @dataclass(frozen=True, config=STRICT)
 class RankByGamma:
@@ -77,7 +83,7 @@ class RankByGamma:
     conv: Literal["tucker", "reshape"] = "tucker"
     initialization: InitializationName = "variance"
     layers: Mapping[str, LayerRule] | None = None
-    step: Annotated[float, Field(gt=0)] | None = None
+    step: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
@@ -122,7 +128,8 @@ class RankByGamma:
                 f"budget={self.budget}: must be at least {ceil(1e4 * least / dense) / 1e4:g}, at which gamma is 0"
             ) from error
         log.info("ranks within the budget: %s", ", ".join(f"{n} {r}" for n, r in zip(names, ranks, strict=True)))
-        return replace(self, layers={name: LayerRule(rank=rank) for name, rank in zip(names, ranks, strict=True)})
+        rules = {name: LayerRule(rank=rank) for name, rank in zip(names, ranks, strict=True)}
+        return replace(self, gamma=0.0, layers=rules)  # gamma 0: no factors where even those are too many
 
     def _rule(self, name: str) -> LayerRule:
         return next((r for pattern, r in (self.layers or {}).items() if fnmatchcase(name, pattern)), LayerRule())
@@ -146,6 +153,7 @@ class RankByGamma:
             INITIALIZATIONS[self.initialization](made, weight)
         except ValueError as error:
             raise ValueError(f"{name}: {error}, or exclude it (model.keep_dense)") from error
+        self._log_narrow(name, made)
         if self.initialization == "fitted":
             kept = 100 * kept_share(made, weight)
             log.info("%s: factors of rank %d keep %.0f %% of its weight", name, made.rank, kept)
@@ -155,6 +163,14 @@ class RankByGamma:
 
     def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
         raise NotImplementedError
+
+    def _log_narrow(self, name: str, made: Factorization) -> None:
+        """Say it where so few input channels bound the rank that no gamma gives a Hadamard product all filters."""
+        outputs, inputs, *kernel = made.shape
+        reached, whole = made.rank**2, min(outputs, inputs * prod(kernel))
+        if made.tucker and len(made.branches()) == 2 and made.rank == inputs and reached < whole:
+            text = "%s: its filters have rank %d at most (input channels: %d), a dense first layer %d (num_dense=1)"
+            log.info(text, name, reached, inputs, whole)
 
     def _sides(self, shape: Shape) -> tuple[int, int]:
         return shape[0], shape[1] if self._tucker(shape) else prod(shape[1:])
@@ -326,8 +342,8 @@ def factorize(
 
     These are `nn.Linear`, `nn.Conv*d`, `nn.LSTM`, `nn.GRU`, `nn.RNN` and `nn.MultiheadAttention`. Biases, norms and
     frozen weights stay. A weight has its layer's name; those of recurrent layers and of attention have names of their
-    own (`lstm.weight_hh_l0`, `attention.in_proj_weight`). torch composes those of a recurrent layer ten times in a
-    forward pass, those of attention three times; `models/char_lstm.py` does it once. Layers that share a weight share
+    own (`lstm.weight_hh_l0`, `attention.in_proj_weight`). torch composes those of a recurrent layer and attention's
+    `in_proj_weight` three times in a forward pass; `models/char_lstm.py` does it once. Layers that share a weight share
     its factors; the weight then has the name of the first of these layers.
 
     Args:
@@ -363,6 +379,7 @@ def factorize(
     _require_addable(recipe, delta)
     if isinstance(recipe, Dense):
         return network
+    _require_used(recipe.patterns, chosen[num_dense:])
     made = _factors(network, recipe, chosen[num_dense:], kept if delta else None)
     if not made:
         left = "each one is excluded, frozen or smaller than its factors"
@@ -382,6 +399,8 @@ def _register(weight: Weight, steps: Sequence[nn.Module]) -> None:
         _own_class(layer)
         for step in steps:
             parametrize.register_parametrization(layer, tensor, step)
+        if isinstance(layer, nn.RNNBase):
+            type(layer).__deepcopy__ = _copied  # type: ignore[attr-defined]  # the class is this layer's own
 
 
 def _factors(
@@ -396,7 +415,7 @@ def _factors(
     if isinstance(recipe, RankByGamma):
         shapes = {weight.names[0]: tuple(dense.shape) for weight, dense in zip(weights, plain, strict=True)}
         factorized = set(plain)
-        others = {*network.parameters(), *network.buffers()} - factorized if beside is None else beside
+        others = {*network.state_dict(keep_vars=True).values()} - factorized if beside is None else beside
         recipe = recipe.within_budget(shapes, sum(tensor.numel() for tensor in others))
     for weight, dense in zip(weights, plain, strict=True):
         if (factors := recipe(weight.names[0], dense.detach())) is not None:
@@ -449,6 +468,15 @@ def _require_matches(weights: Sequence[Weight], exclude: Sequence[str], rules: S
             raise ValueError(f"pattern={pattern!r}: matches no layer; layers are {layers}")
 
 
+def _require_used(rules: Sequence[str], weights: Sequence[Weight]) -> None:
+    """Refuse a rule whose layers all stay dense for another reason."""
+    for pattern in rules:
+        if not any(fnmatchcase(weight.names[0], pattern) for weight in weights):
+            raise ValueError(
+                f"pattern={pattern!r}: its layers stay dense (excluded, frozen, or of num_dense); leave it out"
+            )
+
+
 def _weights(network: nn.Module) -> list[Weight]:
     """Every weight that can be factorised, once."""
     found: dict[Hashable, Weight] = {}
@@ -478,6 +506,14 @@ def _factorizable(layer: nn.Module) -> list[str]:
 def _has_weight(layer: nn.Module, name: str) -> bool:
     """Whether the layer has this weight, as a parameter or composed; nothing is composed to find out."""
     return own_parameters(layer).get(name) is not None or parametrize.is_parametrized(layer, name)
+
+
+def _copied(layer: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
+    """A deep copy of a recurrent layer, also after a forward pass with gradients."""
+    copied = memo[id(layer)] = type(layer).__new__(type(layer))
+    with copyable(layer):
+        copied.__dict__ = deepcopy(layer.__dict__, memo)
+    return copied
 
 
 def _own_class(layer: nn.Module) -> None:

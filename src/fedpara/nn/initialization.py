@@ -103,7 +103,7 @@ def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> Non
     Without a non-linearity W is proportional to a power of that number, so one step is exact; with tanh it takes a few.
 
     Raises:
-        ValueError: the dense weight is constant, so it has no scale to keep.
+        ValueError: the dense weight is constant, so it has no scale to keep, or larger than a tanh can be.
     """
     target = float(weight.std())
     if not target > 0:
@@ -118,6 +118,9 @@ def _match_std(factorization: Factorization, weight: Tensor, scaled: str) -> Non
             if abs(ratio - 1) < 1e-4:
                 break
             _scale([factor for own in factors for factor in own], ratio)
+        else:
+            if not abs(ratio - 1) < 0.01:
+                raise ValueError(f"a dense weight of std {target:g} is too large for a product of tanh, each below 1")
 
 
 def _scale(factors: Sequence[Tensor], ratio: float) -> None:
@@ -140,7 +143,7 @@ def mean_step(factorization: Factorization) -> float:
     for _ in range(number):
         vector = torch.randn(weight.shape, generator=generator).to(weight)
         gradients = torch.autograd.grad(weight, factors, vector, retain_graph=True)
-        total += sum(float(gradient.square().sum()) for gradient in gradients)
+        total += sum(float(gradient.float().square().sum()) for gradient in gradients)  # float16 would overflow
     return total / (number * weight.numel())
 
 

@@ -203,7 +203,8 @@ def _of_error(q: Factors, weight: Tensor, eta_j: Tensor, tanh: bool) -> tuple[Te
     for rows in _blocks(weight):
         s = times(all_rows[..., rows, :], y.mT)
         if tanh:
-            s = torch.sub(ONE, s.mul_(-2).sigmoid_(), alpha=2) if s.is_cpu else s.tanh_()  # as TanhProduct
+            exact = s.is_cpu and s.itemsize >= 4  # as TanhProduct
+            s = torch.sub(ONE, s.mul_(-2).sigmoid_(), alpha=2) if exact else s.tanh_()
         block = error[..., rows, :]
         block.copy_(eta_j[..., rows, :]).sub_(weight[..., rows, :]).addcmul_(*s.unbind(-3))
         gradient = _times_derivative(s.flip(-3).mul_(block.unsqueeze(-3)), s, tanh)

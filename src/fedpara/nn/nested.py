@@ -24,6 +24,7 @@ from dataclasses import replace
 from torch import nn
 
 from fedpara.nn.factorize import RankByGamma, Recipe, factorizations
+from fedpara.nn.mud import Update
 
 Ranks = Mapping[str, int]  # by the name of a factorised weight, as `factorizations` gives it
 
@@ -64,7 +65,7 @@ def narrow(network: nn.Module, ranks: Ranks) -> nn.Module:
         ranks: 1 to the weight's own rank; weights without one stay as they are.
 
     Raises:
-        ValueError: a rank is out of its range, or there is no such weight.
+        ValueError: a rank is out of its range, or there is no such weight, or it has no columns to leave out.
 
     Example:
         >>> from fedpara.nn import FedPara, factorize
@@ -76,6 +77,8 @@ def narrow(network: nn.Module, ranks: Ranks) -> nn.Module:
     for name, rank in ranks.items():
         if name not in found:
             raise ValueError(f"ranks={name!r}: no factorised weight has this name; they are {', '.join(found)}")
+        if isinstance(found[name], Update):
+            raise ValueError(f"ranks={name!r}: the factors of {type(found[name]).__name__} cannot be narrowed")
         if not 1 <= rank <= found[name].rank:
             raise ValueError(f"ranks={name!r}: {rank} must be 1 to {found[name].rank}")
     for name, rank in ranks.items():

@@ -30,6 +30,11 @@ property hides, such as a parametrized weight, and `named_parameters` names a sh
 the dictionaries `_parameters` and `_buffers`. A recurrent layer computes with the weights in `_flat_weights_names`,
 even if others are registered.
 
+Note [Copies of a recurrent layer]
+~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+A recurrent layer keeps the weights of its last forward pass in `_flat_weights`. Composed ones are no leaves of a graph,
+and `copy.deepcopy` refuses those. The next forward pass takes its weights anew.
+
 Note [Operators that run]
 ~~~~~~~~~~~~~~~~~~~~~~~~~
 `TorchDispatchMode` sees every operator of a network, including convolutions that are not layers. torch documents it
@@ -37,6 +42,9 @@ but keeps it in `torch.utils._python_dispatch`. `suggest_memory_format` (`torch.
 format a compiled network expects a gradient; `Tensor.is_contiguous` answers another question where a dimension is 1.
 A kernel that is put in front of another one is handed a `torch._C.DispatchKeySet`, which has no public name.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +55,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "DispatchKeySet",
     "TorchDispatchMode",
+    "copyable",
     "flat_weights_names",
     "inject",
     "lstm",
@@ -72,6 +81,17 @@ def inject(module: nn.Module) -> None:
 def flat_weights_names(layer: nn.RNNBase) -> list[str]:
     """Names of all weights of a recurrent layer, layer by layer. See Note [Own parameters of a layer]."""
     return layer._flat_weights_names
+
+
+@contextmanager
+def copyable(layer: nn.RNNBase) -> Iterator[None]:
+    """Within this a recurrent layer has no weights of a graph. See Note [Copies of a recurrent layer]."""
+    kept = layer._flat_weights
+    layer._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in kept]
+    try:
+        yield
+    finally:
+        layer._flat_weights = kept
 
 
 def unscales_gradients(optimizer: object) -> bool:
