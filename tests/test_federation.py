@@ -21,6 +21,7 @@ from fedpara.federation import FederationCallback, Kept, simulated
 from fedpara.nn import Dense
 from fedpara.runs import CHECKPOINT
 from fedpara.sampling import cohort, derive_seed
+from fedpara.sharing import Rotating, Split
 from fedpara.state import join, weighted_mean
 from helpers.cases import thinned
 from helpers.federations import Watch, make_federation, same, watched
@@ -472,3 +473,20 @@ def test_who_holds_what_is_drawn_once(tmp_path):
     (steps,) = bars.patches  # whatever the number of clients
     assert steps.get_data().values.tolist() == [4, 5]
     assert np.array_equal(classes.images[0].get_array(), counts.T)
+
+
+def test_the_library_refuses_what_the_command_line_does():
+    """An optimizer that breaks an algorithm's equations, or that moves what is frozen."""
+    with pytest.raises(ValueError, match="SGD with momentum and SCAFFOLD"):
+        make_federation(algorithm=Scaffold(), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    with pytest.raises(ValueError, match=r"weight_decay=0\.1: must be 0 with rotating factors"):
+        make_federation(split=Rotating, optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=0.1))
+
+
+def test_the_library_trains_what_is_personal_at_its_own_rate():
+    def personal(rate):
+        federation = make_federation(personal=["*2"], split=partial(Split, personal_rate=rate), num_rounds=1)
+        federation.fit()
+        return join({str(client): federation.personal[client] for client in federation.personal})
+
+    assert not same(personal(1.0), personal(5.0))

@@ -1,7 +1,10 @@
 """The metric that measures a model: its name, whether more is better, and how to show it."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+
+ROUNDING = 1e-6  # of a metric in float32
 
 
 @dataclass(frozen=True)
@@ -92,5 +95,6 @@ class Metric:
         return max(numbers, default=None) if self.higher_is_better else min(numbers, default=None)
 
     def reaches(self, value: float, target: float) -> bool:
-        """Whether a value is at least as good as the target."""
-        return value >= target if self.higher_is_better else value <= target
+        """Whether a value is at least as good as the target; 0.7 in float32, which is 0.69999999, reaches 0.7."""
+        better = value >= target if self.higher_is_better else value <= target
+        return better or math.isclose(value, target, rel_tol=ROUNDING)

@@ -107,10 +107,18 @@ class Run:
     @cached_property
     def overrides(self) -> dict[str, str]:
         """The typed overrides by key: `{"factorization.gamma": "0.1"}`."""
-        for path in (self.folder / OVERRIDES, self.folder / ".hydra" / OVERRIDES):
-            if path.is_file():
-                return typed_values(map(str, _read_yaml(path, list)))
-        return {}
+        return typed_values(map(str, _read_yaml(self._typed, list))) if self._typed else {}
+
+    @property
+    def has_overrides(self) -> bool:
+        """Whether it is known what was typed, nothing perhaps."""
+        return self._typed is not None
+
+    @property
+    def _typed(self) -> Path | None:
+        """The file of the typed overrides; Hydra's own in older run folders."""
+        paths = self.folder / OVERRIDES, self.folder / ".hydra" / OVERRIDES
+        return next((path for path in paths if path.is_file()), None)
 
     @property
     def seed(self) -> str | None:

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedpara.app.errors import ConfigurationError
-from fedpara.app.resume import check_same
+from fedpara.app.resume import check_same, require_no_fewer_rounds
 from fedpara.app.run import Launch
 
 
@@ -20,6 +20,15 @@ def test_more_rounds_are_refused_if_the_schedule_depends_on_their_number(tmp_pat
     check_same(config("cosine", 3), tmp_path)
     with pytest.raises(ConfigurationError, match=r"another federation\.num_rounds \(3 then, 4 now\)"):
         check_same(config("cosine", 4), tmp_path)
+
+
+def test_fewer_rounds_than_a_run_has_are_refused(tmp_path):
+    (tmp_path / "metrics.csv").write_text("round,test/acc\n1,0.5\n2,0.6\n")
+    cfg = OmegaConf.merge(config(None, 2), {"resume": str(tmp_path)})
+    require_no_fewer_rounds(cfg)
+    cfg.federation.num_rounds = 1
+    with pytest.raises(ConfigurationError, match=r"^federation\.num_rounds=1: must be at least 2, its rounds so far"):
+        require_no_fewer_rounds(cfg)
 
 
 def test_the_command_that_resumes_repeats_what_a_run_folder_may_not_say(tmp_path):

@@ -126,3 +126,8 @@ def test_what_cannot_be_served_is_refused():
         ValueError, match="error_feedback=True: must be false with Scaffold, whose control would get twice"
     ):
         make_federation(algorithm=Scaffold(), link=Link(TopK(), Cast(), error_feedback=True))
+
+
+def test_a_broadcast_is_not_sparse():
+    with pytest.raises(ValueError, match=r"^down_codec=TopK: must send all values"):
+        Link(up_codec=TopK(), down_codec=TopK())

@@ -54,6 +54,7 @@ def make_federation(
     clients=None,
     link=None,
     split=Split,
+    optimizer=None,
     **options,
 ):
     """A federation of 5 clients over `tiny_images`, on the CPU, ready to fit.
@@ -67,7 +68,7 @@ def make_federation(
     if dropout:
         network.layers.insert(2, torch.nn.Dropout(dropout))
     factorize(network, recipe or (PFedPara if personal else FedPara)(gamma=1.0), **factorizing or {})
-    module = ClassificationModule(network, partial(torch.optim.SGD, lr=lr), 3)
+    module = ClassificationModule(network, optimizer or partial(torch.optim.SGD, lr=lr), 3)
     data = FederatedDataModule(
         tiny_images, partition or IID(), num_clients=5, num_classes=3, in_channels=1, batch_size=8, seed=seed
     )

@@ -487,3 +487,10 @@ def test_the_card_of_a_private_model_tells_epsilon_and_no_seed(tmp_path):
     assert "4711" not in json.dumps(card.config()) + str(card._training())
     assert card.config()["training"]["privacy"]["secret_cohorts"]
     assert "epsilon is 7.25 at delta 0.0019, if one client is replaced and cohorts are secret" in str(card._unknown())
+
+
+def test_the_delta_of_one_client_must_be_given():
+    start = ClientLevelPrivacy(noise_multiplier=1.0).start
+    with pytest.raises(ValueError, match=r"^privacy\.delta=null: must be given with one client"):
+        start(["w"], num_clients=1, clients_per_round=1, min_clients=1, num_rounds=1)
+    ClientLevelPrivacy(noise_multiplier=1.0, delta=1e-3).start(["w"], 1, 1, 1, 1)

@@ -35,10 +35,11 @@ KEPT = ROOT / "results" / "cifar10_two_cores"
 CLIENT_BYTES = 250_000
 
 
-def write_run(folder, accuracies, overrides=(), state="finished", config=None, parameters=250):
+def write_run(folder, accuracies, overrides=None, state="finished", config=None, parameters=250):
     """A run folder of 4 clients a round that each move 250 kB; an accuracy of None is a round that was not tested."""
     folder.mkdir(parents=True)
-    (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    if overrides is not None:
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
     (folder / "config.yaml").write_text(yaml.safe_dump(config or {"federation": {"num_rounds": 4}}))
     with (folder / "metrics.csv").open("w") as stream:
         names = ["round", "test/acc", "comm/total_bytes", "time/round_s"]
@@ -86,7 +87,7 @@ def of_folders(root, names, **options):
     """Run folders without overrides.yaml."""
     for name in names:
         write_run(root / name, [0.5], **options)
-        (root / name / "overrides.yaml").unlink()
+        (root / name / "overrides.yaml").unlink(missing_ok=True)
 
 
 def test_runs_of_one_name_in_several_folders_are_several_settings(tmp_path):
@@ -520,6 +521,42 @@ def test_the_difference_to_the_paper(tmp_path):
         "1",
         "-1.88",
     ] in [row[:8] for row in Cells(page).rows]
+
+
+def test_the_paper_is_compared_with_one_run_of_each_seed(tmp_path):
+    config = configured("experiment=fedpara_cifar10")
+    runs = [
+        write_run(tmp_path / f"{number}", [accuracy] * 200, [f"seed={seed}"], config=config | {"seed": seed})
+        for number, (seed, accuracy) in enumerate([(0, 0.6), (0, 0.6), (1, 0.62)])
+    ]
+    (setting,) = settings(runs)
+    ours = next(one.measured for one in compare([setting]) if one.source == "Table 2")
+    assert ours == setting.last
+    assert ours.num_seeds == setting.num_seeds == 2
+
+
+def test_runs_for_which_nothing_was_typed_are_seeds_of_one_setting(tmp_path):
+    typed = {"2025-01-01_10-00-00": ["logger=csv"], "2025-01-01_10-00-01": ["logger=csv", "seed=1"]}
+    runs = [write_run(tmp_path / name, [0.6], overrides) for name, overrides in typed.items()]
+    (setting,) = settings(runs)
+    assert setting.label == "all runs"
+    assert len(setting.counted) == 2
+
+
+def test_an_accuracy_in_float32_reaches_its_target(tmp_path):
+    """0.58 in float32 is below 0.58; the best whole percent is 58."""
+    runs = [write_run(tmp_path / f"run-{seed}", [0.3, 0.57999998331069946], [f"seed={seed}"]) for seed in (0, 1)]
+    (setting,) = settings(runs)
+    assert setting.reaches(0.58)
+    assert not setting.reaches(0.5801)
+    assert common_target([setting]) == 0.58
+
+
+def test_less_of_a_cost_is_better(tmp_path):
+    for name, rounds in (("dear", 4), ("cheap", 2)):
+        write_run(tmp_path / name, [0.5] * rounds, [f"factorization={name}"])
+    write_report(find_runs(tmp_path), tmp_path / "report", "t", metric="comm/total_bytes")
+    assert "Best: factorization=cheap" in (tmp_path / "report" / "report.md").read_text()
 
 
 @pytest.mark.slow

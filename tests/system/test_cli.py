@@ -332,6 +332,8 @@ BAD = [
     ("~data.dataset._target_", "data.dataset._target_: must be given"),
     ("~callbacks.checkpoint._target_", "callbacks.checkpoint._target_: must be given"),
     ("+callbacks.mine={_target_:builtins.dict}", "callbacks.mine: must be a FederationCallback, not a dict"),
+    ("logger=[]", "logger=[]: must be one of csv, "),
+    ("callbacks=[]", "callbacks=[]: must be one of audited, "),
     ("+executor.chunk=2", "executor.chunk: no such key"),
     ("~link.up_codec", "link.up_codec: must be given"),
     ("data.dataset=[1]", "data.dataset=[1]: must be of the kind it is in configs/ (Cannot merge DictConfig with ListC"),

@@ -127,6 +127,10 @@ def test_wrong_arguments_are_one_line(shell, run):
         "export=torch": "export=torch: must be dense, onnx, hub or loha",
         "client=4": "client=4: must be 0 to 3",
         "client=x": "client=x: must be 0 to 3",
+        "exprot=dense": "exprot: no such key; allowed in the configuration: ",
+        "trainer.accelerator=[": "trainer.accelerator=[: not valid YAML",
     }
     for argument, line in wrong.items():
-        assert shell(f"run={run}", argument, program=evaluation)[:2] == (2, f"error: {line}\n")
+        status, error, _ = shell(f"run={run}", argument, program=evaluation)
+        assert (status, error.count("\n")) == (2, 1)
+        assert error.startswith(f"error: {line}")

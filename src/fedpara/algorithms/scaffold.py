@@ -29,8 +29,9 @@ class Scaffold(FedAvg):
 
     def require(self, optimizer: Optimizer) -> None:
         """(x - y_i) / (K eta_l) is a mean of gradients after plain SGD only."""
-        if not isinstance(optimizer, SGD) or optimizer.defaults["momentum"]:
-            made = f"{type(optimizer).__name__}{' with momentum' if optimizer.defaults.get('momentum') else ''}"
+        momentum = any(group.get("momentum") for group in optimizer.param_groups)
+        if not isinstance(optimizer, SGD) or momentum:
+            made = f"{type(optimizer).__name__}{' with momentum' if momentum else ''}"
             raise ValueError(
                 f"{made} and SCAFFOLD, whose control variates are mean gradients of plain SGD; "
                 "take torch.optim.SGD without momentum, or another algorithm such as feddyn"

@@ -249,7 +249,7 @@ def build_federation(
     split = make("sharing", names=list(state), tied=first_names(network), stacks=stacked_factors(network))
     split = make.call("sharing", resetting, split, network, cfg.seed)
     make.call("sharing", _require_whole_weights, network, set(split.personal))
-    make.call("sharing", _set_personal_rate, experiment.executor.module, split.personal, split.personal_rate)
+    make.call("sharing", split.set_rates, experiment.executor.module)
     if split.personal_rate != 1 and experiment.executor.training.jacobian_correction:
         make.call("sharing", _require_one_rate, network, set(split.personal), split.personal_rate)
     algorithm = make("algorithm")
@@ -278,16 +278,6 @@ def build_federation(
         held = {tier: tiers.narrowed(number, federation.server["model"]) for number, tier in enumerate(tiers.names)}
         experiment.parameters |= {f"shared_{tier}": num_elements(own) for tier, own in held.items()}
     return federation
-
-
-def _set_personal_rate(module: "FederatedModule", personal: Sequence[str], rate: float) -> None:
-    from fedpara.models import ClassificationModule
-
-    if rate == 1:
-        return
-    if not isinstance(module, ClassificationModule):
-        raise ValueError(f"personal_rate={rate}: must be 1, {type(module).__name__} makes its own optimizer")
-    module.rates = dict.fromkeys(personal, rate)
 
 
 def _require_one_rate(network: "nn.Module", personal: set[str], rate: float) -> None:

@@ -162,6 +162,8 @@ def choices_named(typed: Sequence[str]) -> Iterator[None]:
     Raises:
         ConfigurationError: the group, and what it can be.
     """
+    if nothing := _choice_line([argument for argument in typed if argument.endswith("=[]")]):
+        raise ConfigurationError(nothing)
     try:
         yield
     except ValueError as error:

@@ -55,7 +55,11 @@ def composition_line(error: Exception, allowed: DictConfig | None) -> str:
         line = one_line(re.sub(r"^In '[^']*': |Config search path:.*", "", text, flags=re.DOTALL))
         return line.rstrip(".") + _missing_plugin(line)
     inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # the key in `group={key: 1}`
-    key = inner[1] if inner else wrong[1]
+    return unknown_key(inner[1] if inner else wrong[1], allowed)
+
+
+def unknown_key(key: str, allowed: DictConfig | None) -> str:
+    """One line for a dotted key that a configuration does not have, with those that it has."""
     parent, _, name = key.rpartition(".")
     node: Any = OmegaConf.select(allowed, parent) if allowed is not None and parent else allowed
     names = [str(n) for n in node if not str(n).startswith("_")] if isinstance(node, DictConfig) else []

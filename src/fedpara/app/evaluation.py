@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpara.app.build import Experiment, build_experiment, build_federation, groups
 from fedpara.app.composition import read_resolved
-from fedpara.app.errors import ConfigurationError, one_line, require_nodes, show_usage, stop
+from fedpara.app.errors import ConfigurationError, one_line, require_nodes, show_usage, stop, unknown_key
 from fedpara.app.make import Make, find_modules_here
 from fedpara.app.overrides import PATHS, escaped
 from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
@@ -81,6 +82,9 @@ def configuration(
     saved = read_resolved(folder / CONFIG, f"run={folder}")
     try:
         typed = _typed(overrides)
+        for key in typed:
+            if key not in saved:
+                raise ConfigurationError(unknown_key(str(key), saved))
         cfg: Any = OmegaConf.merge(saved, typed)
         require_nodes(cfg, groups(cfg))
         resolved: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -154,8 +158,11 @@ def _typed(overrides: list[str]) -> DictConfig:
     for key, _, value in (override.partition("=") for override in overrides):
         if PATHS.fullmatch(key):
             OmegaConf.update(typed, key, escaped(str(Path(value).expanduser().absolute())))
-        else:
+            continue
+        try:
             typed.merge_with_dotlist([f"{key}={value}"])
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"{key}={value}: not valid YAML") from error
     return typed
 
 

@@ -37,6 +37,8 @@ def report(arguments: list[str]) -> list[Path]:
     if len(own) > LONGEST_NAME:
         own = f"report_with_{len(others)}_others-{digest(own)}"
     output = Path(options.get("output", roots[0] / own))
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output={output}: must be a folder")
     title = options.get("title", ", ".join(map(str, roots)))
     target, metric, baseline = _target(options), options.get("metric"), options.get("baseline")
     return write_report(runs, output, title, target, metric, baseline, sweeps)

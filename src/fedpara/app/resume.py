@@ -85,6 +85,13 @@ def note_pretrained(cfg: DictConfig) -> None:
         OmegaConf.update(cfg, "pretrained.crc32", crc32(Make(cfg).call("pretrained.file", Path(file).read_bytes)))
 
 
+def require_no_fewer_rounds(cfg: DictConfig) -> None:
+    """Refuse to resume a run with fewer rounds than it has."""
+    done, wanted = len(Run(Path(cfg.resume)).rows), cfg.federation.num_rounds
+    if wanted < done:
+        raise ConfigurationError(f"federation.num_rounds={wanted}: must be at least {done}, its rounds so far")
+
+
 def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
     """Refuse to resume in `folder` under a configuration that would change the result."""
     saved = read_resolved(folder / CONFIG, f"resume={folder}")

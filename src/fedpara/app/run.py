@@ -16,6 +16,7 @@ from fedpara.app.resume import (
     check_same,
     has_nothing_left,
     note_pretrained,
+    require_no_fewer_rounds,
     require_nothing_lost,
     restore_begun,
 )
@@ -70,6 +71,7 @@ def run(cfg: DictConfig, build: Build = build, launch: Launch | None = None) -> 
         if cfg.resume:
             require_resolved(f"resume={cfg.resume}", OmegaConf.to_container(cfg, resolve=True))
             check_same(cfg, Path(cfg.resume))
+            require_no_fewer_rounds(cfg)
         with Make(cfg).call("paths.output_dir", reserve, folder):
             return train(cfg, build, launch or Launch())
     except Exception as error:
@@ -156,12 +158,15 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
 
 def _conclude(record: Any, federation: "Federation", folder: Path) -> None:
     """Log the accuracy, the bytes, those of the dense model, and the run folder."""
+    from fedpara.sharing import Split
+
     if not record.rows:
         log.info("nothing to do: %s", federation.stopped or "the run already has its rounds")
         return
     sizes, last = record.parameters, record.rows[-1]
     saved = ""
-    if 0 < sizes["shared"] < sizes["dense"] and not federation.tiers:
+    whole = type(federation.split) is Split and not federation.tiers and not federation.catch_up
+    if 0 < sizes["shared"] < sizes["dense"] and whole:  # otherwise not every message is the whole shared part
         ratio = sizes["dense"] / sizes["shared"]
         saved = f", the dense model would have sent {size(federation.total_bytes * ratio)} ({ratio:.1f}x)"
     judged = federation.judged

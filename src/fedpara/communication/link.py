@@ -30,7 +30,7 @@ class Link:
 
     Raises:
         ValueError: there is error feedback for an up codec that does not encode updates, or that loses more of them
-            than there is.
+            than there is; or the down codec leaves out values, of which a broadcast has no earlier ones.
 
     Example:
         >>> import torch
@@ -46,6 +46,8 @@ class Link:
 
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(self, up_codec: Codec, down_codec: Codec, error_feedback: bool = False) -> None:
+        if getattr(down_codec, "zeroes", False):
+            raise ValueError(f"down_codec={type(down_codec).__name__}: must send all values, a broadcast is no update")
         if error_feedback and not up_codec.of_updates:
             raise ValueError(
                 f"error_feedback=True: must be false with {type(up_codec).__name__}, which encodes no updates"

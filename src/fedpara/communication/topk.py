@@ -33,6 +33,7 @@ class TopK:
     """
 
     of_updates = True
+    zeroes = True  # what it leaves out is 0, so it cannot carry a broadcast of values
 
     @validate_call
     def __init__(self, share: Annotated[float, Field(gt=0, le=1)] = 0.1) -> None:

@@ -140,6 +140,7 @@ class Federation:
         travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
         self.link = self._bound(link or Link(Cast(), Cast()), shared, travelling)
         self.split.require_round(self.server, self.link.error_feedback, privacy is not None)
+        self._require_optimizer()
         layouts = Layouts.of(self.algorithm, self.link, self.split, initial, self.server, catch_up)
         self.aggregation = aggregation.bound_to([*trained, *travelling]) if aggregation else None
         if self.aggregation:
@@ -159,6 +160,15 @@ class Federation:
         self.round, self.total_bytes = 0, 0
         self.crashes: dict[int, int] = {}
         self.stopped: str | None = None
+
+    def _require_optimizer(self) -> None:
+        """Refuse a local optimizer, or a correction of its steps, that does not fit the algorithm or the split."""
+        self.split.set_rates(self.executor.module)
+        if training := getattr(self.executor, "training", None):  # not if clients are computed by hand
+            optimizer = training.optimization().optimizer
+            self.algorithm.require(optimizer)
+            self.split.require(optimizer)
+            self.split.require_plain_steps(training.jacobian_correction)
 
     def fit(self) -> None:
         """Train until `num_rounds`, or until a callback stops it; callbacks always learn how it ended."""

@@ -97,6 +97,8 @@ class ClientLevelPrivacy:
         Args:
             names: the trained values that travel.
         """
+        if num_clients == 1 and self.delta is None:
+            raise ValueError("privacy.delta=null: must be given with one client, N^-1.1 would be 1 and promise nothing")
         if self.seed is not None:
             log.warning("privacy.seed=%d: for tests alone, whoever knows it can subtract the noise", self.seed)
         return PrivateMean(self, list(names), num_clients, clients_per_round, min_clients, num_rounds)

@@ -28,6 +28,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 NONE = "-"
 LARGEST = 2**20  # bytes of a figure or of its data in the page
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?")
+COSTS = re.compile("loss|^(comm|time|cost)/")  # columns of which less is better
 VENDOR = Path(__file__).with_name("vendor")
 
 
@@ -80,12 +81,12 @@ def write_report(
 
 
 def _metric(column: str | None, runs: Sequence[Run]) -> Metric:
-    """The metric of a column; if it is not the headline, more is better unless it is a loss."""
+    """The metric of a column; if it is not the headline, more is better unless it is a loss or a cost."""
     usual = judged(runs)
     if column is None or column == usual.name:
         return usual
     own = next((run.headline for run in runs if column in (run.judged.name, f"test/{run.headline.name}")), None)
-    return Metric(column, own.higher_is_better if own else "loss" not in column)
+    return Metric(column, own.higher_is_better if own else not COSTS.search(column))
 
 
 def _place(setting: Setting) -> tuple[bool, bool, bool, float]:
@@ -166,7 +167,7 @@ def _answer(found: list[Setting], target: float | None) -> str:
     best, metric = found[0], found[0].metric
     if best.last is None or best.gigabytes is None:
         return "No setting has a round that all of its seeds tested."
-    part = f" (of {len(best.counted)} of its {len(best.runs)} seeds)" if len(best.counted) < len(best.runs) else ""
+    part = f" (of {len(best.counted)} of its {best.num_seeds} seeds)" if len(best.counted) < best.num_seeds else ""
     unit = " %" if metric.is_share else f" {metric.name}"
     reached = f"{_value(best.last, metric)}{unit}"
     sentence = f"Best: {best.label}, {reached} for {size(1e9 * best.gigabytes.mean)}{part}."
@@ -176,8 +177,8 @@ def _answer(found: list[Setting], target: float | None) -> str:
         sentence += f" Its difference from {'; '.join(near[:4])}{others} is not settled."
     aimed = [s for s in found if target is not None and s.is_finished == best.is_finished and s.reaches(target)]
     costs = [(fmean(c.num_bytes for c in s.cost(target or 0.0, 10)), s) for s in aimed]
-    if len(costs) > 1:
-        ranked = sorted(costs, key=lambda pair: pair[0])
+    ranked = sorted(costs, key=lambda pair: pair[0])
+    if ranked and ranked[0][0] < ranked[-1][0]:
         (least, cheapest), (most, dearest) = ranked[0], ranked[-1]
         times = f" ({most / least:.1f} times as much)" if least else ""  # local training sends nothing
         sentence += (
@@ -218,7 +219,7 @@ def _measured(heads: list[str], rows: list[list[str]]) -> Table:
 
 
 def _setting_row(setting: Setting, target: float | None, best: bool) -> list[str]:
-    seeds = f"{len(setting.counted)}" + (f" of {len(setting.runs)}" if len(setting.counted) < len(setting.runs) else "")
+    seeds = f"{len(setting.counted)}" + (f" of {setting.num_seeds}" if len(setting.counted) < setting.num_seeds else "")
     ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
     shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
     common = setting.mean_curve

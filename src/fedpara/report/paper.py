@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from fedpara.cost import cost_to_target
 from fedpara.installation import CONFIGS
 from fedpara.record import counted
-from fedpara.report.settings import Estimate, Setting
+from fedpara.report.settings import Estimate, Setting, of_each_seed
 from fedpara.runs import MATTER, Run, deciding, leaves
 
 GIBIBYTE = 2**30
@@ -98,8 +98,9 @@ def composed(setup: str, row: str | None = None) -> dict[str, Any]:
 def _accuracies(found: list[Setting]) -> Iterator[Comparison]:
     for table, row, printed, setting, others in _rows("accuracies", found):
         quantity = f"accuracy after {table['rounds']} rounds, %"
-        complete = [value for run in setting.runs if (value := _accuracy_at(run, table["rounds"])) is not None]
-        tested = [run for run in setting.runs if run.last("test/acc") is not None and _goes_on(run, table["rounds"])]
+        runs = of_each_seed(setting.runs)
+        complete = [value for run in runs if (value := _accuracy_at(run, table["rounds"])) is not None]
+        tested = [run for run in runs if run.last("test/acc") is not None and _goes_on(run, table["rounds"])]
         values, note = complete, ""
         if tested and not complete:
             values = [100 * (run.last("test/acc") or 0.0) for run in tested]
@@ -114,9 +115,9 @@ def _accuracies(found: list[Setting]) -> Iterator[Comparison]:
 
 def _costs(found: list[Setting]) -> Iterator[Comparison]:
     for table, row, printed, setting, others in _rows("costs", found):
-        costs = [_gibibytes(run, table["target"]) for run in setting.runs]
+        costs = [_gibibytes(run, table["target"]) for run in of_each_seed(setting.runs)]
         reached = [cost for cost in costs if cost is not None]
-        note = "" if len(reached) == len(costs) else f"reached by {len(reached)} of {len(costs)} runs"
+        note = "" if len(reached) == len(costs) else f"reached by {len(reached)} of {len(costs)} seeds"
         notes = "; ".join(filter(None, [others, note]))
         measured = Estimate.of(reached) if reached else None
         quantity = f"GiB to {100 * table['target']:g} %"

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedpara.cost import TEST_ACCURACY, CostToTarget, cost_to_target
-from fedpara.metric import Metric
+from fedpara.metric import ROUNDING, Metric
 from fedpara.record import GIGABYTE
 from fedpara.runs import Run, axes, deciding
 
@@ -72,12 +72,12 @@ class Setting:
         Of several runs with one seed, the first of those with most rounds counts.
         """
         tested = [run for run in self.runs if run.last(self.metric.name) is not None]
-        chosen: dict[str, Run] = {}
-        for run in [run for run in tested if run.state == "finished"] or tested:
-            seed = run.name if run.seed is None else run.seed
-            if seed not in chosen or len(run.rows) > len(chosen[seed].rows):
-                chosen[seed] = run
-        return list(chosen.values())
+        return of_each_seed([run for run in tested if run.state == "finished"] or tested)
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds it was run with, counted or not."""
+        return len(of_each_seed(self.runs))
 
     @property
     def is_finished(self) -> bool:
@@ -153,6 +153,16 @@ class Setting:
         return bool(self.counted) and len(self.cost(target, 1)) == len(self.counted)
 
 
+def of_each_seed(runs: Iterable[Run]) -> list[Run]:
+    """One run for each seed, the first of those with most rounds; a run without a number is a seed of its own."""
+    chosen: dict[str, Run] = {}
+    for run in runs:
+        seed = run.name if run.seed is None else run.seed
+        if seed not in chosen or len(run.rows) > len(chosen[seed].rows):
+            chosen[seed] = run
+    return list(chosen.values())
+
+
 def settings(
     runs: Sequence[Run], metric: Metric = TEST_ACCURACY, sweeps: Mapping[Path, str] | None = None
 ) -> list[Setting]:
@@ -170,7 +180,7 @@ def settings(
     groups: dict[tuple[Any, ...], Setting] = {}
     for number, run in enumerate(runs):
         own = {name: column[number] for name, column in varying.items()}
-        values = own if run.overrides else {"": names[number]}
+        values = own if run.has_overrides else {"": names[number]}
         group = groups.setdefault((of[number], *values.items()), Setting(values, [], metric, of[number]))
         group.runs.append(run)
     return [part for group in groups.values() for part in _parts(group)]
@@ -185,7 +195,7 @@ def _names(runs: Sequence[Run], sweeps: Sequence[str]) -> list[str]:
     """Run folders' names without the number of the seed, after the folders that a sweep's runs do not share."""
     above: dict[str, Path] = {}
     for run, sweep in zip(runs, sweeps, strict=True):
-        if not run.overrides:
+        if not run.has_overrides:
             parent = run.folder.resolve().parent
             above[sweep] = Path(os.path.commonpath([above.get(sweep, parent), parent]))
     return [_name(run.folder.resolve(), above.get(sweep)) for run, sweep in zip(runs, sweeps, strict=True)]
@@ -285,7 +295,7 @@ def common_target(found: Sequence[Setting]) -> float | None:
     if not reached:
         return None
     worst = min(reached) if metric.higher_is_better else max(reached)
-    return math.floor(worst) / 100 if metric.is_share else worst
+    return math.floor(worst * (1 + ROUNDING)) / 100 if metric.is_share else worst
 
 
 def pareto(found: Sequence[Setting]) -> set[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, validate_call
@@ -80,6 +80,19 @@ class Split:
             name: torch.stack([new[f"{name}[{i}]"] for i in range(len(whole))]) if name in self.stacks else new[name]
             for name, whole in shared.items()
         }
+
+    def set_rates(self, module: Any) -> None:
+        """Give the module the learning rates of what is personal.
+
+        Raises:
+            ValueError: it makes its own optimizer.
+        """
+        if self.personal_rate == 1:
+            return
+        if not hasattr(module, "rates"):
+            name = type(module).__name__
+            raise ValueError(f"personal_rate={self.personal_rate}: must be 1, {name} makes its own optimizer")
+        module.rates = dict.fromkeys(self.personal, self.personal_rate)
 
     def require(self, optimizer: Optimizer) -> None:
         """Refuse a local optimizer that does not fit the split; here every optimizer is fine.
