@@ -131,7 +131,7 @@ class ClientRecord:
         client: index of the client.
         outcome: `succeeded`, or how its last attempt failed.
         up_bytes: bytes that it sent to the server, in all its attempts.
-        down_bytes: bytes of the broadcast, which it was sent once.
+        down_bytes: bytes of the broadcast, which it was sent in each attempt.
         num_examples, num_steps, train_loss, seconds: those of its `Report`; None if it failed.
         tier: its tier, of clients of different size; None without tiers.
     """

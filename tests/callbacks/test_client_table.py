@@ -62,6 +62,9 @@ def test_clients_that_fail_have_one_row_with_their_bytes(tmp_path, retries):
     assert all(row[name] is None for row in failed for name in ("examples", "steps", "train_loss", "seconds"))
     if retries:
         assert max(row["up_bytes"] for row in rows) > min(row["up_bytes"] for row in rows if row["up_bytes"])
+    once = min(row["down_bytes"] for row in rows)
+    attempts = {row["down_bytes"] / once for row in rows}
+    assert attempts == ({1, 2, 3} if retries else {1})  # the broadcast is sent again in each
 
 
 class Stop(FederationCallback):

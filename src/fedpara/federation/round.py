@@ -228,8 +228,7 @@ class Federation:
                 self.catch_up.note(*models, self.round + 1, tally.succeeded)
         except TooFewClients as few:  # the round has no effect, but its bytes count
             log.warning("round %d: nothing changes, %s", self.round + 1, few)
-        down = {client: broadcast.to(client).num_bytes for client in chosen}
-        up_bytes, down_bytes = sum(tally.up_bytes.values()), sum(down.values())
+        up_bytes, down_bytes = sum(tally.up_bytes.values()), sum(tally.down_bytes.values())
         self.total_bytes += up_bytes + down_bytes
         metrics = self.evaluate() if due else {}
         personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
@@ -253,7 +252,7 @@ class Federation:
             trained_scores=tuple(tally.trained_scores),
             headline=self.headline,
             privacy=self.privacy.figures() if self.privacy else {},
-            tiers=self.tiers.figures(tally.up_bytes, down) if self.tiers else {},
+            tiers=self.tiers.figures(tally.up_bytes, tally.down_bytes) if self.tiers else {},
         )
 
     def model(self, client: int | None = None) -> State:
@@ -354,6 +353,7 @@ class Federation:
         start = time.perf_counter()
         for attempt in range(self.retries + 1):
             tally.failures = []
+            tally.down_bytes.update({client: broadcast.to(client).num_bytes for client in chosen})
             for outcome in tally.awaited(self.clients.train(chosen, broadcast, attempt, test)):
                 arrived = self._receive(outcome, broadcast, tally) if isinstance(outcome, Reply) else outcome
                 if isinstance(arrived, Upload):
@@ -364,7 +364,7 @@ class Federation:
             chosen = [client for client in chosen if client in failed]
         tally.train_seconds = time.perf_counter() - start
         for failure in tally.failures:
-            sent, down_bytes = tally.unused_bytes[failure.client], broadcast.to(failure.client).num_bytes
+            sent, down_bytes = tally.unused_bytes[failure.client], tally.down_bytes[failure.client]
             tier = self._tier(failure.client)
             self._tell(ClientRecord(self.round + 1, failure.client, failure.kind, sent, down_bytes, tier=tier))
         self._judge(tally)
@@ -392,7 +392,7 @@ class Federation:
         sent = reply.packet.num_bytes + tally.unused_bytes.pop(report.client, 0)
         self._tell(
             ClientRecord(
-                self.round + 1, report.client, "succeeded", sent, broadcast.to(report.client).num_bytes,
+                self.round + 1, report.client, "succeeded", sent, tally.down_bytes[report.client],
                 report.num_examples, report.num_steps, report.train_loss, report.seconds, self._tier(report.client),
             )
         )  # fmt: skip

@@ -19,6 +19,7 @@ class Tally:
         self.succeeded: list[int] = []
         self.failures: list[ClientFailure] = []
         self.up_bytes: Counter[int] = Counter()  # of uploads that were decoded, by client
+        self.down_bytes: Counter[int] = Counter()  # of the broadcast, in each attempt, by client
         self.unused_bytes: Counter[int] = Counter()  # of uploads that were not finite, by client
         self.loss_sum = 0.0
         self.num_examples = 0
