@@ -16,6 +16,9 @@ from fedpara.report.differences import Difference, difference
 from fedpara.report.settings import Estimate, Setting, settings
 from fedpara.runs import find_runs
 
+EXTRAS = {  # of Table 4, by the folder's name: the nonlinearity and lambda
+    "identity_0": "neither", "tanh_0": "tanh", "identity_10": "Jacobian correction, λ = 10", "tanh_10": "both",
+}  # fmt: skip
 ENDS = {"up": ["up"], "down": ["down"], "total": ["up", "down"]}
 
 

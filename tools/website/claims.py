@@ -8,6 +8,7 @@ from fedpara.report.differences import Difference, difference
 from fedpara.report.settings import Estimate, Setting
 from fig5 import METHODS, SETTINGS
 from website.cells import (
+    EXTRAS,
     estimate,
     estimate_of,
     found,
@@ -34,6 +35,7 @@ class Claim:
         pair: the settings of the difference.
         metric: the column that is compared.
         is_drawn: whether the paper draws the first above the second, without a number.
+        is_none: whether the paper says that there is no difference, as its own is within the interval.
     """
 
     text: str
@@ -44,6 +46,7 @@ class Claim:
     pair: tuple[str, str]
     metric: str = "test/acc"
     is_drawn: bool = False
+    is_none: bool = False
 
     def row(self) -> list[str]:
         """The cells of the table."""
@@ -51,11 +54,15 @@ class Claim:
         ours, theirs = (of[name] for name in self.pair)
         one = difference(ours, theirs)
         paper = "above" if self.is_drawn else "" if math.isnan(self.printed) else signed(self.printed)
+        if self.is_none:
+            paper = f"none ({self.printed:+.2f})".replace("-", "−")
         where = f"[{rounds_of(ours)} rounds, {one.num_runs[0]} seed{'s' * (one.num_runs[0] > 1)}]({self.page})"
         return [self.text, self.source, paper, estimate_of(one), where, hours([ours, theirs]), self.verdict(one)]
 
     def verdict(self, one: Difference) -> str:
         """Whether our difference is the paper's: its sign, and whether the printed one is in our interval."""
+        if self.is_none:
+            return "**a difference**" if one.settled else "none either"
         if not one.settled or math.isnan(self.printed):
             return one.verdict
         if (one.mean > 0) != (self.printed > 0):
@@ -104,6 +111,12 @@ def of_the_paper() -> Iterator[Claim]:
             "table3_two_cores",
             pair,
         )
+    baseline, *extras = zip(EXTRAS, printed_accuracies("Table 4", "CIFAR-10 IID").values(), strict=True)
+    for name, printed in extras:
+        yield Claim(
+            f"{EXTRAS[name]} − neither tanh nor correction", "Table 4, CIFAR-10 IID", printed - baseline[1],
+            "initialisation.md#table-4", "table4_two_cores", (name, baseline[0]), is_none=True,
+        )  # fmt: skip
     for scenario, folder in enumerate(SETTINGS, start=1):
         for other in ("local", "fedavg", "fedper"):
             yield Claim(

@@ -12,7 +12,7 @@ RUN = "<!-- tested: run -->"
 INLINE = re.compile(r"`(python\s[^`]*)`")
 BLOCK = re.compile(r"(?P<mark><!-- tested: run -->\n+)?^```bash\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACES = {  # what a reader puts in, by what the page has in its place
-    "<algorithm>": "scaffold", "<0, 1, 2>": "0", "$f": "fedpara", "$s": "0", "<job>": "1", "<yours>": "batch",
+    "<algorithm>": "scaffold", "<0, 1, 2, 3, 4>": "0", "$f": "fedpara", "$s": "0", "<job>": "1", "<yours>": "batch",
     "<runs>": "runs", "<your configs>": "my-configs", "<user>": "me", "<name>": "digits",
 }  # fmt: skip
 

@@ -415,7 +415,8 @@ def _factors(
     if isinstance(recipe, RankByGamma):
         shapes = {weight.names[0]: tuple(dense.shape) for weight, dense in zip(weights, plain, strict=True)}
         factorized = set(plain)
-        others = {*network.state_dict(keep_vars=True).values()} - factorized if beside is None else beside
+        state = {tensor for tensor in network.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+        others = state - factorized if beside is None else beside
         recipe = recipe.within_budget(shapes, sum(tensor.numel() for tensor in others))
     for weight, dense in zip(weights, plain, strict=True):
         if (factors := recipe(weight.names[0], dense.detach())) is not None:
