@@ -164,11 +164,15 @@ class Federation:
     def _require_optimizer(self) -> None:
         """Refuse a local optimizer, or a correction of its steps, that does not fit the algorithm or the split."""
         self.split.set_rates(self.executor.module)
-        if training := getattr(self.executor, "training", None):  # not if clients are computed by hand
-            optimizer = training.optimization().optimizer
-            self.algorithm.require(optimizer)
-            self.split.require(optimizer)
-            self.split.require_plain_steps(training.jacobian_correction)
+        training = getattr(self.executor, "training", None)
+        if training is None:  # clients that are computed by hand
+            return
+        self.split.require_plain_steps(training.jacobian_correction)
+        pairs = ((self.algorithm, FedAvg), (self.split, Split))
+        if asking := [part for part, base in pairs if type(part).require is not base.require]:
+            optimizer = training.optimization().optimizer  # takes a Trainer, so 10 ms
+            for part in asking:
+                part.require(optimizer)
 
     def fit(self) -> None:
         """Train until `num_rounds`, or until a callback stops it; callbacks always learn how it ended."""
