@@ -483,6 +483,13 @@ def test_the_library_refuses_what_the_command_line_does():
         make_federation(split=Rotating, optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=0.1))
 
 
+def test_the_library_refuses_two_rates_within_a_weight_that_is_corrected():
+    halves = {"personal": ["*parametrizations.*2"], "split": partial(Split, personal_rate=4.0)}
+    with pytest.raises(ValueError, match=r"^personal_rate=4: must be 1 with factorization\.jacobian_correction"):
+        make_federation(**halves, training={"jacobian_correction": 1.0})
+    make_federation(**halves)
+
+
 def test_the_library_trains_what_is_personal_at_its_own_rate():
     def personal(rate):
         federation = make_federation(personal=["*2"], split=partial(Split, personal_rate=rate), num_rounds=1)

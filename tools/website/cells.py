@@ -85,8 +85,17 @@ def points(variant: Setting, baseline: Setting) -> str:
 
 def estimate_of(one: Difference) -> str:
     """A difference in points with its 95 % interval."""
-    half = (one.high - one.low) / 2  # NaN for one seed
-    return f"{one.mean:+.1f} ± {half:.1f}".replace("-", "−").removesuffix(" ± nan")
+    return signed_estimate(Estimate(one.mean, (one.high - one.low) / 2, min(one.num_runs)))
+
+
+def signed_estimate(value: Estimate) -> str:
+    """A difference with its sign, and the half width of its interval where there are several seeds."""
+    return signed(value.mean) + (f" ± {value.half_width:.1f}" if value.half_width == value.half_width else "")
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def origin(folder: str) -> str:

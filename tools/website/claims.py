@@ -16,6 +16,7 @@ from website.cells import (
     printed_accuracies,
     printed_costs,
     rounds_of,
+    signed,
     table,
 )
 
@@ -55,7 +56,7 @@ class Claim:
         one = difference(ours, theirs)
         paper = "above" if self.is_drawn else "" if math.isnan(self.printed) else signed(self.printed)
         if self.is_none:
-            paper = f"none ({self.printed:+.2f})".replace("-", "−")
+            paper = f"none ({signed(self.printed, 2)})"
         where = f"[{rounds_of(ours)} rounds, {one.num_runs[0]} seed{'s' * (one.num_runs[0] > 1)}]({self.page})"
         return [self.text, self.source, paper, estimate_of(one), where, hours([ours, theirs]), self.verdict(one)]
 
@@ -70,11 +71,6 @@ class Claim:
         if self.is_drawn or one.low <= self.printed <= one.high:
             return "yes"
         return f"the sign, but {'more' if abs(one.mean) > abs(self.printed) else 'less'}"
-
-
-def signed(value: float) -> str:
-    """A difference in points."""
-    return f"{value:+.1f}".replace("-", "−")
 
 
 def hours(settings: Sequence[Setting]) -> str:

@@ -31,6 +31,7 @@ from website.cells import (
     printed_accuracies,
     rounds_of,
     sent_bytes,
+    signed_estimate,
     table,
 )
 from website.claims import claims
@@ -156,8 +157,7 @@ def late_points(variant: Setting, baseline: Setting, tests: int = 5) -> str:
     ours, theirs = (
         {run.seed or run.name: fmean(one.curve(run)[-tests:, 2]) for run in one.counted} for one in (variant, baseline)
     )
-    ahead = Estimate.of([ours[seed] - theirs[seed] for seed in ours])
-    return f"{ahead.mean:+.1f} ± {ahead.half_width:.1f}".replace("-", "−")
+    return signed_estimate(Estimate.of([ours[seed] - theirs[seed] for seed in ours]))
 
 
 def personalisation() -> str:

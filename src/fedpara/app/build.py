@@ -250,8 +250,7 @@ def build_federation(
     split = make.call("sharing", resetting, split, network, cfg.seed)
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     make.call("sharing", split.set_rates, experiment.executor.module)
-    if split.personal_rate != 1 and experiment.executor.training.jacobian_correction:
-        make.call("sharing", _require_one_rate, network, set(split.personal), split.personal_rate)
+    make.call("sharing", split.require_one_rate, experiment.executor.training.jacobian_correction)
     algorithm = make("algorithm")
     made_by = "model" if has_own_module(cfg) else "model.optimizer"
     training = experiment.executor.training
@@ -278,18 +277,6 @@ def build_federation(
         held = {tier: tiers.narrowed(number, federation.server["model"]) for number, tier in enumerate(tiers.names)}
         experiment.parameters |= {f"shared_{tier}": num_elements(own) for tier, own in held.items()}
     return federation
-
-
-def _require_one_rate(network: "nn.Module", personal: set[str], rate: float) -> None:
-    """Refuse two rates within a weight with the Jacobian correction, whose equation has one."""
-    from fedpara.nn.nested import factor_names
-
-    for weight, factors in factor_names(network).items():
-        if len({name in personal for name in factors}) == 2:
-            raise ValueError(
-                f"personal_rate={rate:g}: must be 1 with factorization.jacobian_correction, "
-                f"whose equation has one rate for all factors of {weight}"
-            )
 
 
 def _require_whole_weights(network: "nn.Module", personal: set[str]) -> None:

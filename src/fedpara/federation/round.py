@@ -167,6 +167,7 @@ class Federation:
         training = getattr(self.executor, "training", None)
         if training is None:  # clients that are computed by hand
             return
+        self.split.require_one_rate(training.jacobian_correction)
         self.split.require_plain_steps(training.jacobian_correction)
         pairs = ((self.algorithm, FedAvg), (self.split, Split))
         if asking := [part for part, base in pairs if type(part).require is not base.require]:

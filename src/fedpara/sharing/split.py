@@ -94,6 +94,24 @@ class Split:
             raise ValueError(f"personal_rate={self.personal_rate}: must be 1, {name} makes its own optimizer")
         module.rates = dict.fromkeys(self.personal, self.personal_rate)
 
+    def require_one_rate(self, jacobian_correction: float) -> None:
+        """Refuse two rates within a weight with FedPara's regulariser, whose equation has one.
+
+        Raises:
+            ValueError: the message names the key and the allowed value.
+        """
+        if self.personal_rate == 1 or not jacobian_correction:
+            return
+        personal, shared = (
+            {name.rpartition(".")[0] for name in names if ".parametrizations." in f".{name}"}
+            for names in (self.personal, self.shared)
+        )
+        if split := sorted(personal & shared):
+            raise ValueError(
+                f"personal_rate={self.personal_rate:g}: must be 1 with factorization.jacobian_correction, whose "
+                f"equation has one rate for all factors of {split[0].partition('.parametrizations.')[0]}"
+            )
+
     def require(self, optimizer: Optimizer) -> None:
         """Refuse a local optimizer that does not fit the split; here every optimizer is fine.
 
