@@ -169,9 +169,7 @@ class RankByGamma:
         outputs, inputs, *kernel = made.shape
         reached, whole = made.rank**2, min(outputs, inputs * prod(kernel))
         if made.tucker and len(made.branches()) == 2 and made.rank == inputs and reached < whole:
-            text = (
-                "%s: its filters have rank %d at most (input channels: %d); excluded (model.keep_dense) %d"
-            )
+            text = "%s: its filters have rank %d at most (input channels: %d); excluded (model.keep_dense) %d"
             log.info(text, name, reached, inputs, whole)
 
     def _sides(self, shape: Shape) -> tuple[int, int]:
