@@ -117,6 +117,7 @@ def built_by():
     return None
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     python = built_by()
     if python is None:
@@ -234,7 +235,7 @@ TRAINING = [
 
 
 @pytest.mark.parametrize(
-    ("page", "words"), thinned(TRAINING, 3), ids=[" ".join(words)[:80] or "alone" for _, words in TRAINING]
+    ("page", "words"), thinned(TRAINING, 5), ids=[" ".join(words)[:80] or "alone" for _, words in TRAINING]
 )
 def test_commands_of_the_pages_compose(page, words):
     if "hydra/launcher=slurm" in words:

@@ -191,7 +191,7 @@ def rounds(**options):
     return federation
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", thinned(ALGORITHMS))
 def test_a_rule_that_cuts_nothing_is_the_algorithm_bit_for_bit(algorithm):
     """Clients have as many examples each."""
     made = partial(rounds, down="bfloat16")

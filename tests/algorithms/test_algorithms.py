@@ -60,7 +60,7 @@ def test_coarse_uploads_reach_the_optimum_too(algorithm, bits):
 
 
 @pytest.mark.parametrize("choice", thinned(["bf16", "fp16"]))
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", thinned(ALGORITHMS))
 def test_rounded_broadcasts_lead_within_their_rounding_of_the_same_model(name, choice):
     """The server's own model is never rounded, so that nothing adds up."""
     down = linked(choice).down_codec

@@ -364,7 +364,8 @@ def test_a_run_that_is_killed_between_log_and_checkpoint_drops_the_line(tmp_path
     assert by_round[0] == by_round[1]
 
 
-@pytest.mark.parametrize("step", [25, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [25, 3])
 def test_a_run_killed_before_any_of_its_writes_has_a_whole_chain_in_the_end(tmp_path, monkeypatch, step):
     for module in ("audit", "run_folder"):
         monkeypatch.setattr(f"fedpara.callbacks.{module}.git_commit", lambda: None)

@@ -104,6 +104,7 @@ def test_rows_are_bounded_by_whole_rounds(tmp_path, caplog, every, max_rows, rou
     assert line == f"clients.csv: has no round after {rounds[-1]}, max_rows={max_rows}"
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clients(tmp_path):
     """A round of 10^5 clients: 6 MB of rows, of which the process holds a buffer."""
     federation = SimpleNamespace(clients_per_round=100_000, num_rounds=1, round=0, tiers=None)

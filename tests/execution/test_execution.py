@@ -31,6 +31,7 @@ from fedpara.execution.replay import CudaGraphs, NotCaptured
 from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, VGG, ClassificationModule, ResNet
 from fedpara.nn import EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, jacobian_correction
+from helpers.cases import thinned
 from helpers.configured import composed
 from helpers.federations import convolutional, local_training, make_federation, tiny_images
 from helpers.recording import Recording, Rehearsed
@@ -234,7 +235,7 @@ ALGORITHMS = [FedAvg, partial(FedProx, mu=0.3), Scaffold, FedDyn]
 
 
 @pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["fedavg", "fedprox", "scaffold", "feddyn"])
+@pytest.mark.parametrize("algorithm", thinned(ALGORITHMS), ids=["fedavg", "fedprox", "scaffold", "feddyn"])
 def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(captured_by, algorithm, captured):
     """With dropout, momentum, two decays and eq. 9; captured: what a CUDA graph needs, on memory that stays."""
 
@@ -258,7 +259,7 @@ def test_whole_epochs_are_the_epochs_of_single_batches_bit_for_bit(captured_by, 
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("batch_norm", thinned([True, False]))
 def test_captured_steps_are_the_eager_ones_bit_for_bit(captured_by, precision, batch_norm):
     """Clients of unequal size, with and without corrections in turn: a step for each of both and each size of batch."""
     torch.manual_seed(0)

@@ -53,7 +53,7 @@ def cases():
 
 
 def is_usual(executor, double, algorithm, recipe, split):
-    one_start = executor != "processes" or recipe.endswith("fedpara")  # workers start for each factorisation
+    one_start = executor != "processes" or recipe == "pfedpara"  # workers start for each factorisation
     return (executor, double) in BY_DEFAULT and (algorithm, recipe, split) in USUAL and one_start
 
 

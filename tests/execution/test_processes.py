@@ -49,6 +49,7 @@ def told(tmp_path_factory):
     made.executor.close()
 
 
+@pytest.mark.slow
 def test_float64_and_faults():
     """A network in float32 that is trained in float64 is as large as two slots; it travels in float32."""
 
@@ -139,6 +140,7 @@ def test_every_signal_has_a_word(number, name):
     assert signal_name(number) == name
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_idle_is_not_missed(told):
     executor, _ = told
     list(executor.run(tasks(executor)))

@@ -17,6 +17,7 @@ from fedpara.execution.whole_epochs import WholeEpochs
 from fedpara.models import MLP, ClassificationModule, ResNet
 from fedpara.nn import FedPara, factorize
 from fedpara.state import tensors
+from helpers.cases import thinned
 from helpers.federations import convolutional, local_training, tiny_images
 from helpers.recording import Recording
 
@@ -96,7 +97,7 @@ def captures(executor):
 
 
 @pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam], ids=["sgd", "adam"])
-@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "plain"])
+@pytest.mark.parametrize("dropout", thinned([True, False]), ids=["dropout", "plain"])
 def test_folded_and_captured_steps_are_the_folded_ones_and_those_of_each_client(accelerator, optimizer, dropout):
     """Unequal clients with corrections of two kinds, in chunks of 2, 2 and 1, for two rounds; eq. 9 as well."""
 

@@ -26,6 +26,7 @@ from fedpara.record import RoundRecord
 from fedpara.runs import Run
 from fedpara.state import combine, parts_layout_of
 from helpers import ROOT
+from helpers.cases import thinned
 from helpers.configured import ALGORITHMS, of_yaml
 from helpers.federations import Watch, make_federation, same
 from helpers.shell import SMALL, newest
@@ -65,7 +66,7 @@ def states(draw, sizes):
     return {name: scale * torch.randn(size, generator=generator) for name, size in sizes.items()}
 
 
-@pytest.mark.parametrize("algorithm", [one for one in ALGORITHMS if one != "scaffold"])
+@pytest.mark.parametrize("algorithm", thinned(one for one in ALGORITHMS if one != "scaffold"))
 def test_without_noise_and_clip_it_is_the_algorithm_bit_for_bit(algorithm):
     """Clients have as many examples each."""
     found = []
@@ -95,7 +96,7 @@ def test_the_same_bits_over_every_link_and_with_a_personal_part(link, executor):
     assert all(same(found[0].personal[client], found[1].personal[client]) for client in found[0].personal)
 
 
-@pytest.mark.parametrize("link", [*LINKS, "fedpaq 4", "fedpaq 2"])
+@pytest.mark.parametrize("link", thinned([*LINKS, "fedpaq 4", "fedpaq 2"], 3))
 @settings(max_examples=20)
 @given(groups=st.sampled_from(["all", "factor", "tensor"]), data=st.data())
 def test_a_replaced_client_moves_the_sum_by_at_most_twice_the_clip(link, groups, data):
@@ -206,6 +207,7 @@ def test_an_algorithm_gets_nothing_but_the_private_mean():
     assert 0 < sqrt(sum(float(x.double().square().sum()) for x in moved.values())) <= 1e-3 * (1 + 1e-3)
 
 
+@pytest.mark.slow
 def test_the_account_is_the_librarys_own(accounting):
     rdp, relation = accounting.rdp, accounting.NeighboringRelation.REPLACE_ONE
     own = rdp.RdpAccountant(neighboring_relation=relation)
@@ -442,7 +444,7 @@ TYPED = {
 }
 
 
-@pytest.mark.parametrize("typed", TYPED)
+@pytest.mark.parametrize("typed", thinned(TYPED, 3))
 def test_a_wrong_line_names_its_key(shell, typed):
     status, error, _ = shell(*SMALL, *typed.split())
     assert (status, error.count("\n")) == (2, 1), error

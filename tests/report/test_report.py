@@ -431,7 +431,7 @@ def configured(*overrides):
     return OmegaConf.to_container(compose([*overrides, "logger=none", "paths.output_dir=x"]), resolve=True)
 
 
-@pytest.mark.parametrize(("experiment", "overrides", "accuracy", "row", "sources"), thinned(PAPER))
+@pytest.mark.parametrize(("experiment", "overrides", "accuracy", "row", "sources"), thinned(PAPER, 4))
 def test_a_run_of_the_papers_set_up_is_put_beside_its_numbers(tmp_path, experiment, overrides, accuracy, row, sources):
     """The configurations that are in configs/ are those that paper.yaml describes."""
     config = configured(f"experiment={experiment}", *overrides)
@@ -478,7 +478,9 @@ DIFFERING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("overrides", "named"), DIFFERING, ids=[overrides[0] for overrides, _ in DIFFERING])
+@pytest.mark.parametrize(
+    ("overrides", "named"), thinned(DIFFERING, 3), ids=[overrides[0] for overrides, _ in DIFFERING]
+)
 def test_a_run_of_another_set_up_says_what_differs_or_is_not_beside_the_paper(tmp_path, overrides, named):
     config = configured("experiment=paper/table9_original", *overrides)
     found = compare(settings([write_run(tmp_path / "run", [0.8] * 200, config=config)]))

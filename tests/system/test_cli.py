@@ -22,6 +22,7 @@ from fedpara.federation import FederationCallback
 from fedpara.files import reserve, write_atomically
 from fedpara.runs import Run
 from helpers import ROOT
+from helpers.cases import thinned
 from helpers.configured import choices_of
 from helpers.files import write_cifar
 from helpers.runs import of_wandb, rows
@@ -417,10 +418,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(  # every other one is slow: CI has them all
-    ("override", "line"),
-    [pytest.param(*bad, id=bad[0], marks=pytest.mark.slow if number % 2 else ()) for number, bad in enumerate(BAD)],
-)
+@pytest.mark.parametrize(("override", "line"), thinned(BAD, 4), ids=[override for override, _ in BAD])
 def test_bad_input_is_one_line_and_status_2(shell, override, line):
     small = [option for option in SMALL if "model=" not in override or not option.startswith("model.")]
     status, error, _ = shell(*small, *override.split(" "))
@@ -668,13 +666,24 @@ CHECKING = {"annotated_types", "pydantic", "pydantic_core", "typing_extensions",
 
 @pytest.mark.parametrize(
     ("typed", "line", "allowed"),
-    [
-        ("--help", "0", LIGHT),
-        ("federation.lr_decy=1", "error: federation.lr_decy: no such key; did you mean federation.lr_decay?", LIGHT),
-        ("algorithm=fedavgg", "error: Could not find 'algorithm/fedavgg'", LIGHT),
-        ("seed=-1", "error: seed=-1: must be", LIGHT),
-        ("federation.num_clients=-3", "error: federation.num_clients=-3: Input should be greater", LIGHT | CHECKING),
-    ],
+    thinned(
+        [
+            ("--help", "0", LIGHT),
+            (
+                "federation.lr_decy=1",
+                "error: federation.lr_decy: no such key; did you mean federation.lr_decay?",
+                LIGHT,
+            ),
+            ("algorithm=fedavgg", "error: Could not find 'algorithm/fedavgg'", LIGHT),
+            ("seed=-1", "error: seed=-1: must be", LIGHT),
+            (
+                "federation.num_clients=-3",
+                "error: federation.num_clients=-3: Input should be greater",
+                LIGHT | CHECKING,
+            ),
+        ],
+        4,
+    ),
 )
 def test_help_and_wrong_input_need_no_slow_import(tmp_path, typed, line, allowed):
     """The time is that of the imports: torch takes seconds, more on a loaded machine."""

@@ -33,6 +33,7 @@ from fedpara.federation import Broadcast
 from fedpara.files import UnusableFile
 from fedpara.storage import read_tensors, write_tensors
 from helpers import ROOT
+from helpers.cases import thinned
 from helpers.federations import same, tiny_images
 from helpers.runs import rows_without_times
 from helpers.shell import TINY
@@ -113,9 +114,7 @@ def simulate(tmp_path, overrides):
     return folder
 
 
-@pytest.mark.parametrize(  # every other one is slow
-    "choices", [pytest.param(c, marks=pytest.mark.slow if number % 2 else ()) for number, c in enumerate(CHOICES)]
-)
+@pytest.mark.parametrize("choices", thinned(CHOICES))
 def test_deployed_is_simulated_bit_for_bit(tmp_path, choices):
     if "privacy" in choices:
         pytest.importorskip("dp_accounting")
@@ -216,7 +215,7 @@ def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
     assert [row["clients/crashed"] for row in rows_without_times(folder)] == ["0", "1", "1"]
 
 
-@pytest.mark.parametrize("change", [{"num_examples": 0}, {"surprise": 1}, None])
+@pytest.mark.parametrize("change", thinned([{"num_examples": 0}, {"surprise": 1}, None], 3))
 def test_an_answer_of_another_version_is_its_clients_failure(tmp_path, change):
     overrides, nodes = cut(tmp_path, "federation.num_rounds=1 federation.clients_per_round=3")
     right = nodes.nodes[1].train

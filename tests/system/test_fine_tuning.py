@@ -11,6 +11,7 @@ from helpers.runs import rows
 from helpers.shell import SMALL, newest
 
 TUNE = [*SMALL, "factorization.delta=true", "factorization.trainable=[classifier.*]", "seed=1"]
+FITTED = ["factors.gamma=1", "factorization.initialization=fitted"]
 
 
 @pytest.fixture
@@ -69,14 +70,21 @@ def test_a_warm_start_goes_on_from_the_pretrained_weights_in_factors(shell, tmp_
         assert ("random factors replace the pretrained weights" in out + err) == (start == "variance")
         loss[start] = float(rows(newest(tmp_path))[-1]["test/loss"])
     assert loss["fitted"] < loss["variance"]
-    fitted = [*command, "factorization.initialization=fitted"]
-    states = []
+
+
+@pytest.mark.slow
+def test_a_warm_start_is_resumed_as_any_run(shell, tmp_path, pretrained):
+    fitted, states = [*SMALL, *FITTED, f"pretrained.file={pretrained}"], []
     for rounds in ([2], [1, 2]):
-        assert shell(*fitted, f"federation.num_rounds={rounds[0]}", "model.optimizer.lr=0.1")[0] == 0
+        assert shell(*fitted, f"federation.num_rounds={rounds[0]}")[0] == 0
         run = newest(tmp_path)
         assert all(shell(f"resume={run}", f"federation.num_rounds={number}")[0] == 0 for number in rounds[1:])
         states.append(load_file(run / "checkpoint.safetensors"))
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_warm_start_needs_one_factorisation_for_all_of_a_weight(shell, pretrained):
+    fitted = [*SMALL, *FITTED, f"pretrained.file={pretrained}"]
     status, err, _ = shell(*fitted, "federation.tiers={a:{share:1,gamma:0}}")
     assert status == 2
     assert "factorization.initialization=fitted: must be another one with federation.tiers" in err

@@ -21,6 +21,7 @@ from fedpara.data import Dirichlet, Examples
 from fedpara.files import reserve
 from fedpara.runs import Run, find_runs
 from helpers import ROOT
+from helpers.cases import thinned
 from helpers.shell import Forked, newest, states
 
 TINY = [
@@ -301,7 +302,7 @@ class Complex(torch.nn.Module):
         self.register_buffer("b", torch.zeros(10, dtype=torch.complex64))
 
 
-@pytest.mark.parametrize("typed", NAMED)
+@pytest.mark.parametrize("typed", thinned(NAMED))
 def test_a_line_names_its_cause(shell, typed):
     status, error, _ = shell(*TINY, *typed.split(" "))
     assert (status, error.count("\n")) == (2, 1), error
