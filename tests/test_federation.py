@@ -475,10 +475,19 @@ def test_who_holds_what_is_drawn_once(tmp_path):
     assert np.array_equal(classes.images[0].get_array(), counts.T)
 
 
+def unequal(parameters):
+    first, *others = parameters
+    return torch.optim.SGD([{"params": [first], "lr": 0.3}, {"params": others}], lr=0.1)
+
+
 def test_the_library_refuses_what_the_command_line_does():
     """An optimizer that breaks an algorithm's equations, or that moves what is frozen."""
     with pytest.raises(ValueError, match="SGD with momentum and SCAFFOLD"):
         make_federation(algorithm=Scaffold(), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    with pytest.raises(
+        ValueError, match=r"groups with the learning rates 0\.1, 0\.3 and SCAFFOLD, whose control variates"
+    ):
+        make_federation(algorithm=Scaffold(), optimizer=unequal)
     with pytest.raises(ValueError, match=r"weight_decay=0\.1: must be 0 with rotating factors"):
         make_federation(split=Rotating, optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=0.1))
 

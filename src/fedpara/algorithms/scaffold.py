@@ -28,13 +28,19 @@ class Scaffold(FedAvg):
         self.server_lr = server_lr
 
     def require(self, optimizer: Optimizer) -> None:
-        """(x - y_i) / (K eta_l) is a mean of gradients after plain SGD only."""
+        """(x - y_i) / (K eta_l) is a mean of gradients after plain SGD at one rate only."""
         momentum = any(group.get("momentum") for group in optimizer.param_groups)
         if not isinstance(optimizer, SGD) or momentum:
             made = f"{type(optimizer).__name__}{' with momentum' if momentum else ''}"
             raise ValueError(
                 f"{made} and SCAFFOLD, whose control variates are mean gradients of plain SGD; "
                 "take torch.optim.SGD without momentum, or another algorithm such as feddyn"
+            )
+        shared = {group["lr"] for group in optimizer.param_groups if group.get("rate", 1) == 1}  # others are personal
+        if len(shared) > 1:
+            raise ValueError(
+                f"parameter groups with the learning rates {', '.join(map(str, sorted(shared)))} and SCAFFOLD, whose "
+                "control variates divide by one rate; take one for all, or another algorithm such as feddyn"
             )
 
     def start(self, model: State) -> Parts:

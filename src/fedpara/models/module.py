@@ -93,7 +93,7 @@ class ClassificationModule(LightningModule):
         """A fresh optimizer at the round's learning rate for a network with the parameter names of the module's own."""
         optimizer = self.make_optimizer(self._groups(network) if self.rates else network.parameters())
         for group in optimizer.param_groups:
-            group["lr"] *= self.learning_rate_factor * group.pop("rate", 1.0)
+            group["lr"] *= self.learning_rate_factor * group.get("rate", 1.0)
         return optimizer
 
     def _groups(self, network: nn.Module) -> list[dict[str, object]]:
