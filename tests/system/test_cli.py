@@ -415,6 +415,10 @@ BAD = [
     ("model.head=['???']", "model.head: must be given"),
     ("data.class_range=[]", "data.class_range=[]: must have more items"),
     ("data.class_range=[0]", "data.class_range=[0]: must have more items"),
+    ("trainer.max_epochs=true", "trainer.max_epochs=True: must be a number"),
+    ("factorization.num_dense=true", "factorization.num_dense=True: must be a number"),
+    ("model.optimizer.lr=true", "model.optimizer.lr=True: must be a number, 0 or more"),
+    ("data.class_range=true", "data.class_range=True: must be a number"),
 ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,9 +21,9 @@ from fedpara.app.make import Make
 SOURCE = Path(__file__).resolve().parents[2]
 PLAIN = {"collections.abc", "typing", "pydantic"}  # modules that an annotation may need here
 TRAINING = "fedpara.execution.training.LocalTraining"
-ALSO_READ_BY = {  # classes that take values of a group without being its `_target_`
-    "federation": "fedpara.federation.round.Federation", "trainer": TRAINING, "executor": TRAINING,
-    "factorization": TRAINING,
+ALSO_READ_BY = {  # what takes values of a group without being its `_target_`
+    "federation": ["fedpara.federation.round.Federation"], "trainer": [TRAINING], "executor": [TRAINING],
+    "factorization": [TRAINING, "fedpara.nn.factorize"],
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def check_values(cfg: DictConfig) -> None:
     make.call("model", _require_patterns, cfg.model)
     make.call("model.optimizer", _require_learning_rate, cfg.model.get("optimizer") or {})
     for key, group in _groups(_resolved(cfg)):
-        for target in {str(group.get("_target_")), ALSO_READ_BY.get(key, "")}:
+        for target in (str(group.get("_target_")), *ALSO_READ_BY.get(key, ())):
             make.call(key, _check, group, target)
 
 
@@ -67,7 +67,8 @@ def _require_patterns(model: DictConfig) -> None:
 
 def _require_learning_rate(optimizer: Mapping[str, Any]) -> None:
     """Check the value that everybody sets: torch accepts NaN, and its error for a word does not name the key."""
-    if "lr" in optimizer and not (isinstance(optimizer["lr"], int | float) and 0 <= optimizer["lr"] < math.inf):
+    rate = optimizer.get("lr", 0)
+    if isinstance(rate, bool) or not (isinstance(rate, int | float) and 0 <= rate < math.inf):
         raise ValueError(f"lr={optimizer['lr']!r}: must be a number, 0 or more")
 
 
@@ -88,20 +89,32 @@ def _groups(node: Any, key: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
 
 
 def _check(values: Mapping[Any, Any], target: str) -> None:
-    """Validate values as the constructor of `target` will.
+    """Validate values as the constructor or function `target` will.
 
     Raises:
         pydantic.ValidationError: a value is wrong.
+        ValueError: true or false, where a number must be.
     """
     module, _, name = target.rpartition(".")
     annotations = _annotations(module, name)
     checked = {name: value for name, value in values.items() if name in annotations and not _checked_later(value)}
+    for name, value in checked.items():
+        if isinstance(value, bool) and _is_of_numbers(annotations[name]):
+            raise ValueError(f"{name}={value}: must be a number")
     if checked:
         from pydantic import create_model
 
         fields: Any = {name: (annotations[name], ...) for name in checked}
         with suppress(NameError):  # a validator that needs more of its module
             create_model("Values", **fields).model_validate(checked)
+
+
+def _is_of_numbers(annotation: Any) -> bool:
+    """Whether a value is a number and never true or false, which pydantic would take for 1 or 0."""
+    kinds = {annotation}
+    while nested := {kind for one in kinds for kind in get_args(one)} - kinds:
+        kinds |= nested
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 def _checked_later(value: Any) -> bool:
@@ -111,15 +124,16 @@ def _checked_later(value: Any) -> bool:
 
 @cache
 def _annotations(module: str, name: str) -> dict[str, Any]:
-    """The annotations of a constructor's arguments that can be evaluated; none if pydantic does not validate them."""
+    """The annotations of arguments that can be evaluated; none if pydantic does not validate them."""
     home, definition = _definition(module, name)
     if definition is None:
         return {}
-    constructor = next((n for n in definition.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    if constructor:
-        arguments = [*constructor.args.args, *constructor.args.kwonlyargs]
+    function = definition if isinstance(definition, ast.FunctionDef) else _constructor(definition)
+    if function:
+        arguments = [*function.args.args, *function.args.kwonlyargs]
         own = {argument.arg: argument.annotation for argument in arguments if argument.annotation}
-        return _evaluated(home, own) if _has_decorator(constructor, "validate_call") else {}
+        return _evaluated(home, own) if _has_decorator(function, "validate_call") else {}
+    assert isinstance(definition, ast.ClassDef)
     inherited: dict[str, Any] = {}
     for base in definition.bases:
         inherited |= _annotations(home, ast.unparse(base))
@@ -129,10 +143,14 @@ def _annotations(module: str, name: str) -> dict[str, Any]:
     return inherited | _evaluated(home, {ast.unparse(field.target): field.annotation for field in fields})
 
 
-def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | None]:
-    """The module that defines a class, found through the packages that export it, and the definition."""
+def _constructor(definition: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((n for n in definition.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+
+
+def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.FunctionDef | None]:
+    """The module that defines a class or function, found through the packages that export it, and the definition."""
     for node in _tree(module):
-        if isinstance(node, ast.ClassDef) and node.name == name:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return module, node
         if isinstance(node, ast.ImportFrom) and name in (alias.name for alias in node.names):
             return _definition(str(node.module), name)
