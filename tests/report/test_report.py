@@ -584,6 +584,7 @@ def test_many_runs_and_folders_that_are_half_there(sweep, tmp_path):
     [
         ([], "folder: missing; python src/report.py <folder>"),
         (["nowhere"], "nowhere: holds no run folder (metrics.csv, summary.json)"),
+        ([str(KEPT), "titel=x"], "titel: no such key; python src/report.py <folder>"),
         ([str(KEPT), "target=80"], "target=80: must be a number above 0, at most 1"),
         ([str(KEPT), str(KEPT)], f"{KEPT}: given twice"),
         ([str(KEPT / "dense-0"), str(KEPT)], f"{KEPT / 'dense-0'}: must not be within another folder, {KEPT}"),
@@ -600,6 +601,17 @@ def test_wrong_arguments_are_one_line(monkeypatch, capsys, arguments, line):
     error = capsys.readouterr().err
     assert error.startswith(f"error: {line}")
     assert error.count("\n") == 1
+
+
+def test_status_has_no_keys_and_takes_folders_with_an_equals_sign(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["status.py", "foldr=x"])
+    with pytest.raises(SystemExit, match="2"):
+        status_program.main()
+    assert capsys.readouterr().err == "error: foldr: no such key; python src/status.py [<folder> ...]\n"
+    monkeypatch.chdir(write_run(tmp_path / "seed=1", [0.5]).folder.parent)
+    monkeypatch.setattr("sys.argv", ["status.py", "seed=1"])
+    status_program.main()
+    assert "50.00 %" in capsys.readouterr().out
 
 
 def test_status_lists_runs_and_sees_which_still_have_a_process(sweep, monkeypatch, capsys):

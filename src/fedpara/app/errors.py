@@ -5,6 +5,7 @@ import errno
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
@@ -67,6 +68,20 @@ def unknown_key(key: str, allowed: DictConfig | None) -> str:
     hint = f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
     choices = f"; allowed in {parent or 'the configuration'}: {', '.join(names)}" if names else ""
     return f"{key}: no such key{hint}{choices}"
+
+
+def as_folders(arguments: Iterable[str], usage: str) -> list[Path]:
+    """The folders that arguments name.
+
+    Raises:
+        ValueError: one is no folder, but a key that does not exist with its value.
+    """
+    folders = [*map(Path, arguments)]
+    for folder in folders:
+        key, equals, _ = str(folder).partition("=")
+        if equals and key.isidentifier() and not folder.exists():
+            raise ValueError(f"{key}: no such key; {usage}")
+    return folders
 
 
 def _missing_plugin(line: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import permutations
 from pathlib import Path
 
-from fedpara.app.errors import show_usage, stop
+from fedpara.app.errors import as_folders, show_usage, stop
 from fedpara.app.sweep import LONGEST_NAME, digest
 from fedpara.installation import command_of
 from fedpara.report import write_report
@@ -26,9 +26,10 @@ def report(arguments: list[str]) -> list[Path]:
         ValueError: an argument is wrong, or a folder has no runs; the message is one line.
     """
     options = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in KEYS)
-    roots = [Path(argument) for argument in arguments if argument.partition("=")[0] not in KEYS]
+    usage = f"{command_of('report')} {USAGE}"
+    roots = as_folders((argument for argument in arguments if argument.partition("=")[0] not in KEYS), usage)
     if not roots:
-        raise ValueError(f"folder: missing; {command_of('report')} {USAGE}")
+        raise ValueError(f"folder: missing; {usage}")
     _refuse_twice(roots)
     runs = find_runs(*roots)
     sweeps = None if _pooled(options) else _sweeps(roots, runs)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from fedpara.app.errors import show_usage, stop
+from fedpara.app.errors import as_folders, show_usage, stop
 from fedpara.installation import command_of, root
 from fedpara.record import size
 from fedpara.runs import Run, find_runs
@@ -55,10 +55,10 @@ def _duration(seconds: float) -> str:
 
 def main() -> None:
     """Print the table."""
-    show_usage(f"{command_of('status')} [<folder> ...]\n\n{__doc__}")
-    roots = [Path(argument) for argument in sys.argv[1:]] or [root() / "logs"]
+    usage = f"{command_of('status')} [<folder> ...]"
+    show_usage(f"{usage}\n\n{__doc__}")
     try:
-        table = status(roots)
+        table = status(as_folders(sys.argv[1:], usage) or [root() / "logs"])
     except ValueError as error:
         stop(str(error))
     Console(width=None if Console().is_terminal else 150).print(table)
