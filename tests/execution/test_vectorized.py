@@ -1,5 +1,6 @@
 """Many clients in one computation give what each gives alone."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -250,6 +251,23 @@ def test_a_client_that_raises_fails_alone():
     assert [isinstance(outcome, ClientFailure) for outcome in outcomes] == [False, True, False]
 
 
+def dropping(layer):
+    """A convolution, then a layer that draws random numbers."""
+    return nn.Sequential(nn.Conv2d(1, 6, 3), layer, nn.Flatten(), nn.Linear(24, 3))
+
+
+def test_dropout_of_channels_draws_each_clients_own_masks():
+    """A client's images lie in channels_last memory, in whose order it draws."""
+    network = dropping(nn.Dropout(0.5))
+    serial = convolutional(SerialExecutor, double=False, network=copy.deepcopy(network))
+    many = convolutional(VectorizedExecutor, double=False, network=network, chunk_size=5)
+    many.prepare()
+    tasks = [ClientTask(client, serial.initial_state(), 1.0, seed=client) for client in range(5)]
+    for one, other in zip(serial.run(tasks), many.run(tasks), strict=True):
+        for name, tensor in one.state.items():
+            torch.testing.assert_close(other.state[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
 class Shuffled(nn.Module):
     """Mixes channels outside of any layer."""
 
@@ -268,8 +286,10 @@ class Shuffled(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(1)), "Sequential does more than its layers show"),
         (Shuffled(), "Shuffled does more than its layers show"),
         (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.LayerNorm(3)), "2 is a LayerNorm"),
+        (dropping(nn.Dropout2d(0.5)), "Sequential d"),
+        (dropping(nn.AlphaDropout(0.5)), "Sequential d"),
     ],
-    ids=["batch-norm", "softmax", "shuffled", "layer-norm"],
+    ids=["batch-norm", "softmax", "shuffled", "layer-norm", "dropout-2d", "alpha-dropout"],
 )
 def test_networks_that_cannot_be_folded_say_so(network, reason):
     with pytest.raises(ValueError, match=reason):

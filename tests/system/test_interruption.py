@@ -153,6 +153,12 @@ def test_a_round_that_is_interrupted_while_it_is_tested_has_not_been(tmp_path):
         federation.fit()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert federation.round == summary["rounds"] == len(read_rows(tmp_path / "metrics.csv")) == 1
+    federation.fit()  # as in a notebook
+    whole = make_federation(num_rounds=3)
+    whole.fit()
+    assert same(federation.server["model"], whole.server["model"])
+    assert (federation.round, federation.total_bytes) == (3, whole.total_bytes)
+    assert [row["comm/total_bytes"] for row in read_rows(tmp_path / "metrics.csv")][-1] == whole.total_bytes
 
 
 def test_who_looks_at_a_run_folder_does_not_stop_a_run_that_starts(tmp_path):

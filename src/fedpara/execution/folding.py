@@ -147,8 +147,10 @@ class Folded(nn.Module):
         batch, channels, *rest = inputs.shape
         factors = inputs.new_zeros(batch, self.num_clients, channels // self.num_clients, *rest)
         for client, (size, generator) in enumerate(zip(self.sizes, self.generators, strict=True)):
-            mask = inputs.new_empty(size, *factors.shape[2:]).bernoulli_(probability, generator=generator)
-            factors[:size, client] = mask / probability
+            mask = inputs.new_empty(size, *factors.shape[2:])
+            if inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
+                mask = mask.contiguous(memory_format=torch.channels_last)  # the order in which a client alone draws
+            factors[:size, client] = mask.bernoulli_(probability, generator=generator) / probability
         return factors.view_as(inputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -163,21 +165,35 @@ class Folded(nn.Module):
 def require_foldable(network: nn.Module, example: Tensor) -> None:
     """Check that three folded copies with different weights and inputs give the same as each one alone.
 
+    They must in training too, with the same masks of dropout.
+
     Args:
         example: a batch of one, as the network takes it.
 
     Raises:
         ValueError: they do not.
     """
-    network = copy.deepcopy(network).double().cpu().eval()  # so that no product is rounded to TF32
+    network = copy.deepcopy(network).double().cpu()  # so that no product is rounded to TF32
     example = example.cpu().double() if example.is_floating_point() else example.cpu()
-    folded = Folded(network, 3).eval()
-    states = [{n: t + 0.1 * k * torch.randn_like(t) for n, t in tensors(network).items()} for k in range(3)]
+    folded = Folded(network, 3)
+    own = tensors(network)  # clones keep the strides, on which the order of dropout's draws depends
+    states = [{n: t.clone().add_(torch.randn_like(t), alpha=0.1 * k) for n, t in own.items()} for k in range(3)]
     folded.load(states)
+    folded.sizes = [len(example)] * 3
     examples = [example + 0.1 * k * torch.randn_like(example) for k in range(3)]
-    alone = [torch.func.functional_call(network, s, (e,)) for s, e in zip(states, examples, strict=True)]
-    try:
-        together = folded(torch.stack(examples, dim=1))
-        torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=1e-6, atol=1e-6)
-    except (RuntimeError, AssertionError, IndexError) as error:
-        raise ValueError(f"{type(network).__name__} does more than its layers show") from error
+    with torch.random.fork_rng(devices=[]):
+        for training in (False, True):
+            network.train(training), folded.train(training)
+            alone = []
+            for seed, (state, one) in enumerate(zip(states, examples, strict=True)):
+                torch.manual_seed(seed)
+                folded.generators[seed].manual_seed(seed)
+                alone.append(torch.func.functional_call(network, state, (one,)))
+            drawn = torch.get_rng_state()
+            try:
+                together = folded(torch.stack(examples, dim=1))
+                torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=1e-6, atol=1e-6)
+            except (RuntimeError, AssertionError, IndexError) as error:
+                raise ValueError(f"{type(network).__name__} does more than its layers show") from error
+            if not torch.equal(drawn, torch.get_rng_state()):
+                raise ValueError(f"{type(network).__name__} draws random numbers elsewhere than in nn.Dropout")

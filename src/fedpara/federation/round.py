@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import cos, nan, pi
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,22 @@ from fedpara.state import Parts, State, arranged, is_finite, num_elements, parts
 log = logging.getLogger(__name__)
 GUESSABLE = 2**32  # seeds below it can be tried one by one
 Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A round that is to be tested.
+
+    Attributes:
+        server: the server's state after it.
+        is_tested: whether its test is due.
+        seconds: what it took so far.
+    """
+
+    server: Parts
+    tally: Tally
+    is_tested: bool
+    seconds: float
 
 
 class Federation:
@@ -160,6 +176,7 @@ class Federation:
         self.round, self.total_bytes = 0, 0
         self.crashes: dict[int, int] = {}
         self.stopped: str | None = None
+        self._untested: _Trained | None = None
 
     def _require_optimizer(self) -> None:
         """Refuse a local optimizer, or a correction of its steps, that does not fit the algorithm or the split."""
@@ -213,7 +230,43 @@ class Federation:
         self.stopped = self.stopped or reason
 
     def run_round(self) -> RoundRecord:
-        """One round; on return `server`, `round`, `total_bytes` and the clients' states are those after it."""
+        """One round; on return `server`, `round`, `total_bytes` and the clients' states are those after it.
+
+        After a round that was interrupted in its test, the next call only tests it.
+        """
+        if self._untested is None or self._untested.server is not self.server:
+            self._untested = self._train_round()
+        done, start = self._untested, time.perf_counter()
+        tally = done.tally
+        up_bytes, down_bytes = sum(tally.up_bytes.values()), sum(tally.down_bytes.values())
+        metrics = self.evaluate() if done.is_tested else {}
+        personal = self.evaluate_personal(self.round + 1) if done.is_tested and self.tests_personal else ()
+        self._untested = None
+        self.round += 1  # last, so that a round that is interrupted during its test does not count
+        return RoundRecord(
+            round=self.round,
+            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples and self.shows_clients else nan,
+            metrics=metrics,
+            up_bytes=up_bytes,
+            down_bytes=down_bytes,
+            total_bytes=self.total_bytes,
+            num_clients=self.clients_per_round,
+            clients=tally.outcomes(),
+            client_seconds=tally.busy_seconds / max(1, tally.num_clients),
+            train_seconds=tally.train_seconds,
+            busy_seconds=tally.busy_seconds,
+            idle_seconds=max(0.0, self.clients.workers * tally.train_seconds - tally.busy_seconds),
+            wait_seconds=tally.wait_seconds,
+            seconds=done.seconds + time.perf_counter() - start,
+            personal_scores=personal,
+            trained_scores=tuple(tally.trained_scores),
+            headline=self.headline,
+            privacy=self.privacy.figures() if self.privacy else {},
+            tiers=self.tiers.figures(tally.up_bytes, tally.down_bytes) if self.tiers else {},
+        )
+
+    def _train_round(self) -> _Trained:
+        """A round without its test; on return `server`, `total_bytes` and the clients' states are those after it."""
         start = time.perf_counter()
         chosen = cohort(self.seed, self.round, self.num_clients, self.clients_per_round)
         broadcast = self.broadcast(self.round, chosen)
@@ -233,32 +286,8 @@ class Federation:
                 self.catch_up.note(*models, self.round + 1, tally.succeeded)
         except TooFewClients as few:  # the round has no effect, but its bytes count
             log.warning("round %d: nothing changes, %s", self.round + 1, few)
-        up_bytes, down_bytes = sum(tally.up_bytes.values()), sum(tally.down_bytes.values())
-        self.total_bytes += up_bytes + down_bytes
-        metrics = self.evaluate() if due else {}
-        personal = self.evaluate_personal(self.round + 1) if due and self.tests_personal else ()
-        self.round += 1  # last, so that a round that is interrupted during its test does not count
-        return RoundRecord(
-            round=self.round,
-            train_loss=tally.loss_sum / tally.num_examples if tally.num_examples and self.shows_clients else nan,
-            metrics=metrics,
-            up_bytes=up_bytes,
-            down_bytes=down_bytes,
-            total_bytes=self.total_bytes,
-            num_clients=len(chosen),
-            clients=tally.outcomes(),
-            client_seconds=tally.busy_seconds / max(1, tally.num_clients),
-            train_seconds=tally.train_seconds,
-            busy_seconds=tally.busy_seconds,
-            idle_seconds=max(0.0, self.clients.workers * tally.train_seconds - tally.busy_seconds),
-            wait_seconds=tally.wait_seconds,
-            seconds=time.perf_counter() - start,
-            personal_scores=personal,
-            trained_scores=tuple(tally.trained_scores),
-            headline=self.headline,
-            privacy=self.privacy.figures() if self.privacy else {},
-            tiers=self.tiers.figures(tally.up_bytes, tally.down_bytes) if self.tiers else {},
-        )
+        self.total_bytes += sum(tally.up_bytes.values()) + sum(tally.down_bytes.values())
+        return _Trained(self.server, tally, due, time.perf_counter() - start)
 
     def model(self, client: int | None = None) -> State:
         """The global model with the initial personal part, or the model from which a client would start now."""
