@@ -1,9 +1,11 @@
 """The networks: sizes of the paper, outputs of the textbook, the start."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from fedpara.models import VGG, CharLSTM, ResNet, ViT
+from fedpara.models import VGG, CharLSTM, ClassificationModule, ResNet, ViT
 from fedpara.models.char_lstm import LSTMLayer
 from fedpara.models.vit import Block, sines
 from fedpara.nn import Dense, EqualSizeLowRank, FedPara, PFedPara, factorizations, factorize, merge
@@ -41,6 +43,25 @@ def size(network):
 
 def resnet18(**options):
     return ResNet([64, 128, 256, 512], [2, 2, 2, 2], 10, **options)
+
+
+def test_the_weights_of_batch_norms_load_from_a_file_without_versions():
+    network = resnet18()
+    found = resnet18().load_state_dict(dict(network.state_dict()))
+    assert not found.missing_keys + found.unexpected_keys
+    with_counters = {**network.state_dict(), "norm1.num_batches_tracked": torch.tensor(7)}  # as torchvision has them
+    resnet18().load_state_dict(with_counters)
+
+
+def test_outputs_that_are_not_finite_are_wrong_and_their_loss_is_no_number():
+    module = ClassificationModule(torch.nn.Identity(), partial(torch.optim.SGD, lr=0.1), num_classes=3)
+    logits = torch.eye(3)[[0, 1, 0]]
+    module.test_step((logits, torch.tensor([0, 1, 2])), 0)
+    assert module.accuracy.compute() == pytest.approx(2 / 3)
+    assert module.loss.compute().isfinite()
+    module.test_step((torch.full((3, 3), torch.nan), torch.zeros(3, dtype=torch.long)), 1)
+    assert module.accuracy.compute() == pytest.approx(2 / 6)
+    assert module.loss.compute().isnan()
 
 
 def test_lstm_layers_are_those_of_torch():

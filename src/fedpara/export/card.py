@@ -77,8 +77,7 @@ class Card:
         arguments = {key: value for key, value in network.items() if not key.startswith("_")}
         training = {group: _without_folders(whole[group]) for group in GROUPS if whole.get(group) is not None}
         if self._is_private:  # from the seed follow the cohorts, which must stay secret
-            training["seed"] = SECRET
-            training["privacy"].pop("seed", None)
+            training = {"seed": SECRET} | _without_seeds(training)
         return {"class": name, "network": arguments, "data": self.data, "training": training}
 
     def text(self) -> str:
@@ -296,6 +295,13 @@ def _without_folders(node: Any) -> Any:
     if isinstance(node, dict):
         return {name: _without_folders(value) for name, value in node.items() if not _is_folder(value)}
     return [_without_folders(value) for value in node if not _is_folder(value)] if isinstance(node, list) else node
+
+
+def _without_seeds(node: Any) -> Any:
+    """The values without any group's seed: an algorithm has the run's too."""
+    if isinstance(node, dict):
+        return {name: _without_seeds(value) for name, value in node.items() if name != "seed"}
+    return [_without_seeds(value) for value in node] if isinstance(node, list) else node
 
 
 def _is_folder(value: Any) -> bool:

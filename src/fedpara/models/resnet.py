@@ -4,7 +4,7 @@ With BatchNorm, as in the paper, the running means and variances are part of the
 are averaged like weights, by numbers of examples. `sharing=fedbn` keeps them and the affine parameters with the client.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, validate_call
 from torch import Tensor, nn
@@ -17,7 +17,13 @@ def _norm(kind: str, channels: int, groups: int) -> nn.Module:
         return nn.GroupNorm(groups, channels)
     norm = nn.BatchNorm2d(channels)
     norm.num_batches_tracked = None  # only momentum=None reads this counter, so it need not be sent
+    norm.register_load_state_dict_pre_hook(_forget_counter)
     return norm
+
+
+def _forget_counter(norm: nn.Module, state: dict[str, Any], prefix: str, *rest: object) -> None:
+    """Torch adds the counter to a state without versions, such as a file's."""
+    state.pop(f"{prefix}num_batches_tracked", None)
 
 
 class BasicBlock(nn.Module):
