@@ -72,6 +72,10 @@ def test_matching_part_has_the_clients_proportions_and_is_the_largest():
     assert labels[part].bincount(minlength=3).tolist() == [100, 33, 0]
     assert torch.equal(part, matching_part(own, labels, 0))
     assert len(matching_part(torch.arange(300) % 3, labels, 0)) == 300
+    with pytest.raises(
+        ValueError, match="none of the 300 test examples is of a client's classes, 3, 5; take"
+    ):
+        matching_part(torch.tensor([3, 5, 5]), labels, 0)
 
 
 @given(st.integers(1, 40), st.integers(0, 100), st.integers(0, 3))

@@ -415,6 +415,10 @@ BAD = [
     ("model.head=['???']", "model.head: must be given"),
     ("data.class_range=[]", "data.class_range=[]: must have more items"),
     ("data.class_range=[0]", "data.class_range=[0]: must have more items"),
+    (
+        "partition=shards partition.classes_per_client=3 federation.evaluate_personal=true data.max_test=1",
+        "data: none of the 1 test examples is of a client's classes, ",
+    ),
     ("trainer.max_epochs=true", "trainer.max_epochs=True: must be a number"),
     ("factorization.num_dense=true", "factorization.num_dense=True: must be a number"),
     ("model.optimizer.lr=true", "model.optimizer.lr=True: must be a number, 0 or more"),

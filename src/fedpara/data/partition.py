@@ -286,12 +286,21 @@ def matching_part(own: Tensor, labels: Tensor, seed: int) -> Tensor:
         labels: labels of the test set.
 
     Returns:
-        Sorted indices into the test set. Classes that the test set lacks are left out.
+        Sorted indices into the test set, one or more of each class. Classes that the test set lacks are left out.
+
+    Raises:
+        ValueError: it lacks all of them.
     """
     num_classes = int(max(own.max(), labels.max())) + 1
     shares = np.bincount(own.numpy(), minlength=num_classes) / len(own)
     available = np.bincount(labels.numpy(), minlength=num_classes)
     wanted = np.flatnonzero((shares > 0) & (available > 0))
+    if not len(wanted):
+        classes = ", ".join(map(str, np.flatnonzero(shares)))
+        raise ValueError(
+            f"none of the {len(labels)} test examples is of a client's classes, {classes}; take a larger max_test, or "
+            "federation.evaluate_personal=false"
+        )
     size = (available[wanted] / shares[wanted]).min()
     generator = np.random.default_rng(seed)
     parts = [
