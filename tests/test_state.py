@@ -24,6 +24,16 @@ def test_integer_buffers_are_not_averaged():
     assert weighted_mean(states)["n"] == torch.tensor(8)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_mean_of_narrow_types_is_rounded_once(dtype):
+    """A hundredth of a client's step is below the spacing of bfloat16 near 1, which is 1/128."""
+    spacing = torch.finfo(dtype).eps
+    states = [({"a": torch.full((3,), 1 + (number // 50) * 2 * spacing, dtype=dtype)}, 1) for number in range(100)]
+    mean = weighted_mean(states)["a"]
+    assert mean.dtype == dtype
+    assert mean.tolist() == [1 + spacing] * 3
+
+
 def test_weighted_mean_leaves_its_inputs_alone():
     first = {"a": torch.zeros(2)}
     weighted_mean([(first, 1), ({"a": torch.ones(2)}, 1)])

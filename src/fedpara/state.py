@@ -13,6 +13,7 @@ from torch import Tensor, nn
 State = dict[str, Tensor]
 Parts = dict[str, State]  # a message, or the server's state: "model", and the parts that an algorithm adds
 Value = TypeVar("Value")
+NARROW = frozenset({torch.float16, torch.bfloat16})  # whose rounding is larger than a client's share of a mean
 
 
 class TensorSpec(NamedTuple):
@@ -127,22 +128,26 @@ def mean_by_name(items: Iterable[tuple[State, float]]) -> State:
     """As `weighted_mean`, but of each tensor over the states that have it; names that no state has are left out.
 
     The running form `mean += (x - mean) * w / sum(w)` keeps its numbers at the size of the parameters, so fp32 is
-    enough for any cohort.
+    enough for any cohort. Narrower types are not: their steps are larger than a client's share, so they are rounded
+    once, at the end.
     """
     mean: State = {}
     totals: dict[str, float] = {}
+    narrow: dict[str, torch.dtype] = {}
     for state, weight in items:
         if not weight > 0:
             raise ValueError(f"weight={weight}: must be positive")
         for name, tensor in state.items():
             total = totals[name] = totals.get(name, 0.0) + weight
+            if tensor.dtype in NARROW:
+                narrow[name], tensor = tensor.dtype, tensor.float()
             if name not in mean:
                 mean[name] = tensor.clone()
             elif tensor.is_floating_point():
                 mean[name].lerp_(tensor, weight / total)
             else:
                 torch.maximum(mean[name], tensor, out=mean[name])
-    return mean
+    return mean | {name: mean[name].to(dtype) for name, dtype in narrow.items()}
 
 
 def _of_equal_names(items: Iterable[tuple[State, float]]) -> Iterator[tuple[State, float]]:

@@ -20,6 +20,7 @@ from fedpara.callbacks.logging import _divergence
 from fedpara.execution import FaultInjection, SerialExecutor, VectorizedExecutor
 from fedpara.export import Card
 from fedpara.federation import Federation
+from fedpara.models import MLP
 from fedpara.privacy import ClientLevelPrivacy, PrivacyState, Spent, calibrated, clipped, epsilon
 from fedpara.privacy.accounting import _library as library
 from fedpara.record import RoundRecord
@@ -234,12 +235,12 @@ def test_the_published_table_of_fixed_size_rounds(accounting, num_clients, publi
 
     number = num_clients * 10**6
     spent = Spent(noise_multiplier=1.6, num_clients=number, clients_per_round=20_000, rounds=2000)
-    orders = torch.arange(2.0, 12)
-    accountant = ours._accountant(orders.tolist()).compose(ours._round(spent), 2000)
+    orders = [float(order) for order in range(2, 12)]
+    divergences = 2000 * ours._divergences(spent, orders)
     by_mironov = min(rdp + 1.1 * float(torch.tensor(float(number)).log()) / (order - 1)
-                     for order, rdp in zip(orders.tolist(), accountant.rdp, strict=True))  # fmt: skip
+                     for order, rdp in zip(orders, divergences, strict=True))  # fmt: skip
     assert by_mironov == pytest.approx(published, abs=0.005)
-    assert 0.8 * published < accountant.get_epsilon(number**-1.1) < published
+    assert 0.8 * published < accounting.rdp.compute_epsilon(orders, divergences, number**-1.1)[0] < published
 
 
 def test_the_epsilons_of_the_guide(accounting):
@@ -256,6 +257,47 @@ def test_the_noise_follows_from_a_target(accounting, target):
     found = calibrated(planned, target, 1e-3)
     assert 0.97 * target < epsilon([planned.model_copy(update={"noise_multiplier": found})], 1e-3) <= target
     assert calibrated(planned.model_copy(update={"rounds": 1}), 1e6, 1e-3) == pytest.approx(0.2)
+
+
+HALF_OR_MORE = Spent(noise_multiplier=8.0, num_clients=100, clients_per_round=90, rounds=100)
+
+
+@pytest.mark.parametrize("cohort", [50, 90])
+def test_secret_cohorts_never_cost_more_than_known_ones(accounting, cohort):
+    secret = HALF_OR_MORE.model_copy(update={"clients_per_round": cohort})
+    known = secret.model_copy(update={"secret_cohorts": False})
+    assert epsilon([secret], 100**-1.1) <= epsilon([known], 100**-1.1)
+
+
+def test_secret_cohorts_take_no_more_noise_than_known_ones(accounting):
+    known = HALF_OR_MORE.model_copy(update={"secret_cohorts": False})
+    assert calibrated(HALF_OR_MORE, 100.0, 1e-3) <= calibrated(known, 100.0, 1e-3)
+
+
+@pytest.mark.parametrize("secret", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_no_smaller_noise_would_do(accounting, secret):
+    """The best orders lie far apart here, between 63 and 512."""
+    planned = Spent(noise_multiplier=0, num_clients=100_000, clients_per_round=100, secret_cohorts=secret, rounds=100)
+    found, delta = calibrated(planned, 0.1, 100_000**-1.1), 100_000**-1.1
+    now, before = (epsilon([planned.model_copy(update={"noise_multiplier": z})], delta) for z in (found, found - 0.002))
+    assert now <= 0.1 < before
+
+
+def test_a_target_that_no_noise_reaches_is_one_line(accounting):
+    planned = HALF_OR_MORE.model_copy(update={"secret_cohorts": False})
+    with pytest.raises(ValueError, match=r"target_epsilon=0.1: no noise is enough for it with delta=1e-200"):
+        calibrated(planned, 0.1, 1e-200)
+
+
+def test_a_resumed_run_keeps_its_old_noise_and_counts_anew_what_it_spent(accounting):
+    """Its first rounds had the noise for a looser bound on epsilon."""
+    mean = started(num_clients=100, clients_per_round=90, num_rounds=200, noise_multiplier=None, target_epsilon=8.0)
+    spent = HALF_OR_MORE.model_copy(update={"noise_multiplier": 17.191})
+    mean.resume(PrivacyState(clip=1.0, spent=[spent]), 100)
+    assert mean.noise_multiplier == 17.191
+    assert mean.epsilon == epsilon([spent.model_copy(update={"secret_cohorts": False})], 100**-1.1) < 5
+    assert not mean.exhausted(100)
+    assert mean.exhausted(400)
 
 
 def test_a_run_stops_before_it_exceeds_its_target_and_tests_its_last_round(accounting):
@@ -480,7 +522,7 @@ def test_what_weakens_the_promise_is_said(caplog):
 
 def test_the_card_of_a_private_model_tells_epsilon_and_no_seed(tmp_path):
     config = {
-        "seed": 4711, "federation": {"num_clients": 300},
+        "seed": 4711, "federation": {"num_clients": 300}, "algorithm": {"recycled": 1, "seed": 4711},
         "privacy": {"_target_": "fedpara.privacy.ClientLevelPrivacy", "secret_cohorts": True, "seed": None},
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -489,6 +531,14 @@ def test_the_card_of_a_private_model_tells_epsilon_and_no_seed(tmp_path):
     assert "4711" not in json.dumps(card.config()) + str(card._training())
     assert card.config()["training"]["privacy"]["secret_cohorts"]
     assert "epsilon is 7.25 at delta 0.0019, if one client is replaced and cohorts are secret" in str(card._unknown())
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(ValueError, match=r"^privacy needs values of float32 or float64, and layers\.1\S+ is "):
+        make_federation(
+            network=lambda: MLP([16, 8, 3]).bfloat16(), training={"precision": "bf16-true"},
+            privacy=ClientLevelPrivacy(noise_multiplier=1.0),
+        )  # fmt: skip
 
 
 def test_the_delta_of_one_client_must_be_given():

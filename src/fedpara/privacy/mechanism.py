@@ -20,7 +20,7 @@ from fedpara.algorithms.base import Upload
 from fedpara.communication import Codec
 from fedpara.privacy.accounting import Spent, calibrated, epsilon
 from fedpara.sampling import derive_seed
-from fedpara.state import Parts, PartsLayout, State, layout_of, weighted_mean
+from fedpara.state import NARROW, Parts, PartsLayout, State, layout_of, weighted_mean
 
 log = logging.getLogger(__name__)
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -148,6 +148,12 @@ class PrivateMean:
             raise ValueError(
                 f"privacy clips and noises the model alone, but the algorithm also uploads its {', '.join(others)}; "
                 "take another algorithm, such as fedavg or feddyn"
+            )
+        model = upload["model"]
+        if narrow := next((name for name, spec in model.items() if spec.dtype in NARROW), None):
+            raise ValueError(
+                f"privacy needs values of float32 or float64, and {narrow} is {model[narrow].dtype}: rounding moves "
+                "clipped updates and their mean by more than the clip"
             )
         if not self.names:
             raise ValueError("privacy has nothing to protect: no trained value travels")
