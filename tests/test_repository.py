@@ -44,7 +44,7 @@ LAYERS = {
     "app": {
         "state", "record", "errors", "files", "interruption", "old_runs", "runs", "nn", "models", "data", "execution",
         "federation", "callbacks", "export", "private", "metric", "report", "installation", "dashboard", "sharing",
-        "chain", "storage",
+        "chain", "storage", "sampling",
     },
     "deployment": {
         "state", "record", "files", "runs", "storage", "data", "communication", "execution", "federation", "app",

@@ -58,9 +58,11 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     check_values(cfg)
     import torch
 
+    from fedpara.sampling import seed_of_weights
+
     make = Make(cfg)
     make.require_targets("factorization", "executor", "data.dataset")
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(seed_of_weights(cfg.seed))
     partition = make("partition")
     datamodule = make("data", partition=partition, num_clients=cfg.federation.num_clients, seed=cfg.seed)
     network = make("model.network")
