@@ -18,8 +18,8 @@ def derive_seed(seed: int, round_index: int, client: int, purpose: str) -> int:
 def seed_of_weights(seed: int) -> int:
     """What seeds torch's generator, which takes 32 bits, for the initial weights.
 
-    The weights of a longer seed, which may be a secret, must not depend on its low bits alone: whoever tried these until
-    the weights fit would know half of the seed. So they depend on a hash of all of it.
+    The weights of a longer seed, which may be a secret, must not depend on its low bits alone: whoever tried these
+    until the weights fit would know half of the seed. So they depend on a hash of all of it.
     """
     return seed if seed < 2**32 else derive_seed(seed, 0, 0, "initial weights")
 
