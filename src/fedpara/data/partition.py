@@ -209,7 +209,8 @@ class Dirichlet(Partition):
     """Label skew as in FedML (He et al. 2020), which FedPara follows with alpha = 0.5.
 
     For each class, the clients' shares are drawn from Dirichlet(alpha). A client that already has its equal share of
-    all examples gets none of the class. The whole draw is repeated until every client has `min_examples`.
+    all examples gets none of the class, but for one example that the last client may get, by rounding, as in FedML.
+    The whole draw is repeated until every client has `min_examples`.
 
     Args:
         alpha: concentration; small values give skewed parts, large ones approach IID.
