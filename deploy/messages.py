@@ -14,8 +14,12 @@ def content(parcel: Parcel) -> RecordDict:
 
 
 def read_message(message: Message) -> Parcel:
-    """The parcel in a message, which must not be an error."""
-    packet, values = message.content["packet"], message.content["values"]
-    assert isinstance(packet, ArrayRecord)
-    assert isinstance(values, ConfigRecord)
+    """The parcel in a message, which must not be an error.
+
+    Raises:
+        ValueError: it has no content, or another one than `content` makes.
+    """
+    packet, values = message.content.get("packet"), message.content.get("values")
+    if not (isinstance(packet, ArrayRecord) and "payload" in packet and isinstance(values, ConfigRecord)):
+        raise ValueError("message: must have an array record packet with a payload, and a config record values")
     return Parcel(packet["payload"].data, dict(values))

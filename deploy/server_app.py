@@ -53,8 +53,11 @@ class FlowerNodes:
             waiting = list(asked)
             for start in range(0, len(waiting), at_once):
                 for reply in self.grid.pull_messages(waiting[start : start + at_once]):
-                    client = asked.pop(reply.metadata.reply_to_message_id)
-                    yield client, _failure(client, reply) if reply.has_error() else read_message(reply)
+                    sender = asked.pop(reply.metadata.reply_to_message_id, None)
+                    if sender is None:  # the node wrote the id itself, and its client stays in `asked`
+                        log.warning("an answer to no question: its client will be late")
+                    else:
+                        yield sender, _read(sender, reply)
             time.sleep(self.poll_s)
         yield from ((client, ClientFailure(client, "dropped")) for client in sorted(unsent))
         yield from ((client, ClientFailure(client, "late")) for client in sorted(asked.values()))
@@ -65,6 +68,15 @@ class FlowerNodes:
             number = node.name.removeprefix(NAME)
             if node.name.startswith(NAME) and number.isdecimal() and int(number) in clients:
                 yield int(number), node.node_id
+
+
+def _read(client: int, reply: Message) -> Parcel | ClientFailure:
+    if reply.has_error():
+        return _failure(client, reply)
+    try:
+        return read_message(reply)
+    except ValueError as error:
+        return ClientFailure(client, "crashed", error.with_traceback(None), outside=True)  # its frames hold the upload
 
 
 def _failure(client: int, reply: Message) -> ClientFailure:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from fedpara.deployment.folders import owner
 from fedpara.deployment.kept import KeptStates
 from fedpara.deployment.split import split
 from fedpara.execution import ClientFailure
-from fedpara.federation import Broadcast
+from fedpara.federation import Broadcast, Report
 from fedpara.files import UnusableFile
 from fedpara.storage import read_tensors, write_tensors
 from helpers import ROOT
@@ -215,7 +216,10 @@ def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
     assert [row["clients/crashed"] for row in rows_without_times(folder)] == ["0", "1", "1"]
 
 
-@pytest.mark.parametrize("change", thinned([{"num_examples": 0}, {"surprise": 1}, None], 3))
+ANOTHER_VERSION = [{"num_examples": math.inf}, {"surprise": 1}, {"train_loss": "low"}, None, {"num_examples": 0}]
+
+
+@pytest.mark.parametrize("change", thinned(ANOTHER_VERSION))
 def test_an_answer_of_another_version_is_its_clients_failure(tmp_path, change):
     overrides, nodes = cut(tmp_path, "federation.num_rounds=1 federation.clients_per_round=3")
     right = nodes.nodes[1].train
@@ -229,6 +233,115 @@ def other_version(answer, change):
     if change is None:
         return replace(answer, payload=answer.payload[4:])
     return replace(answer, values={**answer.values, **change})
+
+
+@pytest.mark.parametrize("score", thinned(["abc", 99.0, math.nan], 3))
+def test_a_wrong_score_leaves_its_client_out_of_the_means(tmp_path, score):
+    """The client's training counts; its test does not, and a line in the log says so."""
+    overrides, nodes = cut(tmp_path, "method=pfedpara federation.num_rounds=1 federation.clients_per_round=3")
+    right = nodes.nodes[1].test
+    nodes.nodes[1].test = lambda question: replace(right(question), values={"score": score})
+    folder = deploy(tmp_path, overrides, nodes)
+    (row,) = rows_without_times(folder)
+    assert (row["clients/succeeded"], 0 <= float(row["personal/acc_mean"]) <= 1) == ("3", True)
+    assert f"round 1: not tested | crashed (ValueError: score={score!r}: " in (folder / "train.log").read_text()
+
+
+RIGHT = {"num_examples": 3, "num_steps": 1, "learning_rate_sum": 0.1, "train_loss": 0.5, "seconds": 1.0, "finite": True}
+WRONG = {
+    "num_examples": [math.nan, math.inf, 10**400, 2**31, 2.5, 3.0, True, "9", None, 0, -1],
+    "num_steps": [-5, 2.0, True, "=1+1", math.nan, 10**400],
+    "learning_rate_sum": [math.nan, math.inf, "0.1", True, None],
+    "train_loss": ["low", [1.0], True, None, 10**400],
+    "seconds": ["1", -1e9, math.nan, math.inf, 1e300, True, None],
+    "finite": ["no", 1, 0.0, None],
+    "score": ["abc", [0.5], math.nan, -math.inf, 99, -0.1, True],
+    "client": [3],
+    "surprise": [1],
+}
+WRONG_VALUES = [{name: value} for name, values in WRONG.items() for value in values]
+
+
+class Given:
+    """Nodes of which client 1 answers with the given values, and the others rightly."""
+
+    def __init__(self, right, given):
+        self.right, self.given = right, given
+
+    def ask(self, questions, what):
+        for client in questions:
+            yield client, Parcel(bytes([client]), self.given if client == 1 else self.right)
+
+
+def asked(tmp_path, right, given):
+    clients = DeployedClients(Given(right, given), tmp_path, Participants(tmp_path))
+    clients.share = True
+    return clients, Broadcast(0, Packet(torch.zeros(4, dtype=torch.uint8)), {}, {})
+
+
+def trained(tmp_path, right, given, test=True):
+    clients, broadcast = asked(tmp_path, right, given)
+    *replies, last = clients.train(range(3), broadcast, 0, test)
+    assert [reply.report.client for reply in replies] == [0, 2]
+    assert (last.client, last.kind, last.recurs) == (1, "crashed", False)
+    return str(last.error)
+
+
+@pytest.mark.parametrize("change", WRONG_VALUES, ids=lambda change: "{}={:.20}".format(*map(str, *change.items())))
+def test_a_wrong_value_in_an_answer_to_train_is_its_clients_failure(tmp_path, change):
+    (name,) = change
+    line = trained(tmp_path, RIGHT, RIGHT | change)
+    assert line.startswith(f"{name}=")
+    assert "\n" not in line
+    assert len(line) < 150
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_missing_value_in_an_answer_to_train_is_its_clients_failure(tmp_path, name):
+    given = {key: value for key, value in RIGHT.items() if key != name}
+    assert trained(tmp_path, RIGHT, given) == f"{name}: must be given"
+
+
+def test_a_score_for_which_nobody_asked_is_its_clients_failure(tmp_path):
+    """With privacy, which asks for none, it would be recorded."""
+    line = trained(tmp_path, RIGHT, RIGHT | {"score": 0.5}, test=False)
+    assert line == "score: must be absent, no test was asked for"
+
+
+@pytest.mark.parametrize("change", [{}, {"train_loss": math.nan, "finite": False}, {"score": 1.0}, {"score": None}])
+@pytest.mark.parametrize("change_again", [{}, {"num_steps": 0, "learning_rate_sum": 0.0}, {"train_loss": math.inf}])
+def test_right_values_are_the_report(tmp_path, change, change_again):
+    """A training that diverged, or whose steps all overflowed, is the federation's to judge."""
+    values = RIGHT | change | change_again
+    clients, broadcast = asked(tmp_path, RIGHT, values)
+    reports = {reply.report.client: reply.report for reply in clients.train(range(3), broadcast, 0, True)}
+    assert repr(reports[1]) == repr(Report(client=1, **values))
+
+
+WRONG_TESTS = [{"score": score} for score in [*WRONG["score"], None]] + [{}, {"score": 0.5, "surprise": 1}]
+
+
+@pytest.mark.parametrize("given", WRONG_TESTS, ids=str)
+def test_a_wrong_answer_to_test_leaves_its_client_out(tmp_path, caplog, given):
+    clients, broadcast = asked(tmp_path, {"score": 0.25}, given)
+    assert clients.evaluate(range(3), broadcast) == {0: 0.25, 2: 0.25}
+    (line,) = caplog.messages
+    assert line.startswith("round 0: not tested | crashed (ValueError: s")
+    assert line.endswith("): 1")
+
+
+def test_a_score_that_is_no_share_may_be_any_finite_number(tmp_path):
+    clients, broadcast = asked(tmp_path, {"score": -0.25}, {"score": 99})
+    clients.share = False
+    assert clients.evaluate(range(3), broadcast) == {0: -0.25, 1: 99.0, 2: -0.25}
+
+
+def test_a_client_leaves_out_a_score_that_the_server_would_refuse(tmp_path, monkeypatch):
+    """The training counts, though the test of its model overflowed."""
+    overrides, nodes = cut(tmp_path, "method=pfedpara federation.num_rounds=1 federation.clients_per_round=3")
+    monkeypatch.setattr("fedpara.deployment.node.score", lambda executor, state, client: math.inf)
+    (row,) = rows_without_times(deploy(tmp_path, overrides, nodes))
+    assert (row["clients/succeeded"], row.get("personal/trained_acc_mean", "")) == ("3", "")
 
 
 @pytest.mark.slow
@@ -277,15 +390,18 @@ MEGABYTE = 2**20
 
 
 class Large:
-    """Nodes with answers of a megabyte each, in an order that is not the round's; client 2 gives none."""
+    """Nodes with answers of a megabyte each, in an order that is not the round's; client 2 gives none.
+
+    Those of clients 0, 4, 8, ... are wrong.
+    """
 
     def ask(self, questions, what):
         for client in sorted(questions, key=lambda client: client % 7):
             if client == 2:
                 yield client, ClientFailure(client, "late")
                 continue
-            values = {"num_examples": 1 + client % 5, "num_steps": 1, "learning_rate_sum": 0.1, "train_loss": 0.5}
-            yield client, Parcel(bytes([client]) * MEGABYTE, values | {"seconds": 1.0, "finite": True})
+            values = RIGHT | {"num_examples": 1 + client % 5}
+            yield client, Parcel(bytes([client]) * MEGABYTE, values if client % 4 else values | {"seconds": "1"})
 
 
 def test_a_rounds_uploads_wait_on_the_disk_and_not_in_memory(tmp_path):
@@ -302,8 +418,9 @@ def test_a_rounds_uploads_wait_on_the_disk_and_not_in_memory(tmp_path):
             received.append(one.report.client)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert received == sorted({*range(40)} - {2}, key=lambda client: (-(1 + client % 5), client))
-    assert failures == [2]
+    failed = [client for client in range(40) if client == 2 or client % 4 == 0]
+    assert received == sorted({*range(40)} - {*failed}, key=lambda client: (-(1 + client % 5), client))
+    assert sorted(failures) == failed
     assert peak < 8 * MEGABYTE
     assert list(tmp_path.iterdir()) == []
 
@@ -330,6 +447,106 @@ def test_flowers_answers_are_pulled_a_few_at_a_time(monkeypatch):
     answers = dict(server_app.FlowerNodes(grid, patience_s=60, poll_s=0).ask(questions, "train"))
     assert {client: parcel.values["client"] for client, parcel in answers.items()} == {c: c for c in range(10)}
     assert [len(ids) for ids in pulled] == [3, 3, 3, 1]
+
+
+@pytest.fixture
+def server_app():
+    """deploy/server_app.py; without Flower it has stand-ins for Flower's classes, of which only their kinds matter."""
+    if find_spec("flwr"):
+        yield importlib.import_module("server_app")
+        return
+    records = {name: type(name, (dict,), {}) for name in ("ArrayRecord", "ConfigRecord", "RecordDict")}
+    app = SimpleNamespace(main=lambda: lambda function: function)
+    modules = {
+        "flwr": {}, "flwr.app": {**records, "Array": StandIn, "Message": None, "Context": None}, "flwr.common": {},
+        "flwr.common.constant": {"ErrorCode": SimpleNamespace(NODE_UNAVAILABLE=1)},
+        "flwr.serverapp": {"Grid": None, "ServerApp": lambda: app},
+    }  # fmt: skip
+    with patch.dict(sys.modules, {name: SimpleNamespace(**has) for name, has in modules.items()}):  # and forget them
+        yield importlib.import_module("server_app")
+
+
+class StandIn:
+    def __init__(self, dtype, shape, stype, data):
+        self.data = data
+
+
+def wrong_contents(app):
+    """What another program may put into a message: nothing, other records, or records of another kind."""
+    packet = app.ArrayRecord({"payload": app.Array("uint8", (1,), "fedpara.packet", b"a")})
+    values = app.ConfigRecord({"score": 0.5})
+    yield app.RecordDict()
+    yield app.RecordDict({"packet": packet})
+    yield app.RecordDict({"values": values})
+    yield app.RecordDict({"packet": app.ArrayRecord(), "values": values})
+    yield app.RecordDict({"packet": values, "values": packet})
+
+
+def ask_three(server_app, monkeypatch, pull, patience_s=60):
+    """The answers of three clients; `pull` makes a reply from the client's number and its question's id."""
+    monkeypatch.setattr(server_app, "Message", lambda content, node, *_, ttl: SimpleNamespace(content=node))
+    pushed = {}
+
+    def push(sent):
+        name = f"m{len(pushed)}"
+        pushed[name] = sent[0].content
+        return [name]
+
+    nodes = [SimpleNamespace(name=f"client-{client}", node_id=client) for client in range(3)]
+    pulled = []
+
+    def pull_once(ids):
+        new = [name for name in ids if name not in pulled]
+        pulled.extend(new)
+        return [pull(pushed[name], name) for name in new]
+
+    grid = SimpleNamespace(get_nodes=lambda: nodes, push_messages=push, pull_messages=pull_once)
+    questions = {client: Parcel(b"q", {"client": client}) for client in range(3)}
+    return dict(server_app.FlowerNodes(grid, patience_s, poll_s=0).ask(questions, "train"))
+
+
+RIGHT_PARCEL = Parcel(b"a", {"score": 0.5})
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_flower_message_that_is_no_answer_is_its_clients_failure(server_app, monkeypatch, number):
+    app = importlib.import_module("flwr.app")
+
+    def pull(client, name):
+        right = answer_to(name, SimpleNamespace(content=server_app.content(RIGHT_PARCEL)))
+        if client != 1:
+            return right
+        return answer_to(name, SimpleNamespace(content=wrong[number])) if number < len(wrong) else Empty(right.metadata)
+
+    wrong = list(wrong_contents(app))
+    answers = ask_three(server_app, monkeypatch, pull)
+    assert (answers[0], answers[2]) == (RIGHT_PARCEL, RIGHT_PARCEL)
+    assert (answers[1].kind, answers[1].recurs) == ("crashed", False)
+    assert "message" in str(answers[1].error).lower()
+
+
+class Empty:
+    """A message of Flower without content and without error."""
+
+    def __init__(self, metadata):
+        self.metadata = metadata
+
+    def has_error(self):
+        return False
+
+    @property
+    def content(self):
+        raise ValueError("Message content is None. Use <message>.has_content() to check first.")
+
+
+def test_a_flower_message_that_answers_no_question_is_its_clients_failure(server_app, monkeypatch):
+    """A node writes the id of its question itself."""
+
+    def pull(client, name):
+        return answer_to("another" if client == 1 else name, SimpleNamespace(content=server_app.content(RIGHT_PARCEL)))
+
+    answers = ask_three(server_app, monkeypatch, pull, patience_s=0.5)
+    assert answers == {0: RIGHT_PARCEL, 2: RIGHT_PARCEL, 1: ClientFailure(1, "late")}
 
 
 def answer_to(name, question):

@@ -3,21 +3,23 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Literal
+from typing import IO, Literal, TypeVar
 
-from fedpara.deployment.parcel import Nodes, Parcel, Value, payload, read_answer
+from fedpara.deployment.parcel import Nodes, Parcel, Value, payload, read_answer, read_score
 from fedpara.execution import ClientFailure
 from fedpara.federation import Broadcast, Federation, FederationCallback, Reply, Report, in_turn
+from fedpara.federation.tally import Tally
 from fedpara.files import write_atomically
 from fedpara.record import RoundRecord
 from fedpara.runs import PARTICIPANTS
 from fedpara.state import State
 
 log = logging.getLogger(__name__)
+Read = TypeVar("Read")
 
 
 class Participants(FederationCallback):
@@ -93,6 +95,9 @@ class DeployedClients:
         nodes: the clients.
         folder: the run folder; its name tells the run from others in the clients' folders.
         participants: whose rounds counted.
+
+    Attributes:
+        share: whether the clients' scores are shares, from 0 to 1; others are refused.
     """
 
     workers = 0  # this machine trains nobody
@@ -100,26 +105,24 @@ class DeployedClients:
 
     def __init__(self, nodes: Nodes, folder: Path, participants: Participants) -> None:
         self.nodes, self.folder, self.participants = nodes, folder, participants
+        self.share = False
 
     def train(
         self, cohort: Sequence[int], broadcast: Broadcast, attempt: int, test: bool
     ) -> Iterator[Reply | ClientFailure]:
         """Ask the nodes; once all have answered, yield their replies in the order of a simulated round.
 
-        One upload at a time is in memory. The others are in a file without a name, which ends with the process.
+        One upload at a time is in memory. The others are in a file without a name, which ends with the process. An
+        answer of wrong values is its client's failure.
         """
         failures = list[ClientFailure]()
         values = {"round": broadcast.round, "attempt": attempt, "test": test}
         with TemporaryFile(dir=self.folder) as file:
             spool = Spool(file)
             for client, given in self._ask("train", cohort, broadcast, values):
-                if isinstance(given, ClientFailure):
-                    failures.append(given)
-                    continue
-                try:
-                    reply = read_answer(client, given)
-                except (TypeError, ValueError) as error:
-                    failures.append(ClientFailure(client, "crashed", error, outside=True))
+                reply = _read(client, given, partial(read_answer, client, test=test, share=self.share))
+                if isinstance(reply, ClientFailure):
+                    failures.append(reply)
                 else:
                     spool.add(reply)
             yield from spool.in_turn()
@@ -130,14 +133,20 @@ class DeployedClients:
         self.participants.last.update(dict.fromkeys(clients, round_number))
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
-        """The headline metrics that the clients measured."""
+        """The headline metrics that the clients measured, without clients whose answer is missing or wrong."""
         asked = list(clients)
         self.participants.test_bytes = sum(broadcast.to(client).num_bytes for client in asked)
-        answers = dict(self._ask("test", asked, broadcast, {"round": broadcast.round}))
-        silent = [client for client, given in answers.items() if isinstance(given, ClientFailure)]
-        if silent:
-            log.warning("round %d: not tested: %s", broadcast.round, ", ".join(map(str, sorted(silent))))
-        return {c: float(given.values["score"]) for c, given in answers.items() if isinstance(given, Parcel)}
+        answers = self._ask("test", asked, broadcast, {"round": broadcast.round})
+        scores, lost = dict[int, float](), Tally()
+        for client, given in answers:
+            score = _read(client, given, partial(read_score, share=self.share))
+            if isinstance(score, ClientFailure):
+                lost.failures.append(score)
+            else:
+                scores[client] = score
+        if lost.failures:
+            log.warning("round %d: not tested%s", broadcast.round, lost)
+        return scores
 
     def model(self, client: int, broadcast: Broadcast) -> State:
         """Raise ValueError: the model is on the client's own machine."""
@@ -153,3 +162,18 @@ class DeployedClients:
         sent = cache(payload)  # clients that are sent the same packet share its bytes
         questions = {c: Parcel(sent(broadcast.to(c)), {"client": c, "last": last.get(c, 0), **common}) for c in clients}
         return self.nodes.ask(questions, what)
+
+
+def _read(client: int, given: Parcel | ClientFailure, read: Callable[[Parcel], Read]) -> Read | ClientFailure:
+    """What a client's answer says; an answer that cannot be read is the client's failure.
+
+    Args:
+        read: reads an answer, or raises TypeError or ValueError.
+    """
+    if isinstance(given, ClientFailure):
+        return given
+    try:
+        return read(given)
+    except (TypeError, ValueError) as error:
+        # its frames hold the upload, and failures wait in memory for the end of the round
+        return ClientFailure(client, "crashed", error.with_traceback(None), outside=True)

@@ -1,6 +1,7 @@
 """One client on its own machine: its data, its states, and its answers to the server."""
 
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 from fedpara.app.build import build
@@ -50,7 +51,8 @@ class Node:
             states.write(kept, broadcast.round + 1, int(question.values["last"]))
         if question.values["test"] and reply.report.finite:
             tested = score(self.executor, outcome.state, self.client)
-            reply = replace(reply, report=replace(reply.report, score=tested))
+            if isfinite(tested):  # the server refuses other scores, and the round would lose the training with it
+                reply = replace(reply, report=replace(reply.report, score=tested))
         return answer(reply)
 
     def test(self, question: Parcel) -> Parcel:

@@ -49,7 +49,9 @@ def build(
     experiment = build_experiment(localised(cfg, data, None))
     participants = Participants(folder)
     clients = DeployedClients(nodes, folder, participants)
-    return experiment, build_federation(cfg, experiment, lambda _: clients, [participants, *callbacks])
+    federation = build_federation(cfg, experiment, lambda _: clients, [participants, *callbacks])
+    clients.share = federation.headline.is_share
+    return experiment, federation
 
 
 def run(overrides: list[str], data: Path, folder: Path, nodes: Nodes) -> None:
