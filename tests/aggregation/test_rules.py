@@ -90,6 +90,38 @@ def test_the_geometric_median_of_triangles_is_fermats_point():
     torch.testing.assert_close(wide, torch.zeros(2), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("far", [0.0, 1e6, 1e12, 3e38])
+def test_far_uploads_do_not_end_the_geometric_median_early(far):
+    """The directions from it to the uploads cancel out."""
+    values = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[:3] += far
+    found = one(GeometricMedian(), [{"b": value} for value in values])["b"]
+    assert torch.nn.functional.normalize(values - found, dim=1).mean(0).norm() < 3e-6
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1e-3, 1e9])
+def test_the_geometric_median_is_the_same_at_every_scale(scale):
+    values = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[:3] += 100
+    expected, found = (one(GeometricMedian(), [{"b": s * value} for value in values])["b"] for s in (1.0, scale))
+    torch.testing.assert_close(found / scale, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("others", [[], [5.0, 1e30, -7.0]])
+def test_most_uploads_are_alike(others):
+    """A mean of 0.1 would have other bits."""
+    states = numbers(*[0.1] * 4, *others)
+    assert float(one(GeometricMedian(), states)["a"]) == float(states[0]["a"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_geometric_median_keeps_the_type(dtype):
+    states = [{"b": torch.tensor([value, 1.0], dtype=dtype)} for value in (1.0, 2.0, 3.0, 4.0, 1000.0)]
+    found = one(GeometricMedian(), states)["b"]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), torch.tensor([3.0, 1.0]), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_krum_scores_as_written_in_the_paper(seed):
     states, f = drawn(seed, 9), 2

@@ -1,6 +1,7 @@
 """The geometric median, by the smoothed Weiszfeld algorithm (RFA: Pillutla, Kakade, Harchaoui, IEEE TSP 2022, Alg. 2).
 
-It minimises the sum of distances to the uploads. Each step is a mean with the weights 1 / max(nu, distance).
+It minimises the mean distance to the uploads. Each step leads to their mean with the weights 1 / max(nu, distance).
+A step times the mean weight is the gradient. That is a mean of directions, so a far upload counts as a near one.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from torch import Tensor
 from fedpara.aggregation.rule import Gigabytes, Keeping, distances_to, middle, reduced
 from fedpara.state import State
 
-SMOOTHING = 1e-6  # nu, as in the paper
-STEPS, TOLERANCE = 100, 1e-10  # at most so many; it ends when the mean distance falls by less, relative to itself
+SMOOTHING = 1e-6  # nu, of the median distance; the paper's is absolute, so closer uploads would just get their mean
+STEPS, TOLERANCE = 100, 1e-6  # at most so many; it ends with a gradient this short; none is longer than 1
 
 
 class GeometricMedian(Keeping):
@@ -23,7 +24,7 @@ class GeometricMedian(Keeping):
 
     It starts from the coordinate-wise median, which is not far off even if an attacker is. The paper starts from the
     mean and weighs clients by their examples, in three steps, each of which its clients take part in; here the server
-    has the uploads, and goes on until the distance settles.
+    has the uploads, and goes on until the gradient vanishes.
 
     Args:
         memory_gb: the most that the kept uploads may take, in 10^9 bytes.
@@ -44,14 +45,16 @@ class GeometricMedian(Keeping):
         """The geometric median of all values together."""
         columns = {name: [state[name] for state in states] for name in states[0]}
         center = {name: reduced(tensors, middle, torch.float64) for name, tensors in columns.items()}
-        before = inf
         for _ in range(STEPS):
             distances = distances_to(center, states)
-            if before - (now := float(distances.mean())) <= TOLERANCE * now:
+            scale = distances.median()
+            if not 0 < scale < inf:  # at 0 half of the uploads are at the center, and no others outweigh them
                 break
-            before, weights = now, 1 / distances.clamp(min=SMOOTHING)
+            weights = 1 / distances.clamp(min=SMOOTHING * scale)
             mean = partial(_mean, weights=weights / weights.sum())
-            center = {name: reduced(tensors, mean, torch.float64) for name, tensors in columns.items()}
+            before, center = center, {name: reduced(one, mean, torch.float64) for name, one in columns.items()}
+            if distances_to(center, [before]) * weights.mean() <= TOLERANCE:
+                break
         return {name: value.to(states[0][name].dtype) for name, value in center.items()}
 
 
