@@ -43,6 +43,13 @@ def test_tensors_and_strings_come_back_to_the_bit(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("values", [torch.arange(12.0).view(4, 3)[1:2, 0], torch.ones(1).expand(5)])
+def test_values_that_do_not_lie_side_by_side_are_kept(tmp_path, values):
+    write_tensors(tmp_path / "x", {"w": values}, {})
+    read, _ = read_tensors(tmp_path / "x", layout_of({"w": values}))
+    assert same(read, {"w": values})
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_soon_after(tmp_path, monkeypatch):
     done = []
     replace = os.replace

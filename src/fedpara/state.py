@@ -160,6 +160,14 @@ def _of_equal_names(items: Iterable[tuple[State, float]]) -> Iterator[tuple[Stat
         raise ValueError("no states to average: at least one client must report")
 
 
+def as_bytes(tensor: Tensor) -> Tensor:
+    """All values in logical order as a 1-D uint8 tensor; a copy if they do not lie side by side."""
+    flat = tensor.reshape(-1)
+    # `contiguous` leaves the stride of a single value alone, which `view` refuses
+    beside = flat if flat.stride() == (1,) else flat.clone(memory_format=torch.contiguous_format)
+    return beside.view(torch.uint8)
+
+
 def zeros_like(state: State) -> State:
     """Zeros in the shapes of `state`."""
     return {name: torch.zeros_like(tensor) for name, tensor in state.items()}

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from zlib import crc32
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedpara.files import UnusableFile, make_durable, write_atomically
-from fedpara.state import Layout, State, require_same_names
+from fedpara.state import Layout, State, as_bytes, require_same_names
 
 SUFFIX = ".safetensors"
 
@@ -64,7 +63,7 @@ def _checksum(state: State, metadata: Mapping[str, str]) -> int:
     total = crc32(repr(sorted(metadata.items())).encode())
     for name, tensor in sorted(state.items()):
         total = crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        total = crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+        total = crc32(as_bytes(tensor).numpy().data, total)
     return total
 
 

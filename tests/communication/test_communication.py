@@ -37,6 +37,30 @@ def test_channels_last_tensors_travel_in_logical_order():
     assert torch.equal(codec.decode(codec.encode({"t": core}), layout_of({"t": core}))["t"], core)
 
 
+STRIDED = {
+    "column": torch.arange(12.0).view(4, 3)[:, 0],
+    "one value of a column": torch.arange(12.0).view(4, 3)[1:2, 0],
+    "no value of a column": torch.arange(12.0).view(4, 3)[:0, 0],
+    "expanded": torch.tensor([2.0]).expand(5),
+    "whole numbers": torch.arange(8).view(4, 2)[:, 1],
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+@pytest.mark.parametrize("codec", [Cast(), Cast("float16"), StochasticUniform(bits=8), TopK(share=0.5)])
+def test_tensors_whose_values_lie_apart_travel_as_their_copies(codec, name):
+    state = {"w": STRIDED[name]}
+    side_by_side = {"w": STRIDED[name].clone(memory_format=torch.contiguous_format)}
+    assert torch.equal(codec.encode(state).payload, codec.encode(side_by_side).payload)
+
+
+def test_tensors_that_a_codec_of_updates_does_not_get_may_lie_apart():
+    parts = {"model": {"w": torch.randn(3), "mean": STRIDED["column"]}}
+    link = Link(StochasticUniform(8), Cast()).bound_to(["mean"])
+    read = link.decode_up(link.encode_up(parts, {}), parts_layout_of(parts), {})
+    assert read["model"]["mean"].tolist() == [0, 3, 6, 9]
+
+
 def test_link_counts_each_way_by_its_own_codec():
     link = Link(up_codec=Cast("float16"), down_codec=Cast("float32"))
     parts = {"model": {"w": torch.randn(10)}}

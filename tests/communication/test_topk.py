@@ -40,6 +40,20 @@ def test_places_are_numbers_or_bits_whichever_is_shorter(share, num_bytes):
     assert kept.all() or values[~kept].abs().max() <= values[kept].abs().min()
 
 
+@given(st.integers(1, 10**6), st.integers(0, 10**9))
+def test_k_is_that_of_the_decimal_share(millionths, total):
+    """Without the error of floats, of which 0.07 * 100 is above 7."""
+    number, *_ = TopK(share=millionths / 10**6)._sizes(total)
+    assert number == -(-millionths * total // 10**6)
+
+
+@pytest.mark.parametrize(("share", "total", "number"), [(0.07, 100, 7), (0.14, 50, 7), (5 / 7, 7, 5), (1e-12, 9, 1)])
+def test_k_by_hand_and_both_ends_agree(share, total, number):
+    state, codec = {"w": torch.arange(1.0, total + 1)}, TopK(share=share)
+    decoded = codec.decode(codec.encode(state), layout_of(state))["w"]
+    assert int((decoded != 0).sum()) == number
+
+
 @given(st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=4), st.sampled_from([0.01, 0.3, 1.0]), st.data())
 def test_a_damaged_packet_is_refused_or_decoded_in_the_models_shapes(shapes, share, data):
     state, codec = {f"p{i}": torch.randn(shape) for i, shape in enumerate(shapes)} | {"n": torch.tensor(7)}, TopK(share)

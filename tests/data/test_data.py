@@ -72,9 +72,7 @@ def test_matching_part_has_the_clients_proportions_and_is_the_largest():
     assert labels[part].bincount(minlength=3).tolist() == [100, 33, 0]
     assert torch.equal(part, matching_part(own, labels, 0))
     assert len(matching_part(torch.arange(300) % 3, labels, 0)) == 300
-    with pytest.raises(
-        ValueError, match="none of the 300 test examples is of a client's classes, 3, 5; take"
-    ):
+    with pytest.raises(ValueError, match="none of the 300 test examples is of a client's classes, 3, 5; take"):
         matching_part(torch.tensor([3, 5, 5]), labels, 0)
 
 
@@ -569,6 +567,26 @@ def test_shakespeare_from_plays(tmp_path):
     assert len(data.train) == 2 * (round(0.9 * 12 * len(said)) - 80)
     assert data.train.owners.unique().tolist() == data.test.owners.unique().tolist() == [0, 1]
     assert data.prepare(data.train.inputs[:2]).dtype == torch.int64
+
+
+ACTS = "ACT I\n\nSCENE I\tA street.\n\nROMEO\tFirst.\n\nACT II\n\nSCENE\tA hall.\n\nROMEO\tSecond.\n"
+
+
+@pytest.mark.parametrize("title", ["", "\ufeff", "A play\n", "A play\nROMEO\tof no house\n\n"])
+def test_a_plays_first_act_is_read_whatever_comes_before(tmp_path, title):
+    (tmp_path / "play.txt").write_text(title + ACTS)
+    assert speeches(tmp_path) == {"play/ROMEO": ["First.\n", "Second.\n"]}
+
+
+def test_a_file_may_hold_the_later_acts_alone(tmp_path):
+    (tmp_path / "play.txt").write_text("A play\n\nACT IV\n\nROMEO\tFourth.\n")
+    assert speeches(tmp_path) == {"play/ROMEO": ["Fourth.\n"]}
+
+
+def test_roles_whose_names_begin_as_headings_speak(tmp_path):
+    names = ["ACTOR", "SCENESHIFTER", "SCENE-PAINTER"]
+    (tmp_path / "play.txt").write_text("A play\n" + ACTS + "".join(f"\n{name}\tI too.\n" for name in names))
+    assert set(speeches(tmp_path)) == {"play/ROMEO", *(f"play/{name}" for name in names)}
 
 
 def test_shakespeare_in_leafs_layout_equals_its_plays(tmp_path):

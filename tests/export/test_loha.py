@@ -161,6 +161,12 @@ def tied():
     return nn.Sequential(first, nn.ReLU(), second)
 
 
+def alike(dense=False):
+    """Layers `a_b` and `a.b`."""
+    layer = nn.Conv2d(3, 3, 3) if dense else nn.Linear(30, 30)
+    return nn.ModuleDict({"a_b": nn.Linear(30, 30), "a": nn.ModuleDict({"b": layer})})
+
+
 WAY_OUT = "export=dense writes merged weights"
 REFUSED = {
     "0 takes the tanh of W1 and W2, LoHa cannot; export=dense writes merged weights, and a model trained with "
@@ -187,6 +193,10 @@ REFUSED = {
         FedPara(**OWN),
     ),
     f"0 and 2 share a weight, PEFT merges it wrongly; {WAY_OUT}": (tied, FedPara(**OWN)),
+    f"a_b and a.b are both lycoris_a_b to LyCORIS; names must differ in more than dots and underscores; {WAY_OUT}": (
+        alike,
+        FedPara(**OWN),
+    ),
 }
 
 
@@ -196,6 +206,13 @@ def test_what_loha_cannot_express_is_refused_in_one_line(line):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         require_loha(factorize(make(), recipe))
     assert str(caught.value) == f"export=loha: {line}"
+
+
+def test_a_dense_layer_with_the_lycoris_name_of_a_factorised_one_is_refused():
+    """LyCORIS would add the factors to it instead."""
+    network = factorize(alike(dense=True), FedPara(**OWN), ["a.b"])
+    with pytest.raises(ValueError, match=r"^export=loha: a_b and a\.b are both lycoris_a_b to LyCORIS; names must"):
+        require_loha(network)
 
 
 def test_a_network_without_factors_is_refused():

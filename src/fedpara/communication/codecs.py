@@ -11,7 +11,7 @@ from pydantic import validate_call
 from torch import Tensor
 
 from fedpara.communication.packet import Packet
-from fedpara.state import Layout, State, TensorSpec
+from fedpara.state import Layout, State, TensorSpec, as_bytes
 
 
 @runtime_checkable
@@ -61,8 +61,7 @@ class Cast:
 
     def encode(self, state: State, seed: int = 0) -> Packet:
         """All values, tensor after tensor, in the order of the state."""
-        parts = [t.to(self._wire_type(t.dtype)).reshape(-1).view(torch.uint8) for t in state.values()]
-        return _packet(parts)
+        return _packet([as_bytes(tensor.to(self._wire_type(tensor.dtype))) for tensor in state.values()])
 
     def decode(self, packet: Packet, layout: Layout) -> State:
         """The values in the types of the layout.
@@ -112,14 +111,14 @@ class StochasticUniform:
         parts: list[Tensor] = []
         for tensor in state.values():
             if not tensor.dtype.is_floating_point:
-                parts.append(tensor.reshape(-1).view(torch.uint8))
+                parts.append(as_bytes(tensor))
                 continue
             values = tensor.reshape(-1).float()
             scale = values.abs().max() if values.numel() else values.new_zeros(())
             noise = torch.rand(values.shape, generator=generator).to(values.device)
             codes = (values / scale.clamp(min=torch.finfo(torch.float32).tiny) * self.levels + noise).floor()
             codes = codes.clamp(-self.levels, self.levels) + self.levels
-            parts += [scale.reshape(1).view(torch.uint8), self._pack(codes.to(torch.uint8))]
+            parts += [as_bytes(scale), self._pack(codes.to(torch.uint8))]
         return _packet(parts)
 
     def decode(self, packet: Packet, layout: Layout) -> State:

@@ -9,7 +9,7 @@ from pydantic import validate_call
 
 from fedpara.communication.codecs import Codec
 from fedpara.communication.packet import Packet
-from fedpara.state import Layout, Parts, PartsLayout, State, combine, join, separate
+from fedpara.state import Layout, Parts, PartsLayout, State, as_bytes, combine, join, separate
 
 RESIDUAL = "residual/"  # before the names of what error feedback keeps
 
@@ -104,7 +104,7 @@ class Link:
         state = join(message)
         if not codec.of_updates:
             return codec.encode(state, seed)
-        whole = [state.pop(name).reshape(-1).view(torch.uint8) for name in list(state) if name in self.whole]
+        whole = [as_bytes(state.pop(name)) for name in list(state) if name in self.whole]
         packet = codec.encode(combine(state, -1, self._differing(known)), seed)
         return Packet(torch.cat([packet.payload, *whole])) if whole else packet
 

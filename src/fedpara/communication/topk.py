@@ -5,6 +5,7 @@ and Jaggi (NeurIPS 2018, arXiv 1809.07599, Algorithm 1) prove that this error fe
 a part of the link (`Link.error_feedback`), and a client's memory.
 """
 
+import sys
 from math import ceil
 from typing import Annotated
 
@@ -13,9 +14,10 @@ from pydantic import Field, validate_call
 from torch import Tensor
 
 from fedpara.communication.packet import Packet
-from fedpara.state import Layout, State
+from fedpara.state import Layout, State, as_bytes
 
 INDEX_BYTES = VALUE_BYTES = 4
+ROUNDING = 4 * sys.float_info.epsilon  # more than what a float's product with a whole number is off, relatively
 
 
 class TopK:
@@ -42,13 +44,13 @@ class TopK:
     def encode(self, state: State, seed: int = 0) -> Packet:
         """Buffers, places, values; what is not finite counts as largest, so that the server sees it."""
         floats = [t.reshape(-1).float() for t in state.values() if t.dtype.is_floating_point]
-        whole = [t.reshape(-1).view(torch.uint8) for t in state.values() if not t.dtype.is_floating_point]
+        whole = [as_bytes(t) for t in state.values() if not t.dtype.is_floating_point]
         values = torch.cat(floats) if floats else torch.empty(0)
         number, size, as_bits = self._sizes(values.numel())
         places = values.abs().topk(number, sorted=False).indices.sort().values
         bits = torch.zeros(8 * size if as_bits else 0, dtype=torch.uint8, device=values.device)
-        head = _packed(bits.index_fill_(0, places, 1)) if as_bits else places.int().view(torch.uint8)
-        return Packet(torch.cat([*whole, head, values[places].view(torch.uint8)]))
+        head = _packed(bits.index_fill_(0, places, 1)) if as_bits else as_bytes(places.int())
+        return Packet(torch.cat([*whole, head, as_bytes(values[places])]))
 
     def decode(self, packet: Packet, layout: Layout) -> State:
         """The values that were sent, and zeros, in the types of the layout.
@@ -74,7 +76,7 @@ class TopK:
 
     def _sizes(self, total: int) -> tuple[int, int, bool]:
         """k, the bytes of the places, and whether these are bits."""
-        number = ceil(self.share * total)
+        number = ceil(self.share * total * (1 - ROUNDING))  # 0.07 * 100 is 7.000000000000001
         bits, indices = -(-total // 8), number * INDEX_BYTES
         return number, min(bits, indices), bits < indices
 

@@ -20,6 +20,9 @@ from fedpara.models import LSTMLayer
 from fedpara.nn import merge
 from fedpara.state import State
 
+ONNX_BYTES = 2**31  # of protobuf, the format of a graph with its weights
+WAY_OUT = "export=dense writes merged weights"
+
 
 def export_dense(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Merge `network` in place and write its weights as safetensors, under the dense network's names.
@@ -50,22 +53,27 @@ def write_tensors(state: State, path: Path, metadata: dict[str, str]) -> None:
 def export_onnx(network: nn.Module, inputs: Tensor, path: Path, metadata: dict[str, str]) -> None:
     """Merge `network` in place and write it as an ONNX graph from `inputs` to `logits`, for batches of any size.
 
+    The file is written atomically: a good earlier one survives a full disk.
+
     Args:
         inputs: a batch of two or more examples, as the network takes them.
         metadata: as for `export_dense`; it goes into the graph's `metadata_props`.
 
     Raises:
-        ValueError: the package that writes ONNX is not installed.
+        ValueError: the package that writes ONNX is not installed, or the weights do not fit into one file.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise ValueError(f"export=onnx: needs onnxscript; {install_line('export')}")
+    tensors = [*merge(network).parameters(), *network.buffers()]
+    if (num_bytes := sum(tensor.nbytes for tensor in tensors)) >= ONNX_BYTES:
+        raise ValueError(f"export=onnx: a file holds less than 2 GiB, the weights are {num_bytes} bytes; {WAY_OUT}")
     for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own parts
         program: Any = torch.onnx.export(
-            merge(network).cpu().eval(), (inputs.cpu(),), dynamo=True, verbose=False, input_names=["inputs"],
+            network.cpu().eval(), (inputs.cpu(),), dynamo=True, verbose=False, input_names=["inputs"],
             output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
         )  # fmt: skip
         program.model.metadata_props.update(metadata)
-        program.save(str(path), external_data=False)
+        write_atomically(path, program.model_proto.SerializeToString())

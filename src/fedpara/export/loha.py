@@ -15,7 +15,7 @@ PEFT 0.21 (peft/tuners/loha/layer.py), LyCORIS 4.1 (lycoris/modules/loha.py).
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedpara.export.formats import write_tensors
+from fedpara.export.formats import WAY_OUT, write_tensors
 from fedpara.files import write_atomically
 from fedpara.nn import Factorization, Hadamard, merge
 from fedpara.nn.factorizations import Factors, rows_of
@@ -33,7 +33,6 @@ from fedpara.state import State
 LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d  # that PEFT's LoHa can adapt
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 LYCORIS, BASE = "lycoris.safetensors", "base.safetensors"
-WAY_OUT = "export=dense writes merged weights"
 
 
 def require_loha(network: nn.Module) -> None:
@@ -59,6 +58,7 @@ def require_loha(network: nn.Module) -> None:
         if first := names.get(id(factors)):
             raise ValueError(f"export=loha: {first} and {name} share a weight, PEFT merges it wrongly; {WAY_OUT}")
         names[id(factors)] = name
+    _require_own_names(network, names.values())
 
 
 def export_loha(network: nn.Module, folder: Path, metadata: dict[str, str]) -> None:
@@ -147,10 +147,26 @@ def _columns(branch: Factors, factors: Factorization) -> Tensor:
 
 def _of_lycoris(layers: dict[str, State]) -> State:
     """The tensors by LyCORIS' names, in which underscores are in the place of dots; each layer has its alpha."""
-    short = {name: f"lycoris_{name.replace('.', '_')}" for name in layers}
+    short = {name: _lycoris_name(name) for name in layers}
     own = {f"{short[name]}.{part}": tensor for name, loha in layers.items() for part, tensor in loha.items()}
     ranks = {f"{short[name]}.alpha": torch.tensor(float(len(loha["hada_w1_b"]))) for name, loha in layers.items()}
     return own | ranks
+
+
+def _lycoris_name(name: str) -> str:
+    return f"lycoris_{name}".replace(".", "_")
+
+
+def _require_own_names(network: nn.Module, layers: Iterable[str]) -> None:
+    """Refuse a layer whose LyCORIS name is that of another layer, dense or not: one would get the other's factors."""
+    others: dict[str, list[str]] = defaultdict(list)
+    for name, _ in network.named_modules(remove_duplicate=False):
+        others[_lycoris_name(name)].append(name)
+    for name in layers:
+        if clash := next((other for other in others[_lycoris_name(name)] if other != name), None):
+            both = f"{name} and {clash} are both {_lycoris_name(name)} to LyCORIS"
+            allowed = "names must differ in more than dots and underscores"
+            raise ValueError(f"export=loha: {both}; {allowed}; {WAY_OUT}")
 
 
 def _factorized(network: nn.Module) -> Iterator[tuple[str, nn.Module, Factorization]]:

@@ -28,6 +28,8 @@ CHARACTERS = (
 INDEX = np.full(256, CHARACTERS.index(" "), np.uint8)  # every other character counts as a space
 INDEX[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(len(CHARACTERS))
 TEST_SHARE = 0.1
+FIRST_ACT = re.compile(r"^ACT I[IV]*\b", re.MULTILINE)  # a file may hold the later acts alone
+HEADING = re.compile(r"(ACT|SCENE)(?![\w-])")  # not ACTOR or SCENE-SHIFTER, who speak
 
 
 def shakespeare(data_dir: str) -> DataSet:
@@ -69,14 +71,14 @@ def speeches(folder: Path) -> dict[str, list[str]]:
         if earlier := found_in.get(play):
             raise ValueError(f"{source}: {play} is in {earlier} too; keep one of them")
         found_in[play] = source
-        _, _, body = text.partition("\nACT I")  # title and dramatis personae come before
+        _, *rest = re.split(FIRST_ACT, text, maxsplit=1)  # title and dramatis personae come before
         role, before = None, len(roles)
-        for line in re.sub(r"\[[^]]*\]", "", body).splitlines():  # stage directions are in brackets
+        for line in re.sub(r"\[[^]]*\]", "", "".join(rest)).splitlines():  # stage directions are in brackets
             name, tab, said = line.partition("\t")
             if not tab:
                 role = None
             elif name:
-                role = None if name.startswith(("ACT", "SCENE")) else f"{play}/{name.strip()}"
+                role = None if HEADING.match(name) else f"{play}/{name.strip()}"
             if role and said.strip():
                 roles[role].append(said.strip() + "\n")
         if len(roles) == before:
