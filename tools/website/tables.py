@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -40,6 +40,7 @@ BENCHMARKS = RESULTS / "benchmark"
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
 SHOWN = {"dense": "dense", "fedpara": "FedPara", "low_rank": "low rank"}
+PAIRS_OF_NETWORKS = [("fedpara", "low_rank"), ("fedpara", "dense"), ("low_rank", "dense")]
 WAYS = {
     "dense": "dense", "dense_fedpaq4": "dense, FedPAQ 4 bits, error feedback", "low_rank": "low rank, same size",
     "low_rank_fedpaq4": "low rank, FedPAQ 4 bits, error feedback", "fedpara": "FedPara, γ = 0.1",
@@ -115,10 +116,13 @@ def cifar10() -> str:
     return f"{table(heads, rows)}\n\n{differences(of)}\n\n{origin('cifar10_two_cores')}"
 
 
-def differences(of: Mapping[str, Setting]) -> str:
-    """The table of what dense, FedPara and low rank differ by."""
-    pairs = [("fedpara", "low_rank"), ("fedpara", "dense"), ("low_rank", "dense")]
-    rows = [[f"{SHOWN[a]} − {SHOWN[b]}", points(of[a], of[b]), difference(of[a], of[b]).verdict] for a, b in pairs]
+def differences(
+    of: Mapping[str, Setting],
+    pairs: Sequence[tuple[str, str]] = PAIRS_OF_NETWORKS,
+    shown: Mapping[str, str] = SHOWN,
+) -> str:
+    """The table of what settings differ by."""
+    rows = [[f"{shown[a]} − {shown[b]}", points(of[a], of[b]), difference(of[a], of[b]).verdict] for a, b in pairs]
     return table([f"difference after {rounds_of(of['dense'])} rounds, paired by seed", "points", "verdict"], rows)
 
 
@@ -179,17 +183,27 @@ def personalisation() -> str:
 
 
 def shakespeare() -> str:
-    """The LSTM: dense, low rank and FedPara of one size, with their differences."""
+    """The LSTM: dense, low rank and FedPara of one size, FedPara with dense's step too, with their differences."""
     of = found("shakespeare_two_cores")
-    heads = ["", "parameters", "of dense, %", f"accuracy after {rounds_of(of['dense'])} rounds, %", "sent, MB"]
+    last = rounds_of(of["dense"])
+    shown = SHOWN | {"step": "FedPara, `factorization.step=1`"}
     rows = [
         [
-            SHOWN[name], f"{of[name].num_shared:,}", f"{100 * (of[name].ratio or 0):.1f}", estimate(of[name].last),
-            megabytes(of[name]),
+            shown[name], f"{of[name].num_shared:,}", f"{100 * (of[name].ratio or 0):.1f}",
+            estimate(of[name].estimate(partial(accuracy_after, last // 2))), estimate(of[name].last),
+            str(len(of[name].counted)), megabytes(of[name]),
         ]
-        for name in ("dense", "low_rank", "fedpara")
+        for name in ("dense", "low_rank", "fedpara", "step")
     ]  # fmt: skip
-    return f"{table(heads, rows)}\n\n{differences(of)}\n\n{origin('shakespeare_two_cores')}"
+    heads = ["", "parameters", "of dense, %", f"accuracy after {last // 2} rounds, %", f"after {last}, %"]
+    pairs = [*PAIRS_OF_NETWORKS, ("step", "fedpara"), ("step", "low_rank"), ("step", "dense")]
+    made = table([*heads, "seeds", "sent, MB"], rows)
+    return f"{made}\n\n{differences(of, pairs, shown)}\n\n{origin('shakespeare_two_cores')}"
+
+
+def accuracy_after(rounds: int, run: Run) -> float:
+    """A run's test accuracy after so many rounds, in %."""
+    return 100 * float(run.rows[rounds - 1]["test/acc"])
 
 
 def budget() -> str:

@@ -52,8 +52,10 @@ class GeometricMedian(Keeping):
                 break
             weights = 1 / distances.clamp(min=SMOOTHING * scale)
             mean = partial(_mean, weights=weights / weights.sum())
-            before, center = center, {name: reduced(one, mean, torch.float64) for name, one in columns.items()}
-            if distances_to(center, [before]) * weights.mean() <= TOLERANCE:
+            moved = {name: reduced(tensors, mean, torch.float64) for name, tensors in columns.items()}
+            gradient = distances_to(moved, [center]) * weights.mean()
+            center = moved
+            if gradient <= TOLERANCE:
                 break
         return {name: value.to(states[0][name].dtype) for name, value in center.items()}
 
