@@ -1,10 +1,12 @@
 """The metric that measures a model: its name, whether more is better, and how to show it."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 ROUNDING = 1e-6  # of a metric in float32
+ACCURACY = re.compile(r"acc(uracy)?(?![a-z])")  # `acc`, `accuracy`, `acc_mean`, not `accel_mse`
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Metric:
     @property
     def is_share(self) -> bool:
         """Whether it is an accuracy from 0 to 1, which is shown in percent."""
-        return self.name.rpartition("/")[2].removeprefix("trained_").startswith("acc")
+        return bool(ACCURACY.match(self.name.rpartition("/")[2].removeprefix("trained_")))
 
     @property
     def label(self) -> str:
