@@ -9,7 +9,7 @@ from fedpara.metric import Metric
     ("name", "is_share"),
     [
         ("acc", True), ("test/acc_wide", True), ("personal/trained_acc_mean", True), ("test/accuracy", True),
-        ("acc5", True), ("accel_mse", False), ("test/accumulated", False), ("balanced_acc_error", False), ("mse", False),
+        ("acc5", True), ("accel_mse", False), ("test/accumulated", False), ("mse", False),
     ],
 )  # fmt: skip
 def test_an_accuracy_is_known_by_its_name(name, is_share):
