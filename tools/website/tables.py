@@ -45,6 +45,7 @@ WAYS = {
     "dense": "dense", "dense_fedpaq4": "dense, FedPAQ 4 bits, error feedback", "low_rank": "low rank, same size",
     "low_rank_fedpaq4": "low rank, FedPAQ 4 bits, error feedback", "fedpara": "FedPara, γ = 0.1",
     "fedpaq8": "FedPara, FedPAQ 8 bits", "fedpaq4": "FedPara, FedPAQ 4 bits, error feedback",
+    "first_dense_fedpaq4": "FedPara, ranks within 37.5 %, first layer dense, FedPAQ 4 bits",
     "topk": "FedPara, top-k 0.1, error feedback", "fedluar": "FedPara, FedLUAR",
     "rotating": "FedPara, rotating factors", "mud": "FedMUD, ratio 0.1",
 }  # fmt: skip
