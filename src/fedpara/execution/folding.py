@@ -146,10 +146,10 @@ class Folded(nn.Module):
         """Draw the factors of a dropout, 0 or 1 / probability, with each client's generator for its own examples."""
         batch, channels, *rest = inputs.shape
         factors = inputs.new_zeros(batch, self.num_clients, channels // self.num_clients, *rest)
+        last = inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if last else torch.contiguous_format  # in which a client alone draws
         for client, (size, generator) in enumerate(zip(self.sizes, self.generators, strict=True)):
-            mask = inputs.new_empty(size, *factors.shape[2:])
-            if inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
-                mask = mask.contiguous(memory_format=torch.channels_last)  # the order in which a client alone draws
+            mask = torch.empty_like(factors[:size, client], memory_format=order)
             factors[:size, client] = mask.bernoulli_(probability, generator=generator) / probability
         return factors.view_as(inputs)
 
