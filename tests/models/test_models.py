@@ -58,9 +58,11 @@ def test_outputs_that_are_not_finite_are_wrong_and_their_loss_is_no_number():
     logits = torch.eye(3)[[0, 1, 0]]
     module.test_step((logits, torch.tensor([0, 1, 2])), 0)
     assert module.accuracy.compute() == pytest.approx(2 / 3)
-    assert module.loss.compute().isfinite()
+    module.test_step((logits[:1], torch.tensor([1])), 0)  # batches weigh by their sizes
+    every, labels = logits[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 1])
+    assert module.loss.compute() == pytest.approx(torch.nn.functional.cross_entropy(every, labels).item())
     module.test_step((torch.full((3, 3), torch.nan), torch.zeros(3, dtype=torch.long)), 1)
-    assert module.accuracy.compute() == pytest.approx(2 / 6)
+    assert module.accuracy.compute() == pytest.approx(2 / 7)
     assert module.loss.compute().isnan()
 
 

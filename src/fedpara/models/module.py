@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from math import nan
 
 import torch
 from pytorch_lightning import LightningModule
@@ -53,7 +54,7 @@ class ClassificationModule(LightningModule):
         self.learning_rate_factor = 1.0
         self.rates: Mapping[str, float] = {}
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.loss = MeanMetric(nan_strategy="disable")  # a loss that is not a number stays one
+        self.loss = MeanMetric(nan_strategy=nan)  # a loss that is not a number stays one; "disable" ignores the weights
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch of images."""
