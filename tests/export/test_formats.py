@@ -10,6 +10,7 @@ from fedpara.export import export_onnx
 from fedpara.models import MLP
 
 
+@pytest.mark.slow
 def test_a_graph_that_is_cut_short_leaves_the_good_one(tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx", reason="needs onnx")
     pytest.importorskip("onnxscript", reason="needs onnxscript")

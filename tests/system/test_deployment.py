@@ -219,7 +219,7 @@ def test_a_client_that_lost_what_it_kept_says_so_and_is_left_out(tmp_path):
 ANOTHER_VERSION = [{"num_examples": math.inf}, {"surprise": 1}, {"train_loss": "low"}, None, {"num_examples": 0}]
 
 
-@pytest.mark.parametrize("change", thinned(ANOTHER_VERSION))
+@pytest.mark.parametrize("change", thinned(ANOTHER_VERSION, 5))
 def test_an_answer_of_another_version_is_its_clients_failure(tmp_path, change):
     overrides, nodes = cut(tmp_path, "federation.num_rounds=1 federation.clients_per_round=3")
     right = nodes.nodes[1].train

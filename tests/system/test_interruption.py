@@ -175,15 +175,10 @@ CHOICES = [  # with test_federation.py's, every algorithm, link and split
     "algorithm=scaffold link=fedpaq sharing=pfedpara factorization=pfedpara faults.dropout=0.4 faults.nan=0.3 "
     "executor=vectorized",
     "algorithm=fedyogi link=bf16 sharing=fedbn faults=flaky federation.retries=1",
-    *(
-        pytest.param(choices, marks=pytest.mark.slow)
-        for choices in (
-            "algorithm=fedprox link=fedpaq",
-            "algorithm=fedadagrad link=fp16 sharing=pfedpara factorization=pfedpara",
-            "algorithm=fedavgm link=fp16_up sharing=fedper",
-            "algorithm=feddyn link=fedpaq link.up_codec.bits=2 sharing=local",
-        )
-    ),
+    "algorithm=fedprox link=fedpaq",
+    "algorithm=fedadagrad link=fp16 sharing=pfedpara factorization=pfedpara",
+    "algorithm=fedavgm link=fp16_up sharing=fedper",
+    "algorithm=feddyn link=fedpaq link.up_codec.bits=2 sharing=local",
 ]
 
 
@@ -197,7 +192,7 @@ def composed(choices, folder):
     return federation
 
 
-@pytest.mark.parametrize("choices", CHOICES)
+@pytest.mark.parametrize("choices", thinned(CHOICES, 6))
 def test_every_algorithm_link_and_split_goes_on_as_if_nothing_had_been(tmp_path, choices):
     whole, first, second = (composed(choices, tmp_path / name) for name in ("whole", "parts", "parts"))
     whole.num_rounds, first.num_rounds, second.num_rounds = 3, 2, 3
