@@ -11,6 +11,7 @@ from fedpara.nn import MUD, EqualSizeLowRank, FedPara, PFedPara, factorizations,
 from fedpara.nn.initialization import mean_step
 from fedpara.nn.nested import factor_names
 from fedpara.state import num_elements, tensors
+from helpers.cases import thinned
 
 LINEAR, CONVOLUTION = nn.Linear(512, 256), nn.Conv2d(96, 128, 3)
 
@@ -24,7 +25,7 @@ def made(layer, recipe, share=1.0, seed=0):
     return network[0], factors
 
 
-@pytest.mark.parametrize("share", [0.5, 0.25])
+@pytest.mark.parametrize("share", thinned([0.25, 0.5]))
 @pytest.mark.parametrize(("layer", "recipe", "power"), [
     (LINEAR, FedPara(gamma=0.5), 0.5),
     (LINEAR, FedPara(gamma=0.5, nonlinearity="identity"), 0.5),
