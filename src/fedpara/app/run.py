@@ -116,8 +116,7 @@ def _train(cfg: DictConfig, build: Build, forwarding: "LoggerForwarding", launch
     log.info("reading %s", cfg.data.dataset._target_.rpartition(".")[2])
     make.call("data", experiment.datamodule.setup)
     if federation.tests_personal and federation.clients.store is not None:  # clients that are simulated here
-        for client in range(federation.num_clients):
-            make.call("data", experiment.datamodule.test_part, client)
+        make.call("data", experiment.datamodule.require_test_parts)
     make.call("data", experiment.datamodule.to, experiment.executor.device)
     make.call("model.network", experiment.executor.prepare)
     make.call("model" if has_own_module(cfg) else "trainer", experiment.executor.rehearse)

@@ -174,6 +174,19 @@ class FederatedDataModule(LightningDataModule):
         train, test = self.examples
         return self.partition.test_part(train[self.parts[client]], test, self._seed(client, "test part"))
 
+    def require_test_parts(self) -> None:
+        """Refuse a test set without any of a client's classes, before clients are trained for it.
+
+        Raises:
+            ValueError: one line, as of `test_part`.
+        """
+        train, test = self.examples
+        if self._tested is None and train.have_classes:
+            known = torch.isin(train.labels, test.labels)[self.parts.indices].double()
+            of_client = np.bincount(self.parts.clients, known.numpy(), minlength=len(self.parts))
+            for client in np.flatnonzero(of_client == 0).tolist():
+                self.test_part(client)
+
     def client_dataloader(self, client: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
         """A client's training batches; their order is a function of (seed, epoch)."""
         batches = self._train

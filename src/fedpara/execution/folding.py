@@ -183,7 +183,8 @@ def require_foldable(network: nn.Module, example: Tensor) -> None:
     examples = [example + 0.1 * k * torch.randn_like(example) for k in range(3)]
     with torch.random.fork_rng(devices=[]):
         for training in (False, True):
-            network.train(training), folded.train(training)
+            network.train(training)
+            folded.train(training)
             alone = []
             for seed, (state, one) in enumerate(zip(states, examples, strict=True)):
                 torch.manual_seed(seed)

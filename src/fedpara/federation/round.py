@@ -114,6 +114,9 @@ class Federation:
         (1, True, ['test/acc', 'test/loss'])
     """
 
+    stopped: str | None = None
+    _untested: _Trained | None = None  # the round that was interrupted in its test
+
     @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
@@ -161,9 +164,9 @@ class Federation:
         self.aggregation = aggregation.bound_to([*trained, *travelling]) if aggregation else None
         if self.aggregation:
             self.aggregation.require(layouts.upload, clients_per_round, self.link.up_codec)
-        self.privacy: PrivateMean | None = None
-        if privacy:
-            self.privacy = privacy.start(travelling, num_clients, clients_per_round, min_clients, num_rounds)
+        sizes = num_clients, clients_per_round, min_clients, num_rounds
+        self.privacy = privacy.start(travelling, *sizes) if privacy else None
+        if self.privacy:
             self._require_private(self.privacy, layouts)
         self.client_side = ClientSide(
             self.algorithm, self.link, self.split, initial, layouts, seed, self.learning_rate_factor, self.privacy
@@ -175,8 +178,6 @@ class Federation:
         self.clients: Clients = (clients or simulated(executor))(self.client_side)
         self.round, self.total_bytes = 0, 0
         self.crashes: dict[int, int] = {}
-        self.stopped: str | None = None
-        self._untested: _Trained | None = None
 
     def _require_optimizer(self) -> None:
         """Refuse a local optimizer, or a correction of its steps, that does not fit the algorithm or the split."""
