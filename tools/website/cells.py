@@ -3,6 +3,7 @@
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from math import isnan
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,8 +33,7 @@ def estimate(value: Estimate | None, digits: int = 1) -> str:
     """A mean, and the half width of its 95 % interval where there are several seeds."""
     if value is None:
         return ""
-    width = f" ± {value.half_width:.{digits}f}" if value.half_width > 0 else ""
-    return f"{value.mean:.{digits}f}{width}"
+    return f"{value.mean:.{digits}f}{_width(value, digits)}"
 
 
 def found(folder: str, metric: str = "test/acc") -> dict[str, Setting]:
@@ -90,7 +90,11 @@ def estimate_of(one: Difference) -> str:
 
 def signed_estimate(value: Estimate) -> str:
     """A difference with its sign, and the half width of its interval where there are several seeds."""
-    return signed(value.mean) + (f" ± {value.half_width:.1f}" if value.half_width == value.half_width else "")
+    return signed(value.mean) + _width(value, 1)
+
+
+def _width(value: Estimate, digits: int) -> str:
+    return "" if isnan(value.half_width) else f" ± {value.half_width:.{digits}f}"
 
 
 def signed(value: float, digits: int = 1) -> str:
