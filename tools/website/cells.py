@@ -33,7 +33,7 @@ def estimate(value: Estimate | None, digits: int = 1) -> str:
     """A mean, and the half width of its 95 % interval where there are several seeds."""
     if value is None:
         return ""
-    return f"{value.mean:.{digits}f}{_width(value, digits)}"
+    return f"{value.mean:,.{digits}f}{_width(value, digits)}"
 
 
 def found(folder: str, metric: str = "test/acc") -> dict[str, Setting]:
@@ -94,7 +94,7 @@ def signed_estimate(value: Estimate) -> str:
 
 
 def _width(value: Estimate, digits: int) -> str:
-    return "" if isnan(value.half_width) else f" ± {value.half_width:.{digits}f}"
+    return "" if isnan(value.half_width) else f" ± {value.half_width:,.{digits}f}"
 
 
 def signed(value: float, digits: int = 1) -> str:

@@ -33,8 +33,8 @@ from website.cells import (
     table,
 )
 from website.claims import claims
-from website.robust import robust, robust_network
 from website.speed import alternatives, cluster, precisions, rounds, server, steps
+from website.studies import amplification, frontier_quickstart, robust, robust_network, tiers_quickstart
 
 PLACES = [*(ROOT / "docs").rglob("*.md"), *RESULTS.rglob("README.md")]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in PLACES)]
@@ -123,6 +123,22 @@ def ranks() -> str:
     ]  # fmt: skip
     heads = ["γ", "parameters", "of dense, %", "accuracy after 10 rounds, %", "sent, MB", "sent to 86 %, MB"]
     return f"{table(heads, rows)}\n\n{origin('rank_sweep')}"
+
+
+def gammas() -> str:
+    """Accuracy and training loss over the rounds, dense and FedPara of several gammas."""
+    names = {
+        "dense": "dense", "fedpara-0.1": "FedPara, γ = 0.1", "fedpara-0.3": "0.3", "fedpara-0.6": "0.6",
+        "fedpara-1.0": "1.0", "low_rank": "low rank",
+    }  # fmt: skip
+    runs = [Run(RESULTS / f"cifar10_gamma/{name}-0") for name in names]
+    rows = []
+    for number in (8, 20, 28, 36, 40, 56, 80, 100):
+        at = [run.rows[number - 1] for run in runs]
+        rows.append([str(number), *(f"{100 * row['test/acc']:.1f}, {row['train/loss']:.3f}" for row in at)])
+    rows.append(["parameters", *(f"{run.summary['parameters']['shared']:,}" for run in runs)])
+    rows.append(["GB in all", *(f"{run.rows[-1]['comm/total_gb']:.2f}" for run in runs)])
+    return f"{table(['round', *names.values()], rows)}\n\n{origin('cifar10_gamma')}"
 
 
 def algorithms() -> str:
@@ -337,10 +353,11 @@ def cifar100() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     "headline": headline, "claims": claims, "alternatives": alternatives, "cifar10": cifar10, "budget": budget,
-    "gap": gap, "ranks": ranks, "frontier-femnist": partial(frontier, "frontier_femnist", 0.55),
+    "gap": gap, "ranks": ranks, "gammas": gammas, "frontier-femnist": partial(frontier, "frontier_femnist", 0.55),
     "frontier-cifar10": partial(frontier, "frontier_cifar10", 0.5), "fine-tuning": fine_tuning,
     "algorithms": algorithms, "personalisation": personalisation, "privacy": privacy, "shakespeare": shakespeare,
-    "initialisation": initialisation, "table-4": table_4, "robust": robust,
+    "initialisation": initialisation, "table-4": table_4, "robust": robust, "amplification": amplification,
+    "frontier-quickstart": frontier_quickstart, "tiers-quickstart": tiers_quickstart,
     "robust-dense": partial(robust_network, "dense"), "robust-fedpara": partial(robust_network, "fedpara"),
     "cifar100": cifar100, "rounds": rounds, "cluster": cluster,
     "steps": steps, "precisions": precisions, "server": server,
