@@ -272,6 +272,34 @@ def test_the_answer_says_where_seeds_are_missing(sweep, tmp_path):
     assert "Best: all runs, 40.0 % for 4.00 MB (of 1 of its 2 seeds)." in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_clients_of_different_size_have_the_least_and_the_most_parameters(tmp_path):
+    run = write_run(tmp_path / "seed=0", [0.5], ["seed=0"])
+    run.summary["parameters"] |= {"shared_phone": 100, "shared_tablet": 180, "shared_server": 250}
+    (tmp_path / "seed=0" / "summary.json").write_text(json.dumps(run.summary))
+    write_report(find_runs(tmp_path), tmp_path, "t")
+    assert "| 100 to 250 |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_equal_seeds_have_an_interval_of_no_width(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed={seed}", [0.5], [f"seed={seed}"])
+    write_report(find_runs(tmp_path), tmp_path, "t")
+    assert "| 50.0 ± 0.0 |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_report_that_is_interrupted_leaves_the_old_page(tmp_path, monkeypatch):
+    write_run(tmp_path / "seed=0", [0.5], ["seed=0"])
+    write_report(find_runs(tmp_path), tmp_path, "the old one")
+    before = (tmp_path / "report.md").read_text()
+    monkeypatch.setattr("fedpara.files.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_report(find_runs(tmp_path), tmp_path, "the new one")
+    assert (tmp_path / "report.md").read_text() == before
+
+
 def test_an_interval_wider_than_all_shares_does_not_squeeze_the_figure(sweep, tmp_path):
     write_run(tmp_path / "dense", [0.5], ["factorization.gamma=1"], parameters=1000)
     figure = draw(settings(find_runs(sweep)), None)["size"]

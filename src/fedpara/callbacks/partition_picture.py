@@ -1,5 +1,6 @@
 """A picture of the partition, drawn before the first round."""
 
+import io
 import math
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from pydantic import DirectoryPath, validate_call
 
 from fedpara.data import FederatedDataModule
 from fedpara.federation import Federation, FederationCallback
+from fedpara.files import write_atomically
 from fedpara.runs import PARTITION
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ class PartitionPicture(FederationCallback):
         if self.path.is_file():
             return
         data = federation.executor.datamodule
-        draw_partition(_counts(data)).savefig(self.path, dpi=120)
+        stream = io.BytesIO()
+        draw_partition(_counts(data)).savefig(stream, format="png", dpi=120)
+        write_atomically(self.path, stream.getvalue(), durable=False)
 
 
 def _counts(data: FederatedDataModule) -> np.ndarray:

@@ -239,7 +239,6 @@ class Federation:
             self._untested = self._train_round()
         done, start = self._untested, time.perf_counter()
         tally = done.tally
-        up_bytes, down_bytes = sum(tally.up_bytes.values()), sum(tally.down_bytes.values())
         metrics = self.evaluate() if done.is_tested else {}
         personal = self.evaluate_personal(self.round + 1) if done.is_tested and self.tests_personal else ()
         self._untested = None
@@ -248,8 +247,8 @@ class Federation:
             round=self.round,
             train_loss=tally.loss_sum / tally.num_examples if tally.num_examples and self.shows_clients else nan,
             metrics=metrics,
-            up_bytes=up_bytes,
-            down_bytes=down_bytes,
+            up_bytes=tally.up_bytes.total(),
+            down_bytes=tally.down_bytes.total(),
             total_bytes=self.total_bytes,
             num_clients=self.clients_per_round,
             clients=tally.outcomes(),
@@ -287,7 +286,7 @@ class Federation:
                 self.catch_up.note(*models, self.round + 1, tally.succeeded)
         except TooFewClients as few:  # the round has no effect, but its bytes count
             log.warning("round %d: nothing changes, %s", self.round + 1, few)
-        self.total_bytes += sum(tally.up_bytes.values()) + sum(tally.down_bytes.values())
+        self.total_bytes += tally.up_bytes.total() + tally.down_bytes.total()
         return _Trained(self.server, tally, due, time.perf_counter() - start)
 
     def model(self, client: int | None = None) -> State:

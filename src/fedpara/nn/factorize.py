@@ -169,8 +169,8 @@ class RankByGamma:
         outputs, inputs, *kernel = made.shape
         reached, whole = made.rank**2, min(outputs, inputs * prod(kernel))
         if made.tucker and len(made.branches()) == 2 and made.rank == inputs and reached < whole:
-            text = "%s: its filters have rank %d at most (input channels: %d); excluded (model.keep_dense) %d"
-            log.info(text, name, reached, inputs, whole)
+            text = "%s (input channels: %d): its filters have rank %d at most; dense (model.keep_dense) they have %d"
+            log.info(text, name, inputs, reached, whole)
 
     def _sides(self, shape: Shape) -> tuple[int, int]:
         return shape[0], shape[1] if self._tucker(shape) else prod(shape[1:])

@@ -15,6 +15,7 @@ import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from fedpara.cost import SPEEDS_MBPS
+from fedpara.files import write_atomically
 from fedpara.metric import Metric
 from fedpara.record import counted, size, three_digits
 from fedpara.report.differences import Difference, comparable, difference, differences
@@ -76,7 +77,7 @@ def write_report(
     written["report.md"] = _template("page.md", autoescape=False).render(parts, table=_markdown).encode()
     written["report.csv"] = _csv(parts["runs"]).encode()
     for name, content in written.items():
-        (folder / name).write_bytes(content)
+        write_atomically(folder / name, content, durable=False)
     return [folder / name for name in written]
 
 
@@ -221,7 +222,7 @@ def _measured(heads: list[str], rows: list[list[str]]) -> Table:
 def _setting_row(setting: Setting, target: float | None, best: bool) -> list[str]:
     seeds = f"{len(setting.counted)}" + (f" of {setting.num_seeds}" if len(setting.counted) < setting.num_seeds else "")
     ratio = NONE if setting.ratio is None else f"{100 * setting.ratio:.1f}"
-    shared = NONE if setting.num_shared is None else f"{setting.num_shared:,}"
+    shared = " to ".join(f"{size:,}" for size in setting.shared_sizes) or NONE
     common = setting.mean_curve
     until = NONE if setting.is_finished or not len(common) else counted(int(common[-1, 0]), "round")
     row = [until, seeds, shared, ratio, _value(setting.last, setting.metric), _value(setting.best, setting.metric)]
@@ -330,7 +331,7 @@ def _picture(chart: Chart, kind: str, narrow: bool = False) -> bytes:
 def _estimate(value: Estimate | None, digits: int = 1) -> str:
     if value is None:
         return NONE
-    width = f" ± {value.half_width:.{digits}f}" if value.half_width > 0 else ""
+    width = "" if math.isnan(value.half_width) else f" ± {value.half_width:.{digits}f}"
     return f"{value.mean:.{digits}f}{width}"
 
 
@@ -343,4 +344,4 @@ def _value(value: Estimate | None, metric: Metric) -> str:
     """An estimate of the metric: a share in percent with one decimal, other values with four digits."""
     if value is None or metric.is_share:
         return _estimate(value)
-    return f"{value.mean:.4g}" + (f" ± {value.half_width:.2g}" if value.half_width > 0 else "")
+    return f"{value.mean:.4g}" + ("" if math.isnan(value.half_width) else f" ± {value.half_width:.2g}")

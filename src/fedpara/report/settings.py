@@ -133,15 +133,25 @@ class Setting:
         return Estimate.of(self._curves[:, -1, 1].tolist()) if self._curves.size else None
 
     @property
+    def parameters(self) -> Mapping[str, int]:
+        """Numbers of parameters, as in a run's summary; empty where no run has them."""
+        return next((run.summary["parameters"] for run in self.runs if run.summary.get("parameters")), {})
+
+    @property
     def num_shared(self) -> int | None:
         """Number of parameters that travel each way."""
-        return next((run.summary["parameters"]["shared"] for run in self.runs if run.summary.get("parameters")), None)
+        return self.parameters.get("shared")
+
+    @property
+    def shared_sizes(self) -> list[int]:
+        """`num_shared`; with clients of different size, those of the smallest tier and of the largest."""
+        found = [size for name, size in self.parameters.items() if name == "shared" or name.startswith("shared_")]
+        return sorted({min(found), max(found)}) if found else []
 
     @property
     def ratio(self) -> float | None:
         """The share of the dense model's parameters that travels."""
-        sizes = next((run.summary["parameters"] for run in self.runs if run.summary.get("parameters")), None)
-        return sizes["shared"] / sizes["dense"] if sizes else None
+        return self.parameters["shared"] / self.parameters["dense"] if self.parameters else None
 
     def cost(self, target: float, speed_mbps: float) -> list[CostToTarget]:
         """The cost of each counted run until `target` (accuracy: 0 to 1), without runs that never reached it."""
