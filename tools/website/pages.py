@@ -20,6 +20,9 @@ MOVED = {  # pages that are kept elsewhere in the repository, by their place in 
     "configs/README.md": "reference/configuration.md", "results/experiments.md": "reproduce/experiments.md",
     "results/fig5/README.md": "results/fig5.md", "results/cifar10_gamma/README.md": "results/cifar10-gamma.md",
     "results/closing_the_gap/README.md": "results/closing-the-gap.md",
+    "results/frontier_quickstart/README.md": "results/fewer-bytes.md",
+    "results/robust_quickstart/README.md": "results/robust.md",
+    "results/tiers_quickstart/README.md": "results/tiers.md",
 }  # fmt: skip
 COMING: set[str] = set()  # links to pages that another change brings are text until they are there
 STYLE = Path(__file__).with_name("site.css")
