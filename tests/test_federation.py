@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Callback
 
 from fedpara.algorithms import FedAvg
 from fedpara.algorithms.feddyn import FedDyn
@@ -17,8 +18,8 @@ from fedpara.callbacks import Checkpoint, LoggerForwarding, PartitionPicture, Pr
 from fedpara.callbacks.partition_picture import draw_partition
 from fedpara.data import Dirichlet, Shards
 from fedpara.execution import SerialExecutor, VectorizedExecutor
-from fedpara.federation import FederationCallback, Kept, simulated
-from fedpara.nn import Dense
+from fedpara.federation import Federation, FederationCallback, Kept, simulated
+from fedpara.nn import Dense, FedPara
 from fedpara.runs import CHECKPOINT
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Rotating, Split
@@ -500,9 +501,29 @@ def test_the_library_refuses_two_rates_within_a_weight_that_is_corrected():
 
 
 def test_the_library_trains_what_is_personal_at_its_own_rate():
-    def personal(rate):
-        federation = make_federation(personal=["*2"], split=partial(Split, personal_rate=rate), num_rounds=1)
+    def personal(rate, **training):
+        split = partial(Split, personal_rate=rate)
+        federation = make_federation(personal=["*2"], split=split, num_rounds=1, training=training)
         federation.fit()
         return join({str(client): federation.personal[client] for client in federation.personal})
 
     assert not same(personal(1.0), personal(5.0))
+    assert same(personal(5.0, callbacks=[Callback()]), personal(5.0))  # which trains copies of the module
+
+
+def test_the_rates_of_a_split_do_not_stay_for_the_next_one_over_the_module():
+    federation = make_federation(personal=["*2"], split=partial(Split, personal_rate=5.0))
+    executor, sizes = federation.executor, {"num_clients": 5, "clients_per_round": 2, "num_rounds": 1}
+    assert set(executor.module.rates.values()) == {5.0}
+    Federation(executor, split=Split(executor.initial_state(), ["*2"]), **sizes)
+    assert not executor.module.rates
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"training": {"jacobian_correction": 1.0}}, r"^jacobian_correction=1: must be 0 with Adam"),
+    ({"recipe": FedPara(gamma=1.0, step=1.0)}, r"^step: must be null with Adam"),
+])  # fmt: skip
+def test_the_library_refuses_gradients_that_are_made_for_sgd_with_another_optimizer(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_federation(**options, optimizer=partial(torch.optim.Adam, lr=0.01))
+    make_federation(**options)

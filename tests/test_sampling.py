@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedpara.sampling import seed_of_weights
+from fedpara.sampling import drawn_groups, seed_of_weights
 
 
 def drawn(seed):
@@ -20,3 +20,7 @@ def test_the_weights_of_a_long_seed_depend_on_all_of_it(seed):
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
 def test_those_of_a_short_seed_are_the_seeds_own(seed):
     assert seed_of_weights(seed) == seed
+
+
+def test_shares_that_are_rounded_leave_nobody_without_a_group():
+    assert set(drawn_groups(0, 2_000_000, [0.3333332] * 3)) == {0, 1, 2}

@@ -41,7 +41,7 @@ def drawn_groups(seed: int, num_clients: int, shares: Sequence[float]) -> list[i
     Args:
         shares: of the clients in each group; their sum is 1.
     """
-    ends = [round(end * num_clients) for end in np.cumsum(shares)]
+    ends = [*(round(end * num_clients) for end in np.cumsum(shares)[:-1]), num_clients]  # shares are rounded
     order = np.random.default_rng(derive_seed(seed, 0, 0, "groups")).permutation(num_clients)
     places = np.empty(num_clients, dtype=int)
     places[order] = np.arange(num_clients)

@@ -2,9 +2,10 @@
 
 import copy
 import re
+from collections import OrderedDict
 from functools import cache, partial
 from itertools import product
-from math import log
+from math import log, prod
 
 import pytest
 import torch
@@ -204,3 +205,18 @@ def test_a_budget_does_not_count_what_is_not_in_the_state_and_does_not_follow_ga
         network = factorize(copy.deepcopy(layers), FedPara(gamma=gamma, budget=0.8))
         assert [name for name, _ in factorizations(network)] == ["0"]
         assert 0.7 < num_parameters(network) / num_parameters(layers) <= 0.8
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_budget_takes_names_as_they_are_and_leaves_empty_weights_dense():
+    layers = nn.Sequential(OrderedDict({"a[0]": nn.Linear(64, 64), "b": nn.Linear(64, 64), "empty": nn.Linear(0, 64)}))
+    network = factorize(copy.deepcopy(layers), FedPara(budget=0.8))
+    assert [name for name, _ in factorizations(network)] == ["a[0]", "b"]
+    assert 0.75 < num_parameters(network) / num_parameters(layers) <= 0.8
+
+
+@given(st.tuples(st.integers(2, 20), st.integers(2, 20), st.integers(1, 3), st.integers(1, 3)))
+def test_low_rank_of_equal_size_is_factorised_where_it_can_be(shape):
+    recipe = EqualSizeLowRank(gamma=1.0)
+    rank = recipe.rank("layer", shape)
+    assert tucker_size(shape, rank) <= prod(shape) or rank == 1

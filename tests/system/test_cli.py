@@ -382,6 +382,14 @@ BAD = [
         "model=mlp method=pfedpara sharing.personal_rate=4 factors.jacobian_correction=1",
         "sharing.personal_rate=4: must be 1 with factorization.jacobian_correction, whose equation has one rate",
     ),
+    (
+        "factors.jacobian_correction=1 model.optimizer._target_=torch.optim.Adam",
+        "factorization.jacobian_correction=1: must be 0 with Adam, for it scales gradients of SGD",
+    ),
+    (
+        "factorization.step=1 model.optimizer._target_=torch.optim.Adam",
+        "factorization.step: must be null with Adam, for it scales gradients of SGD; or take torch.optim.SGD",
+    ),
     ("sharing=fedbn model=mlp", "sharing.personal='*norm*': matches no parameter or buffer of the model"),
     ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than the number of layers"),
     ("partition=natural", "partition=natural: the data set names no owners; take femnist or shakespeare"),
@@ -399,13 +407,13 @@ BAD = [
     ("algorithm=scaffold +model.optimizer.momentum=0.9", "model.optimizer: SGD with momentum and SCAFFOLD, whose"),
     (
         "sharing=pfedpara",
-        "sharing.personal='*.parametrizations.*.0.[xyt]2': matches no parameter or buffer of the mode",
+        "sharing.personal='*parametrizations.*.0.[xyt]2': matches no parameter or buffer of the mode",
     ),
     (
         "sharing.personal=[*.y,*.t]",
         "sharing: features.conv1_1.parametrizations.weight.0 would be split, y, t personal; take factorization=pf",
     ),
-    ("sharing=pfedpara factorization=dense", "sharing.personal='*.parametrizations.*.0.[xyt]2': matches no param"),
+    ("sharing=pfedpara factorization=dense", "sharing.personal='*parametrizations.*.0.[xyt]2': matches no param"),
     ("trainer.precision=16-mixed trainer=cpu", "trainer.precision=16-mixed: needs a GPU; on a CPU take bf16-mixed or"),
     ("trainer.precision=16 trainer=cpu", "trainer.precision=16: needs a GPU; on a CPU take bf16-mixed or 32-true"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),

@@ -21,7 +21,8 @@ TINY = 1e-6  # added to both norms of a ratio; the authors' code adds it to |x|
 class FedLUAR(FedAvg):
     """FedAvg in which some layers are not sent, and take their last mean update again.
 
-    A layer is a trained tensor of two dimensions or more, so each of FedPara's factors is one. All other tensors are
+    A layer is a trained tensor of two dimensions or more, so X of both branches of FedPara is one, and Y and T
+    likewise. All other tensors are
     always sent, as in the authors' code. A layer that was recycled keeps its s.
 
     Args:

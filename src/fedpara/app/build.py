@@ -260,6 +260,7 @@ def build_federation(
     make.call(made_by, algorithm.require, optimizer)
     make.call(made_by, split.require, optimizer)
     make.call("factorization", split.require_plain_steps, training.jacobian_correction)
+    make.call("factorization", training.require_sgd, optimizer)
     link = make("link")
     privacy = make("privacy") if cfg.get("privacy") else None
     aggregation = make("aggregation") if cfg.get("aggregation") else None

@@ -172,6 +172,8 @@ class JacobianCorrection(Callback):
 class FrobeniusDecay(Callback):
     """Adds l/2 |W|^2 of each composed weight to the loss (Khodak et al., ICLR 2021, "Frobenius decay").
 
+    Where factors compose what is added to a weight that stays (fine-tuning, FedMUD), W is what they compose.
+
     Weight decay of the factors would shrink them and not W. The gradient l W is added where the composed weight
     receives its own, so the factors get both in one backward pass: once a step, however often the step composes the
     weight. The reported loss is without it.

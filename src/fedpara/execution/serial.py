@@ -254,7 +254,12 @@ class SerialExecutor:
 
     def _own_module(self) -> FederatedModule:
         """The module, or a copy of it as it was built if a client could leave something in it."""
-        return self.module if self._pristine is None or self._whole else copy.deepcopy(self._pristine)
+        if self._pristine is None or self._whole:
+            return self.module
+        module = copy.deepcopy(self._pristine)
+        if hasattr(module, "rates"):  # the split sets them after the executor is built
+            module.rates = self.module.rates  # type: ignore[attr-defined]
+        return module
 
     @torch.no_grad()
     def _load(self, network: torch.nn.Module, state: State) -> None:

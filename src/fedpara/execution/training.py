@@ -13,6 +13,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from fedpara.data.datamodule import FederatedDataModule
 from fedpara.models.contract import FederatedModule, Optimization, optimization_of, require_module
+from fedpara.nn import factorizations
 from fedpara.private.lightning import stay_on_device
 
 CUT_EPOCHS = {"fast_dev_run", "max_steps", "max_time", "limit_train_batches", "overfit_batches"}
@@ -153,6 +154,24 @@ class LocalTraining:
             ValueError: a client cannot be trained with the result.
         """
         return optimization_of(self.module, trainer or self.probe())
+
+    @property
+    def needs_sgd(self) -> str:
+        """What is made for the step of SGD, as the message of `require_sgd` names it; empty if nothing is."""
+        if self.jacobian_correction:
+            return f"jacobian_correction={self.jacobian_correction:g}: must be 0"
+        scaled = any(made.gradient_scale != 1 for _, made in factorizations(self.module.network))
+        return "step: must be null" if scaled else ""
+
+    def require_sgd(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse factors whose gradients are made for the step of SGD with an optimizer that takes another.
+
+        Raises:
+            ValueError: the message names the setting and the allowed value.
+        """
+        if self.needs_sgd and not isinstance(optimizer, torch.optim.SGD):
+            name = type(optimizer).__name__
+            raise ValueError(f"{self.needs_sgd} with {name}, for it scales gradients of SGD; or take torch.optim.SGD")
 
     def without_data(self) -> dict[str, object]:
         """Everything except the data module, by name; that is sent to another process separately."""

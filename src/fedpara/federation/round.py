@@ -188,8 +188,10 @@ class Federation:
         self.split.require_one_rate(training.jacobian_correction)
         self.split.require_plain_steps(training.jacobian_correction)
         pairs = ((self.algorithm, FedAvg), (self.split, Split))
-        if asking := [part for part, base in pairs if type(part).require is not base.require]:
+        asking = [part for part, base in pairs if type(part).require is not base.require]
+        if asking or training.needs_sgd:
             optimizer = training.optimization().optimizer  # takes a Trainer, so 10 ms
+            training.require_sgd(optimizer)
             for part in asking:
                 part.require(optimizer)
 

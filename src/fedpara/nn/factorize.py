@@ -1,7 +1,7 @@
 """Turn the layers of any torch network into factorised ones, and back into dense ones.
 
 Call `factorize(network, FedPara(gamma=0.1), exclude=["classifier.*"])`, train, and call `merge(network)`: it is an
-ordinary dense network again, with the same outputs.
+ordinary dense network again, with the same weights.
 """
 
 import logging
@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from glob import escape
 from math import ceil, prod
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -74,9 +75,11 @@ class RankByGamma:
         initialization: see `fedpara.nn.initialization`.
         layers: rules by layer-name pattern (fnmatch), the first match wins: `{"*.conv1_1": {"gamma": 1.0}}`.
         step: how far one SGD step on the factors moves W at the start, as a share of dense's step; the gradients of
-            each layer's factors are scaled for that. None: as far as the factors move it by themselves.
-        budget: parameters of the whole network, as a share of dense's. In place of gamma, each layer then gets the rank
-            of `ranks_within`, at least that of gamma 0. It excludes `layers`.
+            each layer's factors are scaled for that, so another optimizer is refused. None: as far as the factors move
+            it by themselves.
+        budget: parameters of the whole network, as a share of dense's; in fine-tuning, values that are trained, as a
+            share of those that would be if the factorised weights were. In place of gamma, each layer then gets the
+            rank of `ranks_within`, at least that of gamma 0. It excludes `layers`.
     """
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -102,7 +105,7 @@ class RankByGamma:
         """The recipe with a fixed rank for each layer, if there is a budget; they are logged.
 
         Args:
-            shapes: of the dense weights to factorise, by layer.
+            shapes: of the dense weights to factorise, by layer; empty ones stay dense.
             others: number of the network's other values.
 
         Raises:
@@ -112,6 +115,7 @@ class RankByGamma:
             return self
         if self.layers:
             raise ValueError(f"budget={self.budget}: must be null together with layers, it sets every layer's rank")
+        shapes = {name: shape for name, shape in shapes.items() if prod(shape)}
         limits = {name: (self._rank(shape, 0.0), self._rank(shape, 1.0)) for name, shape in shapes.items()}
         sizes = {name: partial(self._values, shape) for name, shape in shapes.items()}
         names = [name for name, shape in shapes.items() if sizes[name](limits[name][0]) < prod(shape)]
@@ -128,7 +132,7 @@ class RankByGamma:
                 f"budget={self.budget}: must be at least {ceil(1e4 * least / dense) / 1e4:g}, at which gamma is 0"
             ) from error
         log.info("ranks within the budget: %s", ", ".join(f"{n} {r}" for n, r in zip(names, ranks, strict=True)))
-        rules = {name: LayerRule(rank=rank) for name, rank in zip(names, ranks, strict=True)}
+        rules = {escape(name): LayerRule(rank=rank) for name, rank in zip(names, ranks, strict=True)}
         return replace(self, gamma=0.0, layers=rules)  # gamma 0: no factors where even those are too many
 
     def _rule(self, name: str) -> LayerRule:
@@ -222,11 +226,15 @@ class EqualSizeLowRank(RankByGamma):
     """
 
     def _rank(self, shape: Shape, gamma: float) -> int:
-        """The rank of equal size: exactly 2R for matrices, the nearest size for Tucker-2."""
+        """The rank of equal size: exactly 2R for matrices, for Tucker-2 the nearest that is no larger than W.
+
+        It is at most the shorter side, beyond which more rank is nothing; then the network is smaller than FedPara's.
+        """
         budget = self._size(shape, super()._rank(shape, gamma))
         size = partial(tucker_size if self._tucker(shape) else matrix_size, shape)
         below = largest_rank(size, budget)
-        nearest = below if budget - size(below) <= size(below + 1) - budget else below + 1
+        above = size(below + 1)
+        nearest = below if budget - size(below) <= above - budget or above > prod(shape) else below + 1
         return min(nearest, *self._sides(shape))
 
     def _make(self, shape: Shape, rank: int, tucker: bool) -> Factorization:
@@ -550,7 +558,7 @@ def stacked_factors(network: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def merge(network: nn.Module) -> nn.Module:
-    """Compose every weight once and drop the factors, in place: a dense network with the same outputs, bit for bit.
+    """Compose every weight once and drop the factors, in place: a dense network with the same weights, bit for bit.
 
     Constants of fine-tuning are parameters again. A deep copy of the network stays factorised. Layers that shared
     factors share a weight afterwards.

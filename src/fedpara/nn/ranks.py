@@ -58,7 +58,8 @@ def ranks_within(budget: int, sizes: Sequence[SizeOfRank], lowest: Sequence[int]
     """The rank of each layer with the largest sum of log(rank) whose sizes fit one budget.
 
     From the lowest ranks on, the layer whose next rank adds most per value is raised. Sizes are convex in the rank and
-    log is concave, so each result is the best one of its own total; what is left is spent where it still fits.
+    log is concave, so until the first layer no longer fits, each result is the best one of its own total. What is left
+    is spent where it still fits.
 
     Args:
         budget: number of values in all layers together.

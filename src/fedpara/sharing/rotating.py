@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from fedpara.sharing.split import Split
 from fedpara.state import Parts, State
 
-FACTOR = re.compile(r"\.parametrizations\.\w+\.0\.([xyt])([12]?)$")
+FACTOR = re.compile(r"(?:^|\.)parametrizations\.\w+\.0\.([xyt])([12]?)$")
 TURNS = ("", "1", "2", "x", "y", "t", "x1", "y1", "t1", "x2", "y2", "t2")  # groups in their order, by label
 MOVES = ("weight_decay", "lambd")  # an optimizer's keys by which it changes parameters without a gradient
 
@@ -28,7 +28,7 @@ class Rotating(Split):
     """Trains and sends back one group of factors a round; everything that is no factor in every round.
 
     Args:
-        names, personal, tied, personal_rate, stacks: those of `Split`.
+        names, personal, tied, personal_rate, stacks: those of `Split`; `fedpara.nn.stacked_factors` gives the stacks.
         groups: `cores`: X1, Y1 | X2, Y2 | T1, T2. `branches`: X1, Y1, T1 | X2, Y2, T2. `factors`: each of them alone.
 
     Attributes:
@@ -52,7 +52,8 @@ class Rotating(Split):
         personal: list[str] | None = None,
         tied: Mapping[str, str] | None = None,
         personal_rate: Annotated[float, Field(gt=0)] = 1.0,
-        stacks: Iterable[str] = (),
+        *,
+        stacks: Iterable[str],
         groups: Literal["cores", "branches", "factors"] = "cores",
     ) -> None:
         super().__init__(names, personal, tied, personal_rate, stacks)

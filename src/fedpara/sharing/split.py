@@ -82,17 +82,17 @@ class Split:
         }
 
     def set_rates(self, module: Any) -> None:
-        """Give the module the learning rates of what is personal.
+        """Give the module the learning rates of what is personal, in place of those of another split.
 
         Raises:
             ValueError: it makes its own optimizer.
         """
-        if self.personal_rate == 1:
-            return
-        if not hasattr(module, "rates"):
+        has_rates = hasattr(module, "rates")
+        if self.personal_rate != 1 and not has_rates:
             name = type(module).__name__
             raise ValueError(f"personal_rate={self.personal_rate}: must be 1, {name} makes its own optimizer")
-        module.rates = dict.fromkeys(self.personal, self.personal_rate)
+        if has_rates:
+            module.rates = {} if self.personal_rate == 1 else dict.fromkeys(self.personal, self.personal_rate)
 
     def require_one_rate(self, jacobian_correction: float) -> None:
         """Refuse two rates within a weight with FedPara's regulariser, whose equation has one.
