@@ -384,6 +384,30 @@ def test_a_run_killed_before_any_of_its_writes_has_a_whole_chain_in_the_end(tmp_
     assert last_call > 100
 
 
+class Interrupted(FederationCallback):
+    def on_broadcast(self, federation, cohort, broadcast):
+        if federation.round == 3:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_may_have_rows_behind_its_last_checkpoint(tmp_path, audited):
+    with pytest.raises(KeyboardInterrupt):
+        audited_federation(tmp_path, Interrupted(), every=2).fit()
+    status, error, out = audited(tmp_path)
+    assert (status, error) == (0, "")
+    assert "note: metrics.csv goes on to round 3, and the log does not: the run is interrupted" in out
+    path = tmp_path / "metrics.csv"
+    content = path.read_bytes()
+    for old, new in ((b"\n2,", b"\n1,"), (b"\n2,", b"\n2, "), (b"\n3,", b"\n2,")):
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+        assert mismatch(tmp_path).startswith(str(path))
+    path.write_bytes(content)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"state": "finished"}))
+    assert mismatch(tmp_path) == f"{tmp_path}/metrics.csv: has round 3, and the log ends with round 2"
+
+
 def test_a_run_that_starts_anew_begins_a_new_log(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         audited_federation(tmp_path, Killed(1)).fit()

@@ -49,6 +49,7 @@ COMPARED = {  # in the order in which a round makes them
     "outcomes": "outcomes", "server": "server state", "states": "client states", "progress": "rest of the checkpoint",
     "row": "metrics",
 }  # fmt: skip
+UNFINISHED = {"running", "interrupted", "failed"}
 NAMED = {"packets": "what was sent to client", "outcomes": "the outcome of client", "states": "the client's file"}
 TIMES = "time/", "cost/round_s"  # columns that no replay gives again
 
@@ -107,8 +108,13 @@ def _require_rows(path: Path, lines: list[Line]) -> None:
             raise Mismatch(f"{path}: has no round {line['round']}, and the log has it")
         if (found := _first_difference(line["row"], rows[line["round"]])) is not None:
             raise Mismatch(f"{path}: in round {line['round']} {found}")
-    if more := [number for number in rows if number > last]:
+    if (more := _behind(path, lines)) and Run(path.parent).state not in UNFINISHED:
         raise Mismatch(f"{path}: has round {min(more)}, and the log ends with round {last}")
+
+
+def _behind(path: Path, lines: list[Line]) -> list[int]:
+    """The rounds of metrics.csv behind the log, which an unfinished run does again: no checkpoint was written yet."""
+    return [row["round"] for row in read_rows(path) if row["round"] > lines[-1]["round"]]
 
 
 def _first_difference(then: Line, now: Line) -> str | None:
@@ -129,7 +135,7 @@ def _require_files(folder: Path, lines: list[Line]) -> None:
     last = lines[-1]
     for name in FILES:
         if name in newest:
-            _require(folder / name, newest[name], last)
+            _require(folder / name, newest[name], last, only_logged=name == METRICS)
         elif (folder / name).is_file():
             raise Mismatch(f"{folder / name}: is not in the log")
 
@@ -148,11 +154,17 @@ def _require_states(folder: Path, lines: list[Line]) -> None:
         _require(folder / CLIENTS / name, expected, lines[-1])
 
 
-def _require(path: Path, expected: str, line: Line) -> None:
+def _require(path: Path, expected: str, line: Line, only_logged: bool = False) -> None:
+    """Check a file; with `only_logged` a table that begins with the round, up to that of the line."""
     if not path.is_file():
         raise Mismatch(f"{path}: is missing, the log has it after round {line['round']}")
-    if chain.file_digest(path) != expected:
+    if (_digest_to(path, line["round"]) if only_logged else chain.file_digest(path)) != expected:
         raise Mismatch(f"{path}: was changed, it is not the file of the log after round {line['round']}")
+
+
+def _digest_to(path: Path, end: int) -> str:
+    head, *rows = path.read_bytes().splitlines(keepends=True)
+    return chain.digest(b"".join([head, *(row for row in rows if int(row.split(b",")[0]) <= end)]))
 
 
 class Replay:
@@ -369,6 +381,8 @@ def _audit(arguments: dict[str, str]) -> None:
     print(f"log: {counted(len(lines), 'line')}, {counted(done, 'round')}, up to round {last['round']}")
     kept = sum(bool(line.get("kept")) for line in lines)
     print(f"files: as in the log, with {counted(kept, 'kept checkpoint')}")
+    if more := _behind(folder / METRICS, lines):
+        print(f"note: {METRICS} goes on to round {more[-1]}, and the log does not: the run is {Run(folder).state}")
     print(f"hash: {last['hash']}")
     if expected not in (None, last["hash"]):
         number = next(line["round"] for line in lines if line["hash"] == expected)
