@@ -58,34 +58,38 @@ def reserve(folder: Path, patience_s: float = 2.0) -> TextIO:
         ValueError: another process has reserved it.
         OSError: it does not exist and cannot be created.
     """
-    import fcntl  # not on Windows
-
     folder.mkdir(parents=True, exist_ok=True)
-    stream, end = (folder / ".lock").open("w"), time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= end:
-                raise ValueError(f"{folder}: another process is training in this run folder") from error
-            time.sleep(0.05)
-            continue
-        except OSError:  # a file system without locks
-            pass
-        return stream
+    stream = (folder / ".lock").open("w")
+    if not _locks(stream, patience_s):
+        raise ValueError(f"{folder}: another process is training in this run folder")
+    return stream
 
 
 def is_reserved(folder: Path) -> bool:
     """Whether a live process has reserved a run folder; one that has ended, in whatever way, does not count."""
-    if not (folder / ".lock").is_file():
-        return False
     try:
-        reserve(folder, patience_s=0).close()
-    except ValueError:
-        return True
-    except OSError:  # a read-only folder
+        with (folder / ".lock").open() as stream:  # only to read, for those who may not write here
+            return not _locks(stream, patience_s=0)
+    except OSError:  # there is none, or it cannot be read
         return False
-    return False
+
+
+def _locks(stream: TextIO, patience_s: float) -> bool:
+    """Lock a file, unless another process keeps it locked for so many seconds."""
+    import fcntl  # not on Windows
+
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
+            continue
+        except OSError:  # a file system without locks
+            pass
+        return True
 
 
 @contextmanager

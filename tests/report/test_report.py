@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from fedpara.app import report as program
 from fedpara.app import status as status_program
 from fedpara.app.composition import compose
-from fedpara.files import reserve
+from fedpara.files import is_reserved, reserve
 from fedpara.metric import Metric
 from fedpara.record import three_digits
 from fedpara.report import charts, common_target, compare, differences, draw, settings, write_report
@@ -589,6 +589,38 @@ def test_less_of_a_cost_is_better(tmp_path):
     assert "Best: factorization=cheap" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_the_bytes_are_those_of_the_round_of_the_accuracy_beside_them(tmp_path):
+    for seed, rounds in ((0, 4), (1, 2)):  # one was extended
+        write_run(tmp_path / f"dense-{seed}", [0.5, 0.6, 0.7, 0.8][:rounds])
+    (setting,) = settings(find_runs(tmp_path))
+    assert setting.last.mean == pytest.approx(60)
+    assert setting.gigabytes.mean == pytest.approx(2 * 4 * CLIENT_BYTES / 1e9)
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [("personal/mse_mean", "good"), ("personal/trained_mse_p90", "good"), ("test/mse_phone", "good"),
+     ("privacy/epsilon", "good"), ("test/mserank", "bad")],
+)  # fmt: skip
+def test_less_of_all_that_is_made_of_the_headline_is_better_where_that_is_so(tmp_path, metric, best):
+    for name, value in (("good", 0.1), ("bad", 0.8)):
+        folder = write_run(tmp_path / name, [0.5] * 2, [f"factorization={name}"]).folder
+        text = (folder / "metrics.csv").read_text().replace("test/acc", metric).replace("0.5,", f"{value},")
+        (folder / "metrics.csv").write_text(text)
+        summary = json.loads((folder / "summary.json").read_text())
+        summary |= {"headline": {"name": "mse", "higher_is_better": False}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    write_report(find_runs(tmp_path), tmp_path / "report", "t", metric=metric)
+    assert f"Best: factorization={best}" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_dollars_in_the_names_of_folders_are_no_formulas(tmp_path):
+    for name in ("a $x_{-0", "b $y}$-0"):
+        write_run(tmp_path / name, [0.5, 0.6])
+    write_report(find_runs(tmp_path), tmp_path / "report", "t", target=0.6)
+
+
 @pytest.mark.slow
 def test_many_runs_and_folders_that_are_half_there(sweep, tmp_path):
     """500 run folders; one was killed while it wrote its row, one before its first."""
@@ -640,6 +672,20 @@ def test_status_has_no_keys_and_takes_folders_with_an_equals_sign(tmp_path, monk
     monkeypatch.setattr("sys.argv", ["status.py", "seed=1"])
     status_program.main()
     assert "50.00 %" in capsys.readouterr().out
+
+
+def test_who_may_only_read_sees_a_running_process_too(tmp_path, monkeypatch):
+    opened = Path.open
+
+    def only_to_read(path, mode="r", **options):
+        if mode != "r":
+            raise PermissionError(path)
+        return opened(path, mode, **options)
+
+    with reserve(tmp_path):
+        monkeypatch.setattr(Path, "open", only_to_read)
+        assert is_reserved(tmp_path)
+    assert not is_reserved(tmp_path)
 
 
 def test_status_lists_runs_and_sees_which_still_have_a_process(sweep, monkeypatch, capsys):

@@ -59,6 +59,6 @@ def main() -> None:
     show_usage(f"{usage}\n\n{__doc__}")
     try:
         table = status(as_folders(sys.argv[1:], usage) or [root() / "logs"])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         stop(str(error))
     Console(width=None if Console().is_terminal else 150).print(table)

@@ -115,7 +115,7 @@ class Chart(ABC):
             bar = figure.colorbar(scale, ax=axes, label="row in the table of settings", ticks=MaxNLocator(integer=True))
             bar.ax.invert_yaxis()
             return
-        names = {name: fill(name, 44, break_long_words=False) for name in self.looks}
+        names = {name: _folded(name, 44) for name in self.looks}
         handles = [Line2D([], [], label=names[name], **look) for name, look in self.looks.items()]
         if self.has_paper:
             handles.append(Line2D([], [], label="printed in the paper", color="white", **STAR))
@@ -196,7 +196,7 @@ class _Costs(Chart):
         return (NARROW, height * len(self.panels)) if narrow else (min(WIDE, 3 + 3 * len(self.panels)), height)
 
     def _panel(self, axis: Axes, name: str, drawn: list[Series], narrow: bool) -> None:
-        labels = [fill(label, 18 if narrow else 26, break_long_words=False) for label in self.looks]
+        labels = [_folded(label, 18 if narrow else 26) for label in self.looks]
         places = {label: place for place, label in enumerate(self.looks)}
         for series in drawn:
             place, value = places[series.setting], series.points[0, 1]
@@ -220,6 +220,11 @@ class _Costs(Chart):
         if self.has_paper:
             handle = Line2D([], [], label="printed in the paper", color="white", **STAR)
             figure.legend(handles=[handle], loc="outside lower left")
+
+
+def _folded(label: str, width: int) -> str:
+    """A label in lines, whose dollars matplotlib does not read as formulas."""
+    return fill(label, width, break_long_words=False).replace("$", r"\$")
 
 
 def draw(found: Sequence[Setting], target: float | None = None) -> dict[str, Figure]:

@@ -29,7 +29,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 NONE = "-"
 LARGEST = 2**20  # bytes of a figure or of its data in the page
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?")
-COSTS = re.compile("loss|^(comm|time|cost)/")  # columns of which less is better
+COSTS = re.compile("loss|^(comm|time|cost)/|^privacy/epsilon$")  # columns of which less is better
 VENDOR = Path(__file__).with_name("vendor")
 
 
@@ -86,8 +86,11 @@ def _metric(column: str | None, runs: Sequence[Run]) -> Metric:
     usual = judged(runs)
     if column is None or column == usual.name:
         return usual
-    own = next((run.headline for run in runs if column in (run.judged.name, f"test/{run.headline.name}")), None)
-    return Metric(column, own.higher_is_better if own else not COSTS.search(column))
+    group, _, name = column.rpartition("/")
+    stem = f"{name.removeprefix('trained_')}_"  # of the headline, its mean or percentile over clients, or a tier's
+    own = next((run.headline for run in runs if stem.startswith(f"{run.headline.name}_")), None)
+    by_headline = own is not None and group in ("test", "personal")
+    return Metric(column, own.higher_is_better if own and by_headline else not COSTS.search(column))
 
 
 def _place(setting: Setting) -> tuple[bool, bool, bool, float]:

@@ -127,8 +127,8 @@ class Setting:
 
     @property
     def gigabytes(self) -> Estimate | None:
-        """GB sent in all rounds by all clients, both ways; of runs that are not finished up to that round."""
-        if self.is_finished:
+        """GB sent by all clients, both ways: in all rounds, or up to `last` where runs go on or differ in length."""
+        if self.is_finished and len({len(run.rows) for run in self.counted}) == 1:
             return self.estimate(lambda run: run.rows[-1]["comm/total_bytes"] / GIGABYTE)
         return Estimate.of(self._curves[:, -1, 1].tolist()) if self._curves.size else None
 
