@@ -22,7 +22,7 @@ LAYERS = {
     "runs": {"files", "metric", "record", "old_runs"},
     "export": {"nn", "models", "data", "state", "metric", "record", "files", "runs", "installation"},
     "dashboard": {"cost", "metric", "record"},
-    "report": {"runs", "metric", "record", "cost", "installation"},
+    "report": {"files", "runs", "metric", "record", "cost", "installation"},
     "sharing": {"state", "nn", "sampling"}, "storage": {"state", "files"},
     "private": set(), "nn": {"private"}, "models": {"private", "state", "files"},
     "communication": {"state"}, "privacy": {"state", "algorithms", "communication", "sampling"},

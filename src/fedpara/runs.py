@@ -7,8 +7,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import yaml
 
 from fedpara.files import UnusableFile, is_reserved, write_atomically
 from fedpara.metric import Metric
-from fedpara.old_runs import modernised
+from fedpara.old_runs import modernised, retyped
 
 METRICS, SUMMARY, CONFIG, OVERRIDES = "metrics.csv", "summary.json", "config.yaml", "overrides.yaml"
 CHECKPOINT, CLIENTS = "checkpoint.safetensors", "clients"
@@ -36,7 +37,10 @@ NO_MATTER = (
     "federation.max_crashes", "pretrained.file",
 )  # fmt: skip
 MATTER = ("executor.matmul_precision", "factorization._target_")
+READ = ("seed", "factors", "model.head")  # keys that decide if they are typed, by what others take from them
+ON_CPU = ("trainer", "cpu")  # a choice that sets trainer.accelerator alone
 
+DEFAULT = "default"  # stands for a choice that was not typed
 NOTHING: dict[str, Any] = {  # the summary of a run that failed before its first round
     "state": "failed", "rounds": 0, "parameters": {}, "bytes_per_round": {}, "metrics": {"last": {}, "best": {}},
 }  # fmt: skip
@@ -75,8 +79,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name; for a sweep's job the values that vary, `gamma=0.1_seed=0`."""
-        return self.folder.name
+        """The folder's name, also of `.`; for a sweep's job the values that vary, `gamma=0.1_seed=0`."""
+        return os.path.basename(os.path.abspath(self.folder))
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -101,8 +105,12 @@ class Run:
     @cached_property
     def nested_config(self) -> dict[str, Any]:
         """The resolved configuration as it is written, with current names; empty if config.yaml is missing."""
+        return modernised(self._saved_config) if self._saved_config else {}
+
+    @cached_property
+    def _saved_config(self) -> dict[str, Any]:
         path = self.folder / CONFIG
-        return modernised(_read_yaml(path, dict)) if path.is_file() else {}
+        return _read_yaml(path, dict) if path.is_file() else {}
 
     @cached_property
     def overrides(self) -> dict[str, str]:
@@ -132,6 +140,24 @@ class Run:
         """What differs between runs except their seeds, `gamma=0.1 algorithm=scaffold`; empty if nothing was typed."""
         names = short_names(self.overrides)
         return " ".join(f"{names[key]}={value}" for key, value in self.overrides.items() if key != "seed")
+
+    def value(self, key: str) -> object:
+        """The value of a key that can be typed: that of config.yaml, else the one typed, else "default"."""
+        if key in self.config:
+            return self.config[key]
+        group = {name: value for name, value in self.config.items() if name.startswith(f"{key}.")}
+        # a choice, `factorization=dense`, is not what its group has become
+        return group if group and "." in key else _read_value(key, self.overrides.get(key, DEFAULT))
+
+    def is_of(self, typed: Iterable[str]) -> bool:
+        """Whether its result, up to its last round, is that of these overrides."""
+        both = [f"{key}={value}" for key, value in self.overrides.items()], [*typed]
+        own, asked = (typed_values(retyped(words, self._saved_config)) for words in both)
+        return all(
+            own.get(key) == asked.get(key) or self.value(key) == _read_value(key, asked.get(key, DEFAULT))
+            for key in own | asked
+            if _decides(key)
+        )
 
     def last(self, metric: str) -> float | None:
         """The latest value of a metric, which not every round measures."""
@@ -217,6 +243,24 @@ def typed_values(overrides: Iterable[str]) -> dict[str, str]:
     """The overrides on which a result depends, by key: `{"factorization.gamma": "0.1"}`."""
     typed = (override.partition("=") for override in overrides)
     return {key.lstrip("+"): value for key, _, value in typed if not key.startswith(UNINTERESTING)}
+
+
+@cache
+def _read_value(key: str, text: str) -> object:
+    """What a typed text means: `True` is `true`, `0.10` is `0.1`, and `[0,10]` is `[0, 10]`."""
+    try:
+        value = yaml.load(DEFAULT if (key, text) == ON_CPU else text, _LOADER)
+    except (yaml.YAMLError, ValueError):
+        return text
+    with suppress(ValueError, TypeError):
+        return value if isinstance(value, int) else float(value)  # YAML reads 1e-3 as a word
+    return value
+
+
+def _decides(key: str) -> bool:
+    """Whether a typed key can change a result up to a round that was tested."""
+    own = key.replace("executor.inner.", "executor.")
+    return own in MATTER or _within(own, READ) or not _within(own, NO_MATTER)
 
 
 def deciding(config: dict[str, Any]) -> dict[str, Any]:
@@ -311,23 +355,33 @@ def summarise_failure(folder: Path, error: str) -> None:
 
 
 def find_runs(*roots: Path) -> list[Run]:
-    """Every run folder in or below `roots`, in the order of their names.
+    """Every run folder in or below `roots`, once, in the order of their names.
 
     Raises:
         ValueError: a root is not a folder, or holds no run.
     """
-    found = [Run(folder) for root in roots for folder in _folders(root)]
+    found: dict[str, Run] = {}
     for root in roots:
-        if not any(run.folder.is_relative_to(root) for run in found):
+        folders = list(_folders(root))
+        if not folders:
             raise ValueError(f"{root}: holds no run folder ({METRICS}, {SUMMARY})")
-    return sorted({run.folder: run for run in found}.values(), key=lambda run: _natural(run.folder))
+        for folder in folders:
+            found.setdefault(os.path.realpath(folder), Run(folder))
+    return sorted(found.values(), key=lambda run: _natural(run.folder))
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    for name, folders, files in os.walk(root):
-        if _is_run({*folders, *files}):
-            yield Path(name)
-        folders[:] = [folder for folder in folders if not folder.startswith(".") and folder != "wandb"]
+    """The run folders in or below a root; those behind a link come last, and only if they are not also there."""
+    seen, waiting = set[str](), [str(root)]
+    for start in waiting:  # it grows
+        for name, folders, files in os.walk(start):
+            place = os.path.realpath(name)
+            if _is_run({*folders, *files}) and place not in seen:
+                yield Path(name)
+            inner = [] if place in seen else [f for f in folders if not f.startswith(".") and f != "wandb"]
+            folders[:] = [folder for folder in inner if not os.path.islink(os.path.join(name, folder))]
+            waiting += [os.path.join(name, folder) for folder in inner if folder not in folders]
+            seen.add(place)
 
 
 def _is_run(names: set[str]) -> bool:
@@ -361,16 +415,29 @@ def judged(runs: Sequence[Run]) -> Metric:
 def axes(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The typed keys that vary between runs: short name (`gamma`) to each run's value.
 
-    If a run did not type a key, its value comes from the configuration, or is "default".
+    If a run did not type a key, its value comes from the configuration, or is "default". A key that decides no result
+    may have been typed to resume a run; it counts only if it tells apart two runs of a folder that are otherwise equal.
     """
     keys = dict.fromkeys(key for run in runs for key in run.overrides)
-    columns = {key: [_value(run, key) for run in runs] for key in keys}
-    names = short_names(keys)
-    return {names[key]: values for key, values in columns.items() if len(set(values)) > 1}
+    names, columns = short_names(keys), {key: _column(runs, key) for key in keys}
+    varying = {key: values for key, values in columns.items() if len(set(values)) > 1}
+    known: list[Sequence[object]] = [[(run.folder.absolute().parent, run.seed) for run in runs]]
+    known += [values for key, values in varying.items() if _decides(key)]
+    alike = list(zip(*known, strict=True))
+    apart = {key: len({*zip(alike, values, strict=True)}) > len({*alike}) for key, values in varying.items()}
+    return {names[key]: values for key, values in varying.items() if _decides(key) or apart[key]}
 
 
-def _value(run: Run, key: str) -> str:
-    return run.overrides.get(key, str(run.config.get(key, "default")))
+def _column(runs: Sequence[Run], key: str) -> list[str]:
+    """A key's value in each run; equal values, `0.1` and `0.10`, are shown as the first of them that was typed."""
+    given = [(run.overrides.get(key, str(run.config.get(key, DEFAULT))), run) for run in runs]
+    shown: dict[str, str] = {}
+    values: dict[str, object] = {}  # by what is shown for them
+    for text, run in sorted(given, key=lambda one: key not in one[1].overrides):
+        value = run.value(key)
+        shown.setdefault(text, next((other for other, known in values.items() if known == value), text))
+        values.setdefault(shown[text], value)
+    return [shown[text] for text, _ in given]
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -117,6 +117,12 @@ def test_other_executors_and_parts(tmp_path, audited, choices):
     assert (status, out.count(": the same bits (cohort, broadcast, ")) == (0, 3), error
 
 
+def test_a_run_folder_is_replayed_where_it_is_now(tmp_path, audited):
+    folder = trained(tmp_path / "run", "federation.num_rounds=1").rename(tmp_path / "moved")
+    status, error, out = audited(folder, "replay=1")
+    assert (status, error, out.count("the same bits")) == (0, "", 1)
+
+
 def test_off_there_is_no_log_and_the_bits_are_the_same(tmp_path, original):
     off = trained(tmp_path / "off", *PERSONAL, "callbacks=default", "callbacks.partition_picture=null")
     assert not [path for path in off.rglob("*") if "audit" in path.name]
@@ -518,6 +524,7 @@ def test_what_is_compared_of_a_private_run(tmp_path, audited, choices, compared)
     [
         (["replay=4"], "replay=4: must be all, or rounds of the log, 1 to 3"),
         (["replay=one"], "replay=one: must be all, or rounds of the log, 1 to 3"),
+        (["replay=²"], "replay=²: must be all, or rounds of the log, 1 to 3"),
         (["seed=1"], "seed=1: needs replay=, nothing is built without it"),
         (["replay=1", "executor._target_=os.system"], None),
     ],

@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from zlib import crc32
 
 import pytest
 import yaml
@@ -15,7 +17,9 @@ from safetensors.torch import load_file
 
 from fedpara.app import reproduce
 from fedpara.app.composition import CONFIG_DIR, sweep_params
+from fedpara.app.composition import compose as compose_config
 from fedpara.app.reproduce import entries, hours_left, queue
+from fedpara.app.resume import with_saved_overrides
 from fedpara.federation import FederationCallback
 from fedpara.interruption import INTERRUPTED
 from fedpara.report import settings
@@ -153,6 +157,95 @@ def test_a_job_that_ended_with_fewer_rounds_is_not_finished_and_takes_the_pace_o
     (one.folder / CHECKPOINT).touch()
     assert (one.state, other.state) == ("unfinished", "not started")
     assert hours_left(one, [one, other]) == pytest.approx(7198 * 3 / 3600)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Makes a job whose run is finished, and then was resumed with other words typed."""
+
+    def make(typed, resumed, **config):
+        folder = tmp_path / "logs" / "a" / "job"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text('{"state": "finished"}')
+        (folder / "overrides.yaml").write_text(yaml.safe_dump([*typed, *resumed]))
+        (folder / "config.yaml").write_text(yaml.safe_dump({"factors": {}, **config}))
+        (folder / CHECKPOINT).touch()
+        return reproduce.Job(reproduce.Entry(name="a", common=" ".join(typed)), folder, tuple(typed))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("typed", "resumed", "finished"),
+    [
+        ("seed=0 model.optimizer.lr=0.1", "data.eval_batch_size=50 executor.workers=2 trainer=cpu", True),
+        ("seed=0 trainer=cpu", "trainer.accelerator=auto federation.max_crashes=3 callbacks=clients", True),
+        ("seed=0 federation.catch_up=True", "federation.catch_up=true", True),
+        ("seed=0 federation.num_rounds=4", "federation.num_rounds=9", True),
+        ("seed=0 federation.num_rounds=4", "federation.num_rounds=3", False),
+        ("experiment=quickstart seed=0", "federation.num_rounds=2", False),  # a quickstart has more
+        ("experiment=quickstart seed=0", "federation.num_rounds=99999", True),
+        ("seed=0 model.optimizer.lr=0.1", "model.optimizer.lr=0.2", False),
+        ("seed=0", "factors.gamma=0.3", False),
+        ("seed=0", "trainer=gpu", False),
+    ],
+)
+def test_what_was_typed_to_resume_a_job_leaves_it_finished_unless_it_decides_its_result(job, typed, resumed, finished):
+    made = job(typed.split(" "), resumed.split(" "))
+    assert made.is_finished == finished
+    assert made.state == ("finished" if finished else "unfinished")
+
+
+@pytest.mark.parametrize("schedule", [None, "cosine"])
+def test_more_rounds_are_another_run_if_a_schedule_depends_on_their_number(job, schedule):
+    federation = {"num_rounds": 9, "lr_schedule": schedule}
+    made = job(["federation.num_rounds=4"], ["federation.num_rounds=9"], federation=federation)
+    assert made.is_finished == (schedule is None)
+
+
+@pytest.mark.parametrize("name", ["personal", "auto", "dense"])
+def test_a_job_of_an_older_version_that_was_resumed_is_finished(tmp_path, name):
+    folder = tmp_path / name
+    shutil.copytree(ROOT / "tests" / "system" / "old_runs" / name, folder)
+    typed = yaml.safe_load((folder / "overrides.yaml").read_text())
+    made = reproduce.Job(reproduce.Entry(name="a", common="seed=0"), folder, tuple(typed))
+    assert made.is_finished
+    resumed = [word for word in with_saved_overrides([f"resume={folder}"]) if not word.startswith(("resume", "hydra"))]
+    assert resumed != typed
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(resumed))
+    assert made.is_finished
+    other = reproduce.Job(made.entry, folder, (*typed, "executor.matmul_precision=medium"))
+    assert not other.is_finished
+
+
+def test_a_file_in_a_queue_is_the_one_that_a_run_names_in_full(tmp_path, monkeypatch, job):
+    """Only its content decides a result; what is typed for the run afterwards may name it elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pre.safetensors").write_bytes(b"weights")
+    (tmp_path / "copy.safetensors").write_bytes(b"weights")
+    common = "seed=0 pretrained.file=pre.safetensors"
+    (queued,) = queue([reproduce.Entry(name="a", common=common)], tmp_path / "logs")
+    assert queued.overrides == ("seed=0", f"pretrained.file='{tmp_path / 'pre.safetensors'}'")
+    crc = {"crc32": crc32(b"weights")}
+    for elsewhere in ([], [f"pretrained.file={tmp_path / 'copy.safetensors'}"]):
+        assert job(list(queued.overrides), elsewhere, pretrained=crc).folder == queued.folder
+        assert queued.is_finished
+    (tmp_path / "pre.safetensors").write_bytes(b"others")
+    assert not queued.is_finished
+    (tmp_path / "pre.safetensors").unlink()
+    assert not queued.is_finished
+
+
+def test_a_job_goes_on_from_a_run_with_fewer_rounds_to_its_own(monkeypatch, job):
+    started = []
+    popen = SimpleNamespace(Popen=lambda command, **_: started.append(command) or SimpleNamespace(pid=0), DEVNULL=None)
+    monkeypatch.setattr(reproduce, "subprocess", popen)
+    monkeypatch.setattr(reproduce.os, "setpriority", lambda *_: None)
+    reproduce._start(job(["experiment=quickstart"], ["federation.num_rounds=1"]), 0, None, 0)
+    rounds = compose_config(["experiment=quickstart"]).federation.num_rounds
+    assert f"federation.num_rounds={rounds}" in started[0]
+    reproduce._start(job(["federation.num_rounds=4"], ["federation.num_rounds=1"]), 0, None, 0)
+    assert [word for word in started[1] if "num_rounds" in word] == ["federation.num_rounds=4"]
 
 
 def test_a_run_without_times_has_unknown_hours_and_its_other_seeds_take_the_pace_of_those_that_have(shell, tmp_path):

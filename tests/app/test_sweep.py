@@ -48,8 +48,9 @@ def test_devices_are_those_that_the_process_may_use(monkeypatch):
 @pytest.mark.parametrize(("logged", "value"), [("0.25", 0.25), ("nan", 0.0), ("", 0.0)])
 def test_a_job_whose_metric_is_nan_has_the_worst_value(tmp_path, monkeypatch, logged, value):
     """NaN would end a sweep of Optuna."""
-    monkeypatch.setattr(sweep, "is_finished", lambda cfg: True)
+    monkeypatch.setattr(sweep, "is_finished", lambda *_: True)
     (tmp_path / "summary.json").write_text('{"state": "finished"}')
     (tmp_path / "metrics.csv").write_text(f"round,test/acc\n1,{logged}\n")
     cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "model": {}})
-    assert sweep.job(cfg, SimpleNamespace(sweeper=OmegaConf.create()), Path("train.py")) == value
+    hydra_cfg = SimpleNamespace(sweeper=OmegaConf.create(), overrides=SimpleNamespace(task=[]))
+    assert sweep.job(cfg, hydra_cfg, Path("train.py")) == value

@@ -40,7 +40,7 @@ def test_where_something_is_personal_runs_are_judged_by_the_clients_own_models(s
     summary = json.loads((folder / "summary.json").read_text())
     assert returned == [personal[-1]] != [float(rows(folder)[-1]["test/acc"])]
     finished = OmegaConf.load(folder / "config.yaml")
-    assert sweep.job(finished, OmegaConf.create(), cli.TRAIN) == personal[-1]
+    assert sweep.job(finished, OmegaConf.create({"overrides": {"task": SMALL}}), cli.TRAIN) == personal[-1]
     assert summary["metrics"]["best"]["personal/acc_mean"] == max(personal)
     assert f"personal accuracy {100 * personal[-1]:.2f} % after 2 rounds" in out
     assert f"acc {100 * personal[-1]:.2f} %" in out

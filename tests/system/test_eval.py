@@ -71,6 +71,13 @@ def test_logged_metrics_to_the_last_digit_of_global_and_personal_models(shell, r
     assert len({again[f"personal/acc/{client}"] for client in range(4)}) > 1
 
 
+def test_a_run_folder_is_tested_where_it_is_now(shell, run):
+    moved = run.rename(run.with_name("moved"))
+    status, error, out = shell(f"run={moved}", program=evaluation)
+    assert (status, error) == (0, "")
+    assert float(printed(out)["test/acc"]) == float(rows(moved)[-1]["test/acc"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("client", thinned([1, None]))
 def test_exports_give_the_logits_of_the_run(shell, run, tmp_path, client):
@@ -127,6 +134,7 @@ def test_wrong_arguments_are_one_line(shell, run):
         "export=torch": "export=torch: must be dense, onnx, hub or loha",
         "client=4": "client=4: must be 0 to 3",
         "client=x": "client=x: must be 0 to 3",
+        "client=²": "client=²: must be 0 to 3",
         "exprot=dense": "exprot: no such key; allowed in the configuration: ",
         "trainer.accelerator=[": "trainer.accelerator=[: not valid YAML",
     }

@@ -12,7 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from fedpara.app.composition import compose
+from fedpara.app.errors import ConfigurationError
+from fedpara.app.resume import is_finished
 from helpers import ROOT
 
 FOLDERS = Path(__file__).with_name("old_runs")
@@ -54,6 +58,15 @@ def test_an_old_run_goes_on_to_what_it_would_have_been(shell, old):
         assert float(row["train/loss"]) == pytest.approx(float(other["train/loss"]), rel=0.02)
         assert row["comm/up_bytes"] == other["comm/up_bytes"]
     assert json.loads((old / "summary.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("old", ["personal", "auto"], indirect=True)
+def test_a_sweep_takes_up_its_old_jobs_as_a_resume_does(old):
+    typed = yaml.safe_load((old / "overrides.yaml").read_text())
+    assert is_finished(compose([*typed, f"paths.output_dir={old}"]), typed)
+    other = [*typed, "executor.matmul_precision=high"]
+    with pytest.raises(ConfigurationError, match=r"another executor.matmul_precision \('highest' then, 'high' now\); "):
+        is_finished(compose([*other, f"paths.output_dir={old}"]), other)
 
 
 @pytest.mark.slow

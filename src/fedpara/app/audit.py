@@ -7,6 +7,7 @@ The first thing that does not fit is one line and exit status 1.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, zip_longest
@@ -346,7 +347,7 @@ def _rounds(text: str, lines: list[Line]) -> list[int]:
     there = [line["round"] for line in lines if line["kind"] == "round"]
     if text == "all":
         return there
-    chosen = [int(number) if number.isdigit() else 0 for number in text.split(",")]
+    chosen = [int(number) if re.fullmatch("[0-9]{1,18}", number) else 0 for number in text.split(",")]
     if not set(chosen) <= set(there):
         allowed = f"rounds of the log, {there[0]} to {there[-1]}" if there else "absent, the log has no round"
         raise ConfigurationError(f"replay={text}: must be all, or {allowed}")

@@ -8,6 +8,7 @@ one of the run's configuration, such as `trainer.accelerator=cpu`.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def configuration(
     Args:
         overrides: dotted keys over the run's saved configuration, such as `trainer.accelerator=cpu`.
         trusted: patterns of names, such as `mypackage.*`, that the folder may build besides this package's and torch's.
-        not_built: groups that the caller does not build, which may name anything.
+        not_built: groups that the caller does not build; whatever they held, such as a run's old folder, is left out.
 
     Raises:
         ConfigurationError: there is no such run, or a name is not trusted.
@@ -87,10 +88,10 @@ def configuration(
                 raise ConfigurationError(unknown_key(str(key), saved))
         cfg: Any = OmegaConf.merge(saved, typed)
         require_nodes(cfg, groups(cfg))
-        resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+        cfg.update({group: {} for group in not_built})
+        built: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"run={folder}: its {CONFIG} cannot be used ({one_line(error)})") from error
-    built = {key: value for key, value in resolved.items() if key not in not_built}
     require_resolved(f"run={folder}", built)
     require_trusted(f"run={folder}", built, [*trusted, *targets(OmegaConf.to_container(typed))])
     _find_data(cfg, OmegaConf.select(typed, "paths.data_dir"), folder)
@@ -181,7 +182,7 @@ def _kept_elsewhere(federation: "Federation") -> bool:
 def _client(text: str | None, federation: "Federation") -> int | None:
     if text is None:
         return None
-    if not text.isdigit() or int(text) >= federation.num_clients:
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) >= federation.num_clients:
         raise ConfigurationError(f"client={text}: must be 0 to {federation.num_clients - 1}")
     if _kept_elsewhere(federation):
         raise ConfigurationError(f"client={text}: must be absent, the clients of this run kept their models themselves")

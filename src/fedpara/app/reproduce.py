@@ -20,16 +20,18 @@ from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, NoReturn
+from zlib import crc32
 
 import yaml
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpara.app.composition import CONFIG_DIR, composition_error, require_composable, sweep_params
+from fedpara.app.composition import CONFIG_DIR, compose, composition_error, require_composable, sweep_params
 from fedpara.app.errors import ConfigurationError, one_line, stop
 from fedpara.app.overrides import absolute, parse
 from fedpara.app.sweep import job_name, process_of
@@ -38,9 +40,10 @@ from fedpara.installation import TRAIN, command_of, root
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.private.hydra import jobs_of_sweep
 from fedpara.record import counted
-from fedpara.runs import Run, find_runs, typed_values
+from fedpara.runs import Run, deciding, find_runs, typed_values
 
 log = logging.getLogger("reproduce")
+ROUNDS, WEIGHTS = "federation.num_rounds", "pretrained.file"
 POLL_S = 0.2  # seconds between two looks at the running jobs
 
 
@@ -104,11 +107,40 @@ class Job:
         """What the run folder holds now."""
         return Run(self.folder)
 
+    @cached_property
+    def _composed(self) -> DictConfig:
+        """Its configuration, for what an experiment sets; that takes long for a queue."""
+        return compose(self.overrides)
+
+    @property
+    def num_rounds(self) -> int:
+        """The rounds that it asks for."""
+        return int(self.values.get(ROUNDS) or self._composed.federation.num_rounds)
+
     @property
     def is_finished(self) -> bool:
         """Whether it ran to its end as it is typed now; a kept run without a checkpoint counts as it is."""
         run = self.run
-        return run.state == "finished" and (not run.has_checkpoint or run.overrides == self.values)
+        if run.state != "finished" or not run.has_checkpoint:
+            return run.state == "finished"
+        return run.is_of(self.overrides) and self._has_rounds(run) and self._has_weights(run)
+
+    def _has_rounds(self, run: Run) -> bool:
+        """Whether a run was to have its rounds, or more of which the first ones are the same."""
+        if run.overrides.get(ROUNDS) == self.values.get(ROUNDS):
+            return True
+        had, asked = run.value(ROUNDS), self.num_rounds
+        return had == asked or (isinstance(had, int) and had > asked and ROUNDS not in deciding(run.config))
+
+    def _has_weights(self, run: Run) -> bool:
+        """Whether a run started from its weights, whose file may have been moved since."""
+        if run.overrides.get(WEIGHTS) == (typed := self.values.get(WEIGHTS)):
+            return True
+        file = self._composed.pretrained.file if typed is None else parse(f"{WEIGHTS}={typed}").value()
+        with contextlib.suppress(OSError):
+            crc = None if file is None else crc32(Path(str(file)).read_bytes())
+            return crc == run.config.get("pretrained.crc32")
+        return False
 
     @property
     def state(self) -> str:
@@ -165,7 +197,7 @@ def _expanded(entry: Entry, root: Path, extra: Sequence[str]) -> list[Job]:
         shared = [o for o in fixed if _key(o) not in own]
         for overrides in jobs_of_sweep([*swept, *common, *line, *extra]):
             folder = root / entry.name / job_name(shared, overrides)
-            jobs.append(Job(entry, folder, tuple(overrides)))
+            jobs.append(Job(entry, folder, tuple(absolute(override, Path.cwd()) for override in overrides)))
     return jobs
 
 
@@ -191,10 +223,11 @@ def hours_left(job: Job, jobs: Sequence[Job]) -> float | None:
     own = job.run.pace
     paces = [pace for run in like if (pace := run.pace) is not None] if own is None else [own]
     planned = [int(run.config["federation.num_rounds"]) for run in [job.run, *like] if run.rows and run.config]
-    rounds = job.values.get("federation.num_rounds", planned[0] if planned else None)
+    typed = ROUNDS in {**job.values, **job.run.overrides}
+    rounds = job.num_rounds if typed else next(iter(planned), None)
     if not paces or rounds is None:
         return None
-    return max(0, int(rounds) - len(job.run.rows)) * (sum(paces) / len(paces)) / 3600
+    return max(0, rounds - len(job.run.rows)) * (sum(paces) / len(paces)) / 3600
 
 
 def _same_but_seed(one: Job, other: Job) -> bool:
@@ -254,7 +287,9 @@ def _start(job: Job, number: int, threads: int | None, nice: int) -> subprocess.
     rounds = len(job.run.rows)
     log.info("%s: %s", job.label, f"goes on after {counted(rounds, 'round')}" if rounds else "starts")
     own = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command, environment = process_of(TRAIN, job.overrides, job.folder, number)
+    # a resume repeats what was typed for the run, such as fewer rounds
+    more = [f"{ROUNDS}={job.num_rounds}"] if ROUNDS in job.run.overrides.keys() - job.values.keys() else []
+    command, environment = process_of(TRAIN, [*job.overrides, *more], job.folder, number)
     process = subprocess.Popen(
         command,
         env=os.environ | environment | own,
@@ -339,7 +374,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     try:
         given = _arguments(sys.argv[1:])
-        extra = [absolute(override, Path.cwd()) for override in given.overrides]
+        extra = given.overrides
         chosen = [entry for entry in entries(given.queue) if entry.scaled or not given.scaled]
         if not chosen:
             raise ValueError(f"--scaled: no entry of {given.queue} is scaled")

@@ -14,7 +14,7 @@ from fedpara.app.errors import ConfigurationError, require_nodes
 from fedpara.app.make import Make
 from fedpara.app.overrides import absolute, assignment, folder_text
 from fedpara.app.trust import require_trusted_overrides, trusted_names
-from fedpara.old_runs import retyped
+from fedpara.old_runs import modernised, retyped
 from fedpara.record import counted
 from fedpara.runs import CONFIG, OVERRIDES, Run, leaves
 
@@ -27,6 +27,7 @@ RESUMABLE = (
     "executor.address", "executor.actors", "executor.gpus", "executor.memory_gb", "executor.capture",
     "executor.inner.capture", "factors", "paper", "pretrained.file",
 )  # fmt: skip
+ITS_FOLDER = "hydra.run.dir", "paths.output_dir"
 KEYS_ADDED = {  # the behaviour of runs from before these keys existed
     "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
     "data.class_range": None, "factorization.delta": False, "factorization.trainable": [],
@@ -50,8 +51,11 @@ def require_simulated(cfg: DictConfig) -> None:
         raise ConfigurationError(f"resume={cfg.resume}: its clients are real devices; resume it with `flwr run deploy`")
 
 
-def is_finished(cfg: DictConfig) -> bool:
+def is_finished(cfg: DictConfig, typed: Sequence[str] = ()) -> bool:
     """Whether a sweep's job has already run to its last round, or until a callback stopped it.
+
+    Args:
+        typed: the job's overrides.
 
     Raises:
         ConfigurationError: its folder holds a run of another configuration.
@@ -59,7 +63,8 @@ def is_finished(cfg: DictConfig) -> bool:
     run = Run(Path(cfg.paths.output_dir))
     if run.has_config:
         note_pretrained(cfg)
-        check_same(cfg, run.folder, "; give the sweep another folder, hydra.sweep.dir=...")
+        own = [override for override in _retyped(typed, run.folder, cfg.paths.output_dir) if override not in typed]
+        check_same(cfg, run.folder, "; give the sweep another folder, hydra.sweep.dir=...", own)
     ended = run.summary.get("stopped") or run.summary.get("rounds", 0) >= cfg.federation.num_rounds
     return bool(run.state == "finished" and ended)
 
@@ -92,10 +97,19 @@ def require_no_fewer_rounds(cfg: DictConfig) -> None:
         raise ConfigurationError(f"federation.num_rounds={wanted}: must be at least {done}, its rounds so far")
 
 
-def check_same(cfg: DictConfig, folder: Path, hint: str = "") -> None:
-    """Refuse to resume in `folder` under a configuration that would change the result."""
+def check_same(cfg: DictConfig, folder: Path, hint: str = "", own: Sequence[str] = ()) -> None:
+    """Refuse to resume in `folder` under a configuration that would change the result.
+
+    Args:
+        hint: the way out, for the end of the error line.
+        own: overrides that are still to come: those with which a run of an older version keeps its values.
+    """
     saved = read_resolved(folder / CONFIG, f"resume={folder}")
-    before, now = (KEYS_ADDED | dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg))
+    before, now, kept = (
+        dict(leaves(modernised(OmegaConf.to_container(one, resolve=True))))
+        for one in (saved, cfg, OmegaConf.from_dotlist([*own]))
+    )
+    before, now = KEYS_ADDED | before, KEYS_ADDED | now | kept
     # a schedule's rates depend on the number of rounds from the first one on
     fixed = {"federation.num_rounds"} if now.get("federation.lr_schedule") else set()
     differing = [
@@ -132,9 +146,13 @@ def with_saved_overrides(arguments: list[str]) -> list[str]:
             raise ConfigurationError(f"resume={folder}: not a run folder, it holds no {name}")
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigurationError(f"resume={folder}: resumes one run; leave out -m")
+    for key, _, place in (argument.partition("=") for argument in arguments):
+        if key.lstrip("+") in ITS_FOLDER and Path(folder_text(place)).expanduser().resolve() != path:
+            raise ConfigurationError(f"{key}={place}: must be left out, a resumed run keeps its folder, {folder}")
     now = [assignment("resume", str(path)) if a.startswith("resume=") else a for a in arguments]
     typed = {a.partition("=")[0] for a in now}
-    kept = [o for o in _saved_overrides(path, folder) if o.partition("=")[0] not in {*typed, "trusted", "+trusted"}]
+    left = {*typed, *ITS_FOLDER, "trusted", "+trusted"}  # its folder may have been moved
+    kept = [o for o in _saved_overrides(path, folder) if o.partition("=")[0] not in left]
     require_trusted_overrides(f"resume={folder}", kept, trusted_names(arguments))
     kept = [absolute(override, Run(path).started_in) for override in kept]
     kept += [] if "hydra.mode" in typed else ["hydra.mode=RUN"]  # resume the job alone, not its sweep
@@ -158,9 +176,15 @@ def missing_flags(arguments: Sequence[str]) -> str:
 
 
 def _resumed(arguments: Sequence[str]) -> str | None:
-    """The value of `resume=`, if there is one."""
+    """The value of `resume=`, if there is one.
+
+    Raises:
+        ConfigurationError: it is empty.
+    """
     folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
-    return folder if folder and folder != "null" else None
+    if folder is not None and not folder.strip("'\" "):
+        raise ConfigurationError(f"resume={folder}: must be a run folder, or null for a new run")
+    return folder if folder != "null" else None
 
 
 def _path(folder: str) -> Path:
@@ -172,5 +196,10 @@ def _saved_overrides(path: Path, folder: str) -> list[str]:
     saved: Any = OmegaConf.to_container(read_yaml(path / OVERRIDES, f"resume={folder}"))
     if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
         raise ConfigurationError(f"resume={folder}: its {OVERRIDES} must be a list of overrides")
+    return _retyped(saved, path, folder)
+
+
+def _retyped(typed: Sequence[str], path: Path, folder: str) -> list[str]:
+    """Overrides with which today's configs compose the configuration of the run in a folder."""
     config: Any = OmegaConf.to_container(read_yaml(path / CONFIG, f"resume={folder}"))
-    return retyped(saved, config) if isinstance(config, dict) else saved
+    return retyped(typed, config) if isinstance(config, dict) else [*typed]

@@ -115,7 +115,7 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Sequence[str]) -> float:
         program: what Python runs to train, as in `installation.TRAIN`.
     """
     folder = Path(cfg.paths.output_dir)
-    if is_finished(cfg):
+    if is_finished(cfg, texts(hydra_cfg.overrides.task)):
         log.info("%s: skipped, it is already finished", folder.name)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"

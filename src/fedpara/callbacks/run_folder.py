@@ -50,7 +50,7 @@ class RunFolder(FederationCallback):
 
     def on_fit_start(self, federation: Federation) -> None:
         """Keep the rows of a resumed run's earlier rounds."""
-        self.rows = [row for row in read_rows(self.folder / METRICS) if row["round"] <= federation.round]
+        self.rows = [_exact(row) for row in read_rows(self.folder / METRICS) if row["round"] <= federation.round]
         self.columns = columns(federation.headline)
         self._write()
         self._summarise("interrupted", federation)
