@@ -142,3 +142,12 @@ def test_wrong_arguments_are_one_line(shell, run):
         status, error, _ = shell(f"run={run}", argument, program=evaluation)
         assert (status, error.count("\n")) == (2, 1)
         assert error.startswith(f"error: {line}")
+
+
+def test_an_export_to_where_nothing_can_be_written_is_one_line(shell, run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr("fedpara.files.os.replace", full)
+    status, error, _ = shell(f"run={run}", "export=dense", program=evaluation)
+    assert (status, error) == (2, "error: [Errno 28] No space left on device: 'model.safetensors'\n")

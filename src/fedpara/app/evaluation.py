@@ -219,7 +219,7 @@ def main() -> None:
     find_modules_here()
     try:
         _evaluate_and_export(dict(argument.partition("=")[::2] for argument in sys.argv[1:]))
-    except (ConfigurationError, ValueError) as error:
+    except (ConfigurationError, ValueError, OSError) as error:  # OSError: an export where nothing can be written
         stop(one_line(error))
 
 
