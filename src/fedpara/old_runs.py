@@ -18,8 +18,6 @@ WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation h
     "EqualSizeLowRank": {"nonlinearity", "jacobian_correction"},
     "PFedPara": {"nonlinearity"},
 }
-# pFedPara's own factors; the pattern left out a network that is one layer, which was refused
-SECOND_BRANCH = {"*.parametrizations.*.0.[xyt]2": "*parametrizations.*.0.[xyt]2"}
 # keys that are null by default since this version: a run resumes with its own value
 NOW_NULL = [f"executor.{inner}{key}" for inner in ("", "inner.") for key in ("whole_epochs", "matmul_precision")]
 # keys whose default depended on other groups then: a run resumes with its own value
@@ -41,9 +39,6 @@ def modernised(config: Any) -> Any:
     if isinstance(factorization, Mapping) and (kind := class_name(factorization)) in WITHOUT_EFFECT:
         useless = WITHOUT_EFFECT[kind] or factorization.keys() - {"_target_"}
         renamed["factorization"] = {key: value for key, value in factorization.items() if key not in useless}
-    sharing = renamed.get("sharing")
-    if isinstance(sharing, Mapping) and isinstance(patterns := sharing.get("personal"), list):
-        renamed["sharing"] = {**sharing, "personal": [SECOND_BRANCH.get(str(name), name) for name in patterns]}
     renamed.pop("local_learning_rate", None)  # the table that held learning rates
     for group in ("privacy", "aggregation"):  # groups of later runs
         renamed.setdefault(group, {})

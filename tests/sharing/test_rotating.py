@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from fedpara.algorithms import FedAvg, FedProx, Scaffold
@@ -18,7 +17,6 @@ from fedpara.privacy import ClientLevelPrivacy
 from fedpara.sampling import cohort
 from fedpara.sharing import Rotating, Split
 from fedpara.state import join, num_elements
-from helpers import ROOT
 from helpers.federations import make_federation, same, watched
 
 VGG16 = partial(VGG, [[4], [8]], [6], 3, in_channels=1)
@@ -187,9 +185,6 @@ def test_what_would_move_a_frozen_factor_is_refused():
 def test_a_network_that_is_one_layer_has_its_factors():
     layer = factorize(torch.nn.Linear(64, 64), FedPara(gamma=0.1))
     assert len(Rotating(layer.state_dict(), stacks=stacked_factors(layer)).turns) == 2
-    personal = OmegaConf.load(ROOT / "configs/sharing/pfedpara.yaml").personal
-    halves = Split(factorize(torch.nn.Linear(64, 64), PFedPara()).state_dict(), list(personal))
-    assert [name[-2:] for name in halves.personal] == ["x2", "y2"]
 
 
 def test_the_stacks_of_factors_must_be_named():

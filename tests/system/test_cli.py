@@ -407,13 +407,13 @@ BAD = [
     ("algorithm=scaffold +model.optimizer.momentum=0.9", "model.optimizer: SGD with momentum and SCAFFOLD, whose"),
     (
         "sharing=pfedpara",
-        "sharing.personal='*parametrizations.*.0.[xyt]2': matches no parameter or buffer of the mode",
+        "sharing.personal='*.parametrizations.*.0.[xyt]2': matches no parameter or buffer of the mode",
     ),
     (
         "sharing.personal=[*.y,*.t]",
         "sharing: features.conv1_1.parametrizations.weight.0 would be split, y, t personal; take factorization=pf",
     ),
-    ("sharing=pfedpara factorization=dense", "sharing.personal='*parametrizations.*.0.[xyt]2': matches no param"),
+    ("sharing=pfedpara factorization=dense", "sharing.personal='*.parametrizations.*.0.[xyt]2': matches no param"),
     ("trainer.precision=16-mixed trainer=cpu", "trainer.precision=16-mixed: needs a GPU; on a CPU take bf16-mixed or"),
     ("trainer.precision=16 trainer=cpu", "trainer.precision=16: needs a GPU; on a CPU take bf16-mixed or 32-true"),
     ("partition=dirichlet federation.num_clients=7", "federation.num_clients=7: needs at least 70 training examples"),

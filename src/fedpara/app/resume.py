@@ -14,7 +14,7 @@ from fedpara.app.errors import ConfigurationError, require_nodes
 from fedpara.app.make import Make
 from fedpara.app.overrides import absolute, assignment, folder_text
 from fedpara.app.trust import require_trusted_overrides, trusted_names
-from fedpara.old_runs import modernised, retyped
+from fedpara.old_runs import retyped
 from fedpara.record import counted
 from fedpara.runs import CONFIG, OVERRIDES, Run, leaves
 
@@ -106,8 +106,7 @@ def check_same(cfg: DictConfig, folder: Path, hint: str = "", own: Sequence[str]
     """
     saved = read_resolved(folder / CONFIG, f"resume={folder}")
     before, now, kept = (
-        dict(leaves(modernised(OmegaConf.to_container(one, resolve=True))))
-        for one in (saved, cfg, OmegaConf.from_dotlist([*own]))
+        dict(leaves(OmegaConf.to_container(one, resolve=True))) for one in (saved, cfg, OmegaConf.from_dotlist([*own]))
     )
     before, now = KEYS_ADDED | before, KEYS_ADDED | now | kept
     # a schedule's rates depend on the number of rounds from the first one on
