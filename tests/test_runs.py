@@ -12,7 +12,7 @@ from fedpara.execution.base import FAILURE_KINDS
 from fedpara.files import UnusableFile
 from fedpara.record import COLUMNS, FATES, RoundRecord
 from fedpara.report import settings
-from fedpara.runs import Run, axes, find_runs, read_rows
+from fedpara.runs import Run, axes, find_runs
 from helpers import ROOT
 
 FILES = {runs.METRICS, runs.SUMMARY, runs.CONFIG, runs.OVERRIDES, runs.CHECKPOINT, runs.PARTICIPANTS, runs.PARTITION}
@@ -187,9 +187,3 @@ def test_a_run_has_the_name_of_its_folder_from_within(tmp_path, monkeypatch):
     assert list(status([type(folder)(".")]).columns[0].cells) == ["run-3"]
     monkeypatch.chdir(folder / "clients")
     assert Run(type(folder)("..")).name == "run-3"
-
-
-def test_another_programs_metrics_are_no_table_of_rounds(tmp_path):
-    (tmp_path / "metrics.csv").write_text("round,loss\n1,0.5\n")
-    with pytest.raises(UnusableFile, match=r"metrics\.csv: not a table of rounds, or damaged \('comm/total_bytes'\)"):
-        read_rows(tmp_path / "metrics.csv")

@@ -40,7 +40,6 @@ MATTER = ("executor.matmul_precision", "factorization._target_")
 READ = ("seed", "factors", "model.head")  # keys that decide if they are typed, by what others take from them
 ON_CPU = ("trainer", "cpu")  # a choice that sets trainer.accelerator alone
 
-BYTES = "comm/total_bytes"  # what every row has beside the round
 DEFAULT = "default"  # stands for a choice that was not typed
 NOTHING: dict[str, Any] = {  # the summary of a run that failed before its first round
     "state": "failed", "rounds": 0, "parameters": {}, "bytes_per_round": {}, "metrics": {"last": {}, "best": {}},
@@ -297,7 +296,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         whole, _, _ = path.read_bytes().decode().rpartition("\n")  # a power loss can leave half a row
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(whole))]
-        return [{**row, "round": int(row["round"]), BYTES: row[BYTES]} for row in rows]
+        return [{**row, "round": int(row["round"])} for row in rows]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UnusableFile(f"{path}: not a table of rounds, or damaged ({error})") from error
 
