@@ -210,6 +210,22 @@ def shakespeare() -> str:
     return f"{made}\n\n{differences(of, pairs, shown)}\n\n{origin('shakespeare_two_cores')}"
 
 
+def shakespeare_rates(rounds: int = 12) -> str:
+    """The LSTM's networks after a few rounds at the paper's rate, 1.0, and at others."""
+    at_one, others = found("shakespeare_two_cores"), found("shakespeare_rates")
+    rows = []
+    for name in ("dense", "low_rank", "fedpara"):
+        usual = {run.seed: accuracy_after(rounds, run) for run in at_one[name].counted}
+        rows.append([SHOWN[name], "1.0", estimate(Estimate.of([*usual.values()])), str(len(usual)), ""])
+        for label in sorted(label for label in others if label.startswith(f"{name}_")):
+            own = {run.seed: accuracy_after(rounds, run) for run in others[label].counted}
+            gained = signed_estimate(Estimate.of([value - usual[seed] for seed, value in own.items()]))
+            rate = label.removeprefix(f"{name}_")
+            rows.append([SHOWN[name], rate, estimate(Estimate.of([*own.values()])), str(len(own)), gained])
+    heads = ["", "rate", f"accuracy after {rounds} rounds, %", "seeds", "minus that at 1.0, points, paired by seed"]
+    return f"{table(heads, rows)}\n\n{origin('shakespeare_rates')}"
+
+
 def accuracy_after(rounds: int, run: Run) -> float:
     """A run's test accuracy after so many rounds, in %."""
     return 100 * float(run.rows[rounds - 1]["test/acc"])
@@ -366,7 +382,8 @@ MAKERS: dict[str, Callable[[], str]] = {
     "frontier-femnist": partial(frontier, "frontier_femnist", 0.55),
     "frontier-cifar10": partial(frontier, "frontier_cifar10", 0.5), "frontier-quickstart": frontier_quickstart,
     "fine-tuning": fine_tuning, "algorithms": algorithms, "personalisation": personalisation, "privacy": privacy,
-    "shakespeare": shakespeare, "initialisation": initialisation, "table-4": table_4, "robust": robust,
+    "shakespeare": shakespeare,
+    "shakespeare-rates": shakespeare_rates, "initialisation": initialisation, "table-4": table_4, "robust": robust,
     "robust-dense": partial(robust_network, "dense"), "robust-fedpara": partial(robust_network, "fedpara"),
     "amplification": amplification, "tiers-quickstart": tiers_quickstart, "cifar100": cifar100, "rounds": rounds,
     "cluster": cluster, "steps": steps, "precisions": precisions, "server": server,
