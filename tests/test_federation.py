@@ -517,11 +517,14 @@ def test_the_rates_of_a_split_do_not_stay_for_the_next_one_over_the_module():
     assert set(executor.module.rates.values()) == {5.0}
     Federation(executor, split=Split(executor.initial_state(), ["*2"]), **sizes)
     assert not executor.module.rates
+    executor.module.rates = {"mine": 2.0}  # what a user's module may call so
+    Federation(executor, split=Split(executor.initial_state(), ["*2"]), **sizes)
+    assert executor.module.rates == {"mine": 2.0}
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"training": {"jacobian_correction": 1.0}}, r"^jacobian_correction=1: must be 0 with Adam"),
-    ({"recipe": FedPara(gamma=1.0, step=1.0)}, r"^step: must be null with Adam"),
+    ({"recipe": FedPara(gamma=1.0, step=1.0)}, r"^step must be null with Adam"),
 ])  # fmt: skip
 def test_the_library_refuses_gradients_that_are_made_for_sgd_with_another_optimizer(options, message):
     with pytest.raises(ValueError, match=message):

@@ -388,7 +388,7 @@ BAD = [
     ),
     (
         "factorization.step=1 model.optimizer._target_=torch.optim.Adam",
-        "factorization.step: must be null with Adam, for it scales gradients of SGD; or take torch.optim.SGD",
+        "factorization: step must be null with Adam, for it scales gradients of SGD; or take torch.optim.SGD",
     ),
     ("sharing=fedbn model=mlp", "sharing.personal='*norm*': matches no parameter or buffer of the model"),
     ("factorization.num_dense=9", "factorization.num_dense=9: must be 0 to 3, one less than the number of layers"),

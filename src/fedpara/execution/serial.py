@@ -258,7 +258,7 @@ class SerialExecutor:
             return self.module
         module = copy.deepcopy(self._pristine)
         if hasattr(module, "rates"):  # the split sets them after the executor is built
-            module.rates = self.module.rates  # type: ignore[attr-defined]
+            module.rates = copy.deepcopy(self.module.rates)  # type: ignore[attr-defined]
         return module
 
     @torch.no_grad()

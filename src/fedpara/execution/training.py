@@ -161,7 +161,7 @@ class LocalTraining:
         if self.jacobian_correction:
             return f"jacobian_correction={self.jacobian_correction:g}: must be 0"
         scaled = any(made.gradient_scale != 1 for _, made in factorizations(self.module.network))
-        return "step: must be null" if scaled else ""
+        return "step must be null" if scaled else ""
 
     def require_sgd(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse factors whose gradients are made for the step of SGD with an optimizer that takes another.
