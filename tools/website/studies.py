@@ -123,9 +123,9 @@ def tiers_quickstart() -> str:
     rows = []
     for name, model, column in TIERS:
         of = {seed: 100 * value for seed, value in _by_run(found, column)[name].items()}
-        megabytes = sorted({f"{value / 1e6:.1f}" for value in sent[name].values()})
+        megabytes = [f"{of_all(sent[name].values()) / 1e6:.1f}" for of_all in (min, max)]
         each = ", ".join(f"{value:.1f}" for value in of.values())
-        rows.append([name, model, _mean(of), each, " to ".join(dict.fromkeys([megabytes[0], megabytes[-1]]))])
+        rows.append([name, model, _mean(of), each, " to ".join(dict.fromkeys(megabytes))])
     return table(["clients", "whose model", "accuracy, %", "seeds 0, 1, 2", "MB"], rows)
 
 

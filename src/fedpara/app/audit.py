@@ -50,7 +50,6 @@ COMPARED = {  # in the order in which a round makes them
     "outcomes": "outcomes", "server": "server state", "states": "client states", "progress": "rest of the checkpoint",
     "row": "metrics",
 }  # fmt: skip
-UNFINISHED = {"running", "interrupted", "failed"}
 NAMED = {"packets": "what was sent to client", "outcomes": "the outcome of client", "states": "the client's file"}
 TIMES = "time/", "cost/round_s"  # columns that no replay gives again
 
@@ -109,7 +108,7 @@ def _require_rows(path: Path, lines: list[Line]) -> None:
             raise Mismatch(f"{path}: has no round {line['round']}, and the log has it")
         if (found := _first_difference(line["row"], rows[line["round"]])) is not None:
             raise Mismatch(f"{path}: in round {line['round']} {found}")
-    if (more := _behind(path, lines)) and Run(path.parent).state not in UNFINISHED:
+    if (more := _behind(path, lines)) and Run(path.parent).state == "finished":
         raise Mismatch(f"{path}: has round {min(more)}, and the log ends with round {last}")
 
 
