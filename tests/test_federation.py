@@ -175,7 +175,7 @@ def test_personal_parts_stay_with_their_client_and_never_travel():
 def test_what_is_personal_can_have_its_own_learning_rate(executor):
     """With a rate so small that a step is lost in rounding, it stays where it starts, and the rest is trained."""
     federation = make_federation(personal=["*2"], executor=executor)
-    federation.executor.module.rates = dict.fromkeys(federation.split.personal, 1e-12)
+    federation.executor.module.personal_rates = dict.fromkeys(federation.split.personal, 1e-12)
     federation.run_round()
     initial = federation.executor.initial_state()
     assert federation.personal
@@ -514,11 +514,10 @@ def test_the_library_trains_what_is_personal_at_its_own_rate():
 def test_the_rates_of_a_split_do_not_stay_for_the_next_one_over_the_module():
     federation = make_federation(personal=["*2"], split=partial(Split, personal_rate=5.0))
     executor, sizes = federation.executor, {"num_clients": 5, "clients_per_round": 2, "num_rounds": 1}
-    assert set(executor.module.rates.values()) == {5.0}
-    Federation(executor, split=Split(executor.initial_state(), ["*2"]), **sizes)
-    assert not executor.module.rates
     executor.module.rates = {"mine": 2.0}  # what a user's module may call so
+    assert set(executor.module.personal_rates.values()) == {5.0}
     Federation(executor, split=Split(executor.initial_state(), ["*2"]), **sizes)
+    assert not executor.module.personal_rates
     assert executor.module.rates == {"mine": 2.0}
 
 

@@ -116,7 +116,8 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Sequence[str]) -> float:
     """
     folder = Path(cfg.paths.output_dir)
     if is_finished(cfg, texts(hydra_cfg.overrides.task)):
-        log.info("%s: skipped, it is already finished", folder.name)
+        rounds = counted(len(Run(folder).rows), "round")
+        log.info("%s: skipped, it is already finished, with %s", folder.name, rounds)
     else:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
         overrides = inherited(hydra_cfg) + texts(hydra_cfg.overrides.task)

@@ -257,8 +257,8 @@ class SerialExecutor:
         if self._pristine is None or self._whole:
             return self.module
         module = copy.deepcopy(self._pristine)
-        if hasattr(module, "rates"):  # the split sets them after the executor is built
-            module.rates = copy.deepcopy(self.module.rates)  # type: ignore[attr-defined]
+        if hasattr(module, "personal_rates"):  # the split sets them after the executor is built
+            module.personal_rates = self.module.personal_rates  # type: ignore[attr-defined]
         return module
 
     @torch.no_grad()

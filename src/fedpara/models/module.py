@@ -39,7 +39,8 @@ class ClassificationModule(LightningModule):
 
     Attributes:
         learning_rate_factor: factor of the optimizer's learning rates; the federation lowers it each round.
-        rates: further factors of the learning rate by parameter of the network, for those where it is not 1.
+        personal_rates: a further factor of the learning rate by parameter of the network, set by a federation whose
+            split has a `personal_rate`.
 
     Example:
         >>> module = ClassificationModule(nn.Linear(4, 3), partial(torch.optim.SGD, lr=0.1), num_classes=3)
@@ -52,7 +53,7 @@ class ClassificationModule(LightningModule):
         self.network = network
         self.make_optimizer = optimizer
         self.learning_rate_factor = 1.0
-        self.rates: Mapping[str, float] = {}
+        self.personal_rates: Mapping[str, float] = {}
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.loss = MeanMetric(nan_strategy=nan)  # a loss that is not a number stays one; "disable" ignores the weights
 
@@ -93,7 +94,7 @@ class ClassificationModule(LightningModule):
 
     def optimizer_of(self, network: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimizer at the round's learning rate for a network with the parameter names of the module's own."""
-        optimizer = self.make_optimizer(self._groups(network) if self.rates else network.parameters())
+        optimizer = self.make_optimizer(self._groups(network) if self.personal_rates else network.parameters())
         for group in optimizer.param_groups:
             group["lr"] *= self.learning_rate_factor * group.get("rate", 1.0)
         return optimizer
@@ -102,5 +103,5 @@ class ClassificationModule(LightningModule):
         """The parameters by their rate; the first group, which callbacks ask for the learning rate, has rate 1."""
         groups: dict[float, list[Tensor]] = {1.0: []}
         for name, parameter in network.named_parameters():
-            groups.setdefault(self.rates.get(name, 1.0), []).append(parameter)
+            groups.setdefault(self.personal_rates.get(name, 1.0), []).append(parameter)
         return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]

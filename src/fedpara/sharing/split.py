@@ -87,15 +87,11 @@ class Split:
         Raises:
             ValueError: it makes its own optimizer.
         """
-        before = getattr(module, "rates", None)
-        if self.personal_rate == 1:
-            if isinstance(before, dict) and before.keys() <= {*self.personal, *self.shared}:  # a split's
-                module.rates = {}
-            return
-        if before is None:
+        if hasattr(module, "personal_rates"):
+            module.personal_rates = {} if self.personal_rate == 1 else dict.fromkeys(self.personal, self.personal_rate)
+        elif self.personal_rate != 1:
             name = type(module).__name__
             raise ValueError(f"personal_rate={self.personal_rate}: must be 1, {name} makes its own optimizer")
-        module.rates = dict.fromkeys(self.personal, self.personal_rate)
 
     def require_one_rate(self, jacobian_correction: float) -> None:
         """Refuse two rates within a weight with FedPara's regulariser, whose equation has one.
