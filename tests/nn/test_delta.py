@@ -1,6 +1,7 @@
 """Fine-tuning: factors are added to frozen weights, and only what is trained is part of the network's state."""
 
 import copy
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -55,6 +56,27 @@ def test_only_factors_and_what_is_named_are_trained_and_the_start_is_the_pretrai
     assert {name: t.shape for name, t in merged.state_dict().items()} == {
         n: t.shape for n, t in dense.state_dict().items()
     }
+
+
+def test_without_factors_only_what_is_named_is_trained_and_travels():
+    """A head alone (linear probing), or the biases alone (BitFit, Ben Zaken et al. 2022)."""
+    dense = network()
+    for trainable in (["classifier.3.*"], ["*.bias"]):
+        tuned = factorize(copy.deepcopy(dense), Dense(), delta=True, trainable=trainable)
+        named = {name for name, _ in dense.named_parameters() if fnmatchcase(name, trainable[0])}
+        assert set(tensors(tuned)) == {name for name, _ in tuned.named_parameters()} == named
+        assert torch.equal(tuned(images()), dense(images()))
+        F.cross_entropy(tuned(images()), torch.arange(4)).backward()
+        torch.optim.SGD(tuned.parameters(), lr=0.1).step()
+        after = merge(tuned).state_dict()
+        assert {name for name, before in dense.state_dict().items() if not torch.equal(after[name], before)} == named
+
+
+def test_a_layer_that_cannot_have_factors_can_be_frozen():
+    """Its weight is computed by a parametrisation, whose parts become constants."""
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.LSTM(8, 8), nn.Flatten())
+    assert set(tensors(factorize(net, Dense(), delta=True, trainable=["1.*"]))) >= {"1.weight_hh_l0"}
+    assert all(name.startswith("1.") for name, _ in net.named_parameters())
 
 
 def test_low_rank_is_lora():
@@ -167,7 +189,7 @@ def test_step_is_that_of_the_start_at_zero():
         ({"trainable": ["0.*"]}, r"trainable=\['0.\*'\]: must be empty without delta"),
         ({"delta": True, "trainable": ["head.*"]}, r"trainable='head.\*': matches no parameter; they are 0.weight"),
         ({"delta": True, "trainable": ["0.*", "1.*"]}, "no layer is left to factorise"),
-        ({"delta": True, "recipe": Dense()}, r"delta=True: must be False with Dense\(\)"),
+        ({"delta": True, "recipe": Dense()}, r"trainable=\[\]: must name parameters with delta=True and Dense\(\)"),
     ],
 )
 def test_errors(arguments, message):

@@ -23,6 +23,20 @@ def pretrained(shell, tmp_path):
     return run / "model.safetensors"
 
 
+def test_the_head_alone_travels_and_resumes(shell, tmp_path, pretrained):
+    assert shell(*SMALL, "factorization=frozen", f"pretrained.file={pretrained}", "federation.num_rounds=1")[0] == 0
+    run = newest(tmp_path)
+    assert all("classifier" in name for name in load_file(run / "checkpoint.safetensors"))
+    assert shell(f"resume={run}", "federation.num_rounds=2")[0] == 0
+    status, _, out = shell(f"run={run}", "export=dense", program=evaluation)
+    assert status == 0
+    assert f"test/acc: {float(rows(run)[-1]['test/acc'])}" in out
+    tuned, base = load_file(run / "model.safetensors"), load_file(pretrained)
+    assert {name for name in base if not torch.equal(tuned[name], base[name])} == {
+        name for name in base if name.startswith("classifier.")
+    }
+
+
 def test_only_factors_and_the_head_travel_and_the_rest_stays_as_pretrained(shell, tmp_path, pretrained):
     command = [*TUNE, f"pretrained.file={pretrained}"]
     assert shell(*command, "federation.num_rounds=2")[0] == 0

@@ -360,7 +360,7 @@ def factorize(
         num_dense: so many of the first layers stay dense too: a hybrid network, as in Pufferfish (Wang et al. 2021).
         delta: fine-tuning, see `fedpara.nn.frozen`: the factors compose what is added to each weight, which is 0 at the
             start, so that the outputs stay as they are. All other parameters become constants, which are not in the
-            network's state, except those that match `trainable`.
+            network's state, except those that match `trainable`. With `Dense()` these alone are trained.
         trainable: fnmatch patterns of the names of parameters that are trained beside the factors, as they are.
 
     Raises:
@@ -384,12 +384,11 @@ def factorize(
     chosen = [weight for weight in free if not weight.matches(exclude)]
     if num_dense and not 0 < num_dense < len(chosen):
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
-    _require_addable(recipe, delta)
-    if isinstance(recipe, Dense):
-        return network
-    _require_used(recipe.patterns, chosen[num_dense:])
-    made = _factors(network, recipe, chosen[num_dense:], kept if delta else None)
-    if not made:
+    _require_addable(recipe, delta, kept)
+    chosen = [] if isinstance(recipe, Dense) else chosen[num_dense:]
+    _require_used(recipe.patterns, chosen)
+    made = _factors(network, recipe, chosen, kept if delta else None)
+    if not made and not isinstance(recipe, Dense):
         left = "each one is excluded, frozen or smaller than its factors"
         raise ValueError(f"no layer is left to factorise, {left}; take Dense() (factorization=dense)")
     for weight, factors in made:
@@ -447,11 +446,12 @@ def _start_at_zero(factors: Factorization, step: float | None) -> None:
         factors.gradient_scale = step / mean_step(factors)
 
 
-def _require_addable(recipe: Any, delta: bool) -> None:
-    """Refuse, with `delta`, a recipe that makes no factors to add to frozen weights, or fits them to these."""
-    if delta and isinstance(recipe, Dense | MUD):
-        name = type(recipe).__name__
-        raise ValueError(f"delta=True: must be False with {name}(), which has no factors to add to the weights")
+def _require_addable(recipe: Any, delta: bool, kept: Collection[nn.Parameter]) -> None:
+    """Refuse, with `delta`, a recipe that adds no factors to frozen weights, or fits them to these."""
+    if delta and isinstance(recipe, Dense) and not kept:
+        raise ValueError("trainable=[]: must name parameters with delta=True and Dense(), nothing else is trained then")
+    if delta and isinstance(recipe, MUD):
+        raise ValueError("delta=True: must be False with MUD(), which has no factors to add to the weights")
     if delta and getattr(recipe, "initialization", None) == "fitted":
         raise ValueError("initialization='fitted': must be another one with delta=True, where the factors compose 0")
 
