@@ -48,6 +48,23 @@ LINKS = {
     "fedpaq": Link(StochasticUniform(8), Cast()),
 }
 KEPT_GB = 1.0  # the default of callbacks.checkpoint.memory_gb
+MEANINGS = {  # of what is measured once: words, factor, unit
+    "cohort_s": ("draw a cohort", 1e3, " ms"),
+    "seeds_s": ("draw its seeds", 1e3, " ms"),
+    "versions_s": ("write the versions of all clients' states as JSON", 1e3, " ms"),
+    "versions_bytes": ("their size", 1e-6, " MB"),
+    "start_s": ("start a run of all clients with four examples each", 1, " s"),
+    "run_mb": ("its memory", 1, " MB"),
+    "run_round_s": ("a round of it", 1, " s"),
+    "run_cohort": ("clients in that round", 1, ""),
+    "put_100mb_s": ("put 100 MB into Ray's store", 1e3, " ms"),
+    "get_100mb_s": ("get and read them", 1e3, " ms"),
+    "uploads": ("uploads of the dense model for actors to add up", 1, ""),
+    "one_elapsed_s": ("one actor, wall time", 1, " s"),
+    "two_elapsed_s": ("two actors and the sum of their means, wall time", 1, " s"),
+    "one_processor_s": ("one actor, processor time", 1, " s"),
+    "two_processor_s": ("the slower of two actors, and the sum, processor time", 1, " s"),
+}
 ROWS = [("dense", "fp32"), ("FedPara", "fp32"), ("FedPara", "fedpaq")]
 
 
@@ -263,10 +280,10 @@ def tables(units: dict[str, Any], options: dict[str, Any]) -> Iterator[str]:
     for model, made in units["models"].items():
         row = " | ".join(f"{1e3 * made[key]:.0f} ms" for key in ("write_s", "read_s", "checkpoint_s", "finite_s"))
         yield f"| {model} | {row} |"
-    for name in ("registry", "ray"):
-        if name in units:
-            values = " | ".join(f"{value:,.4g}" for value in units[name].values())
-            yield f"\n| {' | '.join(units[name])} |\n|{'---|' * len(units[name])}\n| {values} |"
+    yield "\n| with all clients, or on Ray | measured |\n|---|---|"
+    for key, (what, factor, unit) in MEANINGS.items():
+        if (value := {**units.get("registry", {}), **units.get("ray", {})}.get(key)) is not None:
+            yield f"| {what} | {factor * value:,.4g}{unit} |"
     yield "\n| a round | down | up | network | one core | memory | first wall |\n|---|---|---|---|---|---|---|"
     for model, link in ROWS:
         r = round_of(units, model, link, options)

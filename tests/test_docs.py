@@ -91,7 +91,7 @@ def test_the_site_is_staged_whole_and_a_dead_link_stops_it(tmp_path, monkeypatch
                 assert not file or (path.parent / file).resolve() in staged, f"{path}: {file}"
     home = (site.folder / "index.md").read_text()
     assert "(start/quickstart.md)" in home
-    assert "2.2\u202f%" in home
+    assert "11.6\u202f%" in home
     with pytest.raises(ValueError, match=r"docs/start/data\.md: links to docs/start/nothing\.md, which is not there"):
         Site(tmp_path / "other")._with_links("[x](nothing.md)", "docs/start/data.md", "start/data.md")
 

@@ -20,7 +20,7 @@ ROWS: list[tuple[str, list[Box]]] = [
         ("runs", "the run folder", "record"),
         ("dashboard", "W&B as code", "record"),
     ]),
-    ("from uploads to their mean", [("aggregation", "median, trimmed mean, Krum, norms", "server")]),
+    ("robust rules", [("aggregation", "median, trimmed mean, Krum, norms", "server")]),
     ("training clients", [
         ("execution", "serial, processes, vectorized, ray", "client"),
         ("privacy", "clip, noise, epsilon", "server"),

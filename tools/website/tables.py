@@ -71,20 +71,24 @@ GAP = {
 def headline() -> str:
     """README's result."""
     of, closed = found("cifar10_budget"), found("cifar10_gap")
-    (_, dense), (_, ours) = mean_cost(of["dense"], 0.5), mean_cost(of["fedpara"], 0.5)
-    ahead, behind = points(of["fedpara"], of["low_rank"]), points(of["dense"], of["fedpara"])
-    split = points(of["equal"], of["fedpara"])
     best, whole = closed["fedpara4_first"], closed["dense"]
-    share = 100 * sent_bytes(best) / sent_bytes(whole)
+    ahead = points(of["fedpara"], of["low_rank"]).lstrip("+")
+    (_, dense), (_, ours) = mean_cost(of["dense"], 0.5), mean_cost(of["fedpara"], 0.5)
+    rows = [
+        [shown, f"{100 * sent_bytes(one) / sent_bytes(base):.1f}", estimate(one.last), points(one, base)]
+        for shown, one, base in (
+            ("FedPara, γ = 0.1 for all layers", of["fedpara"], of["dense"]),
+            ("FedPara, the same bytes split over the layers", of["equal"], of["dense"]),
+            ("FedPara, 37.5 % of dense's values in uploads of 4 bits, first layer dense", best, whole),
+            ("low rank, the size of γ = 0.1", of["low_rank"], of["dense"]),
+        )
+    ]
     return (
-        f"**FedPara is {ahead.lstrip('+')} points above a low-rank network of its size** "
-        f"({estimate(of['fedpara'].last)} % against {estimate(of['low_rank'].last)} %; mean and 95 % interval over "
-        f"three seeds, paired), and reaches 50 % accuracy with {dense / ours:.1f} times fewer bytes than the dense "
-        f"network. The dense network is ahead after the same number of rounds, by {behind.lstrip('+')} points; "
-        f"ranks that are split over the layers, in place of one γ, gain {split.lstrip('+')} for the same bytes. "
-        "With its first layer dense and four times the parameters, in uploads of four bits, FedPara has "
-        f"{estimate(best.last)} % against {estimate(whole.last)} % for {share:.1f} % of dense's bytes: "
-        f"{points(best, whole)} points over {len(best.counted)} seeds, so {within(best, whole):.1f} points at most."
+        f"**For {100 * sent_bytes(best) / sent_bytes(whole):.1f} % of dense's bytes FedPara ends within "
+        f"{within(best, whole):.1f} points of it.** At one γ it is {ahead} points above low rank of its size, "
+        f"and reaches 50 % with {dense / ours:.1f} times fewer bytes than dense. Means and 95 % intervals over "
+        f"{len(of['dense'].counted)} seeds ({len(best.counted)} in the third row), paired:\n\n"
+        + table(["", "of dense's bytes, %", "accuracy, %", "minus dense, points"], rows)
     )
 
 
