@@ -310,7 +310,7 @@ class LowRank(Factorization):
 
 
 class Hadamard(Factorization):
-    """W = s(W1) * s(W2), W_i = X_i Y_i^T (Proposition 1) or T_i x1 X_i x2 Y_i (Proposition 3): rank <= R^2.
+    """W = s(W1) * s(W2), W_i = X_i Y_i^T (Proposition 1) or T_i x1 X_i x2 Y_i (Proposition 3): rank <= R^2 without s.
 
     X_1 and X_2 are one parameter x of shape (2, O, R), likewise the others: two batched products compose both branches.
 

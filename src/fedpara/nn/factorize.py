@@ -169,12 +169,14 @@ class RankByGamma:
         raise NotImplementedError
 
     def _log_narrow(self, name: str, made: Factorization) -> None:
-        """Say it where so few input channels bound the rank that no gamma gives a Hadamard product all filters."""
+        """Say it where so few input channels bound R that no gamma gives all filters, by Proposition 3 (without s)."""
         outputs, inputs, *kernel = made.shape
         reached, whole = made.rank**2, min(outputs, inputs * prod(kernel))
         if made.tucker and len(made.branches()) == 2 and made.rank == inputs and reached < whole:
-            text = "%s (input channels: %d): its filters have rank %d at most; dense (model.keep_dense) they have %d"
-            log.info(text, name, inputs, reached, whole)
+            text = (
+                "%s (input channels: %d): each branch has filters of rank %d at most; dense (model.keep_dense) has %d"
+            )
+            log.info(text, name, inputs, made.rank, whole)
 
     def _sides(self, shape: Shape) -> tuple[int, int]:
         return shape[0], shape[1] if self._tucker(shape) else prod(shape[1:])
