@@ -28,7 +28,7 @@ LAYERS = {
     "communication": {"state"}, "privacy": {"state", "algorithms", "communication", "sampling"},
     "algorithms": {"state", "sampling"},
     "aggregation": {"state", "algorithms", "communication", "privacy", "errors"},
-    "data": {"sampling"},
+    "data": {"sampling", "files"},
     "execution": {
         "private", "state", "sampling", "errors", "heap", "products", "metric", "nn", "models", "data", "algorithms",
         "installation",

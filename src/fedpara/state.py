@@ -200,6 +200,16 @@ def combine(first: State, scale: float, second: State) -> State:
     return first | {name: torch.add(first[name], tensor, alpha=scale) for name, tensor in second.items()}
 
 
+def difference(after: State, before: State, names: Iterable[str]) -> State:
+    """`after - before` for these names."""
+    return {name: after[name] - before[name] for name in names}
+
+
+def only(names: Iterable[str], given: Mapping[str, Value]) -> dict[str, Value]:
+    """The part of a state, of a layout or of parts with these names, in their order."""
+    return {name: given[name] for name in names}
+
+
 def join(parts: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
     """One state, or one layout, of all parts, with names `part/name`."""
     return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
@@ -226,3 +236,8 @@ def is_finite(*states: State) -> bool:
 def num_elements(state: State) -> int:
     """The number of values in all tensors of `state`."""
     return sum(tensor.numel() for tensor in state.values())
+
+
+def num_bytes(state: State) -> int:
+    """The bytes of all values of `state` in memory."""
+    return sum(tensor.nbytes for tensor in state.values())

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedpara.files import UnusableFile, make_durable, write_atomically
-from fedpara.state import Layout, State, as_bytes, require_same_names
+from fedpara.state import Layout, State, as_bytes, num_bytes, require_same_names
 
 SUFFIX = ".safetensors"
 
@@ -158,16 +158,12 @@ class ClientStates(Mapping[int, State]):
     def _remember(self, path: Path, state: State) -> None:
         """Keep it in memory as the most recently used; the least recently used ones leave."""
         self._in_memory[path] = state
-        self._held_bytes += _num_bytes(state)
+        self._held_bytes += num_bytes(state)
         while self._held_bytes > self.memory_bytes:
             self._forget(next(iter(self._in_memory)))
 
     def _forget(self, path: Path) -> State | None:
         """Remove the state from memory and return it; its file stays."""
         state = self._in_memory.pop(path, None)
-        self._held_bytes -= _num_bytes(state or {})
+        self._held_bytes -= num_bytes(state or {})
         return state
-
-
-def _num_bytes(state: State) -> int:
-    return sum(tensor.nbytes for tensor in state.values())

@@ -216,6 +216,12 @@ def test_small_relative_updates_are_recycled_more_often():
     assert drawn == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 400) ** 0.5)
 
 
+def test_the_share_of_recycled_layers_is_that_of_decimals():
+    """0.58 * 50 is 28.999999999999996."""
+    drawn = FedLUAR(recycled=0.58)._drawn({str(number): torch.tensor(1.0) for number in range(50)}, 0)
+    assert sum(int(flag) for flag in drawn.values()) == 29
+
+
 def test_recycled_layers_do_not_travel():
     """Of seven tensors four are factors; two of these stay behind from the second round on."""
     federation = make_federation(algorithm=FedLUAR(recycled=0.5), num_rounds=3)

@@ -6,6 +6,7 @@ from typing import get_type_hints
 
 import pytest
 from hydra.utils import get_object
+from pydantic import ValidationError
 
 from fedpara.app import values
 from helpers import ROOT
@@ -31,6 +32,12 @@ def test_what_is_read_from_the_source_is_what_the_class_has(target):
 def test_the_plain_values_of_a_federation_are_checked():
     module, _, name = values.ALSO_READ_BY["federation"][0].rpartition(".")
     assert {"num_clients", "clients_per_round", "num_rounds", "lr_decay"} <= values._annotations(module, name).keys()
+
+
+@pytest.mark.parametrize("rule", ["Median", "TrimmedMean", "GeometricMedian", "MultiKrum"])
+def test_a_rule_is_checked_by_the_constructor_that_it_inherits(rule):
+    with pytest.raises(ValidationError, match="memory_gb\n  Input should be greater than 0"):
+        values._check({"memory_gb": -1}, f"fedpara.aggregation.{rule}")
 
 
 @pytest.mark.parametrize("module", ["os", "fedparas", "fedpara.nowhere", "fedpara.{}.evil"])

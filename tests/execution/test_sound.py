@@ -211,6 +211,16 @@ def test_only_a_network_with_such_convolutions_is_guarded(network, guarded, opti
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
+def test_copies_for_a_users_callback_have_the_layout_of_the_module():
+    """Convolutions are in channels_last memory, which a copy from before that choice would not be."""
+    network = VGG([[4, 8], [8]], [64, 64], 3, in_channels=1, dropout=0.0)
+    network.keep_dense = ["features.*"]
+    made = made_of(lambda: network, callbacks=[Callback()])
+    for module in (made.module, made._own_module()):
+        kernels = [p for p in module.network.parameters() if p.dim() == 4]
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
 def test_a_guarded_convolution_is_computed_in_contiguous_memory():
     """Strides of 1 leave the choice, and `Tensor.contiguous` leaves such a tensor as it is."""
     images = torch.randn(4, 1, 8, 8).to(memory_format=torch.channels_last)

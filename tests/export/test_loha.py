@@ -39,7 +39,6 @@ def mixed(name, weight):
     return FedPara(conv="reshape" if name == "0.2" else "tucker", **OWN)(name, weight)
 
 
-mixed.patterns = []
 CASES = {
     "linear": (linear, FedPara(**OWN), []),
     "tucker": (images, FedPara(**OWN), ["2"]),

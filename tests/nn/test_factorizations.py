@@ -521,7 +521,6 @@ def test_a_recipe_that_fails_at_a_later_layer_leaves_the_network_whole():
     def of_another_shape(name, weight):
         return Hadamard((64, 32 if name == "2" else 64), 2, tucker=False)
 
-    failing.patterns = of_another_shape.patterns = []
     for recipe, error in ((failing, "no"), (of_another_shape, r"2: the recipe's weight is \(64, 32\), but must be")):
         network = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
         before = everything(network)

@@ -178,7 +178,7 @@ def test_what_would_move_a_frozen_factor_is_refused():
     with pytest.raises(ValueError, match=r"weight_decay=0.1: must be 0 with rotating factors"):
         split.require(torch.optim.SGD([torch.zeros(1)], lr=0.1, weight_decay=0.1))
     with pytest.raises(ValueError, match=r"jacobian_correction=1.0: must be 0 with rotating factors"):
-        split.require_plain_steps(1.0)
+        split.require_steps(1.0)
     assert FedAvg().require(torch.optim.SGD([torch.zeros(1)], weight_decay=0.1)) is None
 
 

@@ -5,12 +5,10 @@ to logarithms, for clients whose data are from one distribution.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
-from pydantic import validate_call
-from torch import Tensor
+from pydantic import NonNegativeInt, PositiveFloat, validate_call
 
-from fedpara.aggregation.rule import Attackers, Gigabytes, Keeping, middle, reduced
+from fedpara.aggregation.rule import Keeping, middle, reduced
 from fedpara.communication import Codec, TopK
 from fedpara.state import PartsLayout, State, weighted_mean
 
@@ -44,10 +42,6 @@ class Median(CoordinateWise):
         [tensor([2.]), tensor([2.]), tensor([2.])]
     """
 
-    @validate_call
-    def __init__(self, memory_gb: Gigabytes = 4.0) -> None:
-        super().__init__(memory_gb)
-
     def center(self, states: Sequence[State]) -> State:
         """The median of each value."""
         return {name: reduced([state[name] for state in states], middle) for name in states[0]}
@@ -69,7 +63,7 @@ class TrimmedMean(CoordinateWise):
     """
 
     @validate_call
-    def __init__(self, attackers: Attackers = 1, memory_gb: Gigabytes = 4.0) -> None:
+    def __init__(self, attackers: NonNegativeInt = 1, memory_gb: PositiveFloat = 4.0) -> None:
         super().__init__(memory_gb)
         self.attackers = attackers
 
@@ -85,11 +79,11 @@ class TrimmedMean(CoordinateWise):
 
     def center(self, states: Sequence[State]) -> State:
         """The mean of the n - 2 f middle values."""
-        if not self.attackers:
+        if not (f := self.attackers):
             return weighted_mean((state, 1) for state in states)
-        inner = partial(_inner_mean, cut=self.attackers)
-        return {name: reduced([state[name] for state in states], inner) for name in states[0]}
-
-
-def _inner_mean(block: Tensor, cut: int) -> Tensor:
-    return block.sort(dim=0).values[cut : len(block) - cut].double().mean(dim=0)
+        return {
+            name: reduced(
+                [state[name] for state in states], lambda block: block.sort(dim=0).values[f:-f].double().mean(dim=0)
+            )
+            for name in states[0]
+        }

@@ -9,10 +9,9 @@ from functools import partial
 from math import inf
 
 import torch
-from pydantic import validate_call
 from torch import Tensor
 
-from fedpara.aggregation.rule import Gigabytes, Keeping, distances_to, middle, reduced
+from fedpara.aggregation.rule import Keeping, distances_to, middle, reduced
 from fedpara.state import State
 
 SMOOTHING = 1e-6  # nu, of the median distance; the paper's is absolute, so closer uploads would just get their mean
@@ -36,10 +35,6 @@ class GeometricMedian(Keeping):
         >>> next(iter(GeometricMedian().bound_to(["w"]).replaced(uploads, known={}))).parts["model"]["w"]
         tensor([2., 2.])
     """
-
-    @validate_call
-    def __init__(self, memory_gb: Gigabytes = 4.0) -> None:
-        super().__init__(memory_gb)
 
     def center(self, states: Sequence[State]) -> State:
         """The geometric median of all values together."""

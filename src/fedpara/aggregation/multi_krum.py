@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from pydantic import Field, validate_call
+from pydantic import Field, NonNegativeInt, PositiveFloat, validate_call
 from torch import Tensor
 
-from fedpara.aggregation.rule import Attackers, Gigabytes, Keeping, blocks
+from fedpara.aggregation.rule import Keeping, blocks
 from fedpara.communication import Codec
 from fedpara.state import PartsLayout, State, weighted_mean
 
@@ -34,7 +34,10 @@ class MultiKrum(Keeping):
 
     @validate_call
     def __init__(
-        self, attackers: Attackers = 1, keep: Annotated[int, Field(ge=1)] | None = None, memory_gb: Gigabytes = 4.0
+        self,
+        attackers: NonNegativeInt = 1,
+        keep: Annotated[int, Field(ge=1)] | None = None,
+        memory_gb: PositiveFloat = 4.0,
     ) -> None:
         super().__init__(memory_gb)
         self.attackers, self.keep = attackers, keep

@@ -8,19 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import repeat
-from typing import Annotated, Self
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import PositiveFloat, validate_call
 from torch import Tensor
 
-from fedpara.algorithms.base import Upload, only
+from fedpara.algorithms.base import Upload
 from fedpara.communication import Codec
 from fedpara.errors import TooFewClients
-from fedpara.state import Parts, PartsLayout, State, join
+from fedpara.state import Parts, PartsLayout, State, join, only
 
-Attackers = Annotated[int, Field(ge=0)]
-Gigabytes = Annotated[float, Field(gt=0)]
 BLOCK = 2**20  # values of all uploads together that are worked on at once
 
 
@@ -79,7 +77,8 @@ class Keeping(Rule):
         memory_gb: the most that the kept uploads may take, in 10^9 bytes.
     """
 
-    def __init__(self, memory_gb: float) -> None:
+    @validate_call
+    def __init__(self, memory_gb: PositiveFloat = 4.0) -> None:
         self.memory_gb = memory_gb
 
     @property

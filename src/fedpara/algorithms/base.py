@@ -152,8 +152,3 @@ def uniform_mean(uploads: Iterable[Upload]) -> tuple[Parts, int]:
 
     mean = weighted_mean(states())
     return separate(mean, names), num_clients
-
-
-def only(names: Iterable[str], state: State) -> State:
-    """The part of `state` with these names."""
-    return {name: state[name] for name in names}

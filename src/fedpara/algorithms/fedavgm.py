@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, validate_call
 
-from fedpara.algorithms.base import FedAvg, Upload, only
-from fedpara.state import Parts, State, combine, zeros_like
+from fedpara.algorithms.base import FedAvg, Upload
+from fedpara.state import Parts, State, combine, difference, only, zeros_like
 
 
 class FedAvgM(FedAvg):
@@ -34,6 +34,6 @@ class FedAvgM(FedAvg):
         """One step along the momentum; buffers take the mean."""
         mean = self.mean(uploads)
         before = only(self.trainable, server["model"])
-        update = combine(only(self.trainable, mean), -1, only(self.trainable, received["model"]))
+        update = difference(mean, received["model"], self.trainable)
         m = combine(update, self.momentum, server["m"])
         return {"model": combine(mean | before, self.server_lr, m), "m": m}

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, validate_call
 
-from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
-from fedpara.state import Layout, Parts, State, combine, layout_of, zeros_like
+from fedpara.algorithms.base import Correction, FedAvg, Upload, uniform_mean
+from fedpara.state import Layout, Parts, State, combine, difference, layout_of, only, zeros_like
 
 
 class FedDyn(FedAvg):
@@ -54,4 +54,4 @@ class FedDyn(FedAvg):
 
     def _moved(self, after: Parts, before: Parts) -> State:
         """w_k - w^t of the trained parameters."""
-        return combine(only(self.trainable, after["model"]), -1, only(self.trainable, before["model"]))
+        return difference(after["model"], before["model"], self.trainable)

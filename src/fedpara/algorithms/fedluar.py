@@ -11,9 +11,9 @@ from typing import Annotated
 import torch
 from pydantic import Field, validate_call
 
-from fedpara.algorithms.base import FedAvg, Upload, only
+from fedpara.algorithms.base import FedAvg, Upload
 from fedpara.sampling import derive_seed
-from fedpara.state import Parts, State, combine, stepped, zeros_like
+from fedpara.state import Parts, State, combine, difference, only, stepped, zeros_like
 
 TINY = 1e-6  # added to both norms of a ratio; the authors' code adds it to |x|
 
@@ -56,7 +56,7 @@ class FedLUAR(FedAvg):
 
     def broadcast(self, server: Parts) -> Parts:
         """The model, and which layers are recycled."""
-        return only(["model", "recycled"], server)  # type: ignore[arg-type, return-value]
+        return only(["model", "recycled"], server)
 
     def sent(self, received: Parts) -> State:
         """The received values of what clients send back: all but the layers that are recycled."""
@@ -70,14 +70,13 @@ class FedLUAR(FedAvg):
     def aggregate(self, server: Parts, received: Parts, uploads: Iterable[Upload]) -> Parts:
         """The mean of what was sent; x_l <- x_l + D_l of the last round for the others; then the next draw."""
         mean = self.mean(uploads)
-        sent = [name for name in server["update"] if name in mean]
-        fresh = combine(only(sent, mean), -1, only(sent, received["model"]))
+        fresh = difference(mean, received["model"], [name for name in server["update"] if name in mean])
         recycled = {name: update for name, update in server["update"].items() if name not in mean}
         ratio = {name: (d.norm() + TINY) / (received["model"][name].norm() + TINY) for name, d in fresh.items()}
         ratio = server["ratio"] | {name: value.double() for name, value in ratio.items()}
         return {
             "model": combine(server["model"] | stepped(server["model"], received["model"], mean), 1, recycled),
-            "update": {name: (fresh | recycled)[name] for name in server["update"]},
+            "update": only(server["update"], fresh | recycled),
             "recycled": self._drawn(ratio, int(server["draws"]["number"])),
             "ratio": ratio,
             "draws": {"number": server["draws"]["number"] + 1},
@@ -86,7 +85,7 @@ class FedLUAR(FedAvg):
     def _drawn(self, ratio: State, number: int) -> State:
         """Flags of the layers of the next round, drawn without replacement with p_l = (1 / s_l) / sum(1 / s_l)."""
         flags = {name: torch.zeros((), dtype=torch.uint8) for name in ratio}
-        if count := int(self.recycled * len(ratio)):
+        if count := int(self.recycled * len(ratio) + 1e-9):  # 0.58 * 50 is 28.999999999999996
             generator = torch.Generator().manual_seed(derive_seed(self.seed, number, 0, "recycled layers"))
             weights = 1 / torch.stack([*ratio.values()])
             for index in weights.multinomial(count, generator=generator).tolist():

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field, validate_call
 from torch import Tensor
 
-from fedpara.algorithms.base import FedAvg, Upload, only
-from fedpara.state import Parts, State, zeros_like
+from fedpara.algorithms.base import FedAvg, Upload
+from fedpara.state import Parts, State, only, zeros_like
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

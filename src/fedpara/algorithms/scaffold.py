@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field, validate_call
 from torch.optim import SGD, Optimizer
 
-from fedpara.algorithms.base import Correction, FedAvg, Upload, only, uniform_mean
-from fedpara.state import Layout, Parts, State, combine, layout_of, zeros_like
+from fedpara.algorithms.base import Correction, FedAvg, Upload, uniform_mean
+from fedpara.state import Layout, Parts, State, combine, difference, layout_of, only, zeros_like
 
 
 class Scaffold(FedAvg):
@@ -80,7 +80,7 @@ class Scaffold(FedAvg):
         """
         mean, num_received = uniform_mean(uploads)
         before = only(self.trainable, server["model"])
-        step = combine(only(self.trainable, mean["model"]), -1, only(self.trainable, received["model"]))
+        step = difference(mean["model"], received["model"], self.trainable)
         return {
             "model": combine(mean["model"] | before, self.server_lr, step),
             "control": combine(server["control"], num_received / self.num_clients, mean["control"]),

@@ -252,14 +252,13 @@ def build_federation(
     split = make.call("sharing", resetting, split, network, cfg.seed)
     make.call("sharing", _require_whole_weights, network, set(split.personal))
     make.call("sharing", split.set_rates, experiment.executor.module)
-    make.call("sharing", split.require_one_rate, experiment.executor.training.jacobian_correction)
+    training = experiment.executor.training
+    make.call("sharing", split.require_steps, training.jacobian_correction)
     algorithm = make("algorithm")
     made_by = "model" if has_own_module(cfg) else "model.optimizer"
-    training = experiment.executor.training
-    optimizer = make.call(made_by, lambda: training.optimization().optimizer)
+    optimizer = make.call(made_by, training.optimizer)
     make.call(made_by, algorithm.require, optimizer)
     make.call(made_by, split.require, optimizer)
-    make.call("factorization", split.require_plain_steps, training.jacobian_correction)
     make.call("factorization", training.require_sgd, optimizer)
     link = make("link")
     privacy = make("privacy") if cfg.get("privacy") else None

@@ -153,7 +153,7 @@ def _describe(experiment: Experiment, federation: "Federation") -> None:
         "%s parameters, %s dense (%.1f %%), %s | %s, %s, %d a round, %s of %s, %s",
         f"{sizes['factorized']:,}", f"{sizes['dense']:,}", 100 * sizes["factorized"] / sizes["dense"],
         travel, data.name, counted(federation.num_clients, "client"), federation.clients_per_round,
-        counted(federation.num_rounds, "round"), counted(experiment.executor.max_epochs, "local epoch"),
+        counted(federation.num_rounds, "round"), counted(experiment.executor.training.max_epochs, "local epoch"),
         experiment.executor.device,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import validate_call
 from torch import Tensor
 
-from fedpara.communication.packet import Packet
+from fedpara.communication.packet import Packet, packed, unpacked
 from fedpara.state import Layout, State, TensorSpec, as_bytes
 
 
@@ -118,7 +118,7 @@ class StochasticUniform:
             noise = torch.rand(values.shape, generator=generator).to(values.device)
             codes = (values / scale.clamp(min=torch.finfo(torch.float32).tiny) * self.levels + noise).floor()
             codes = codes.clamp(-self.levels, self.levels) + self.levels
-            parts += [as_bytes(scale), self._pack(codes.to(torch.uint8))]
+            parts += [as_bytes(scale), packed(codes.to(torch.uint8), self.bits)]
         return _packet(parts)
 
     def decode(self, packet: Packet, layout: Layout) -> State:
@@ -134,7 +134,7 @@ class StochasticUniform:
         for (name, spec), part in zip(layout.items(), packet.payload.split(sizes), strict=True):
             if spec.dtype.is_floating_point:
                 scale = part[:4].clone().view(torch.float32)
-                codes = self._unpack(part[4:], spec.numel()).float()
+                codes = unpacked(part[4:], self.bits, spec.numel()).float()
                 values = (codes - self.levels) * (scale / self.levels)
             else:
                 values = part.clone().view(spec.dtype)
@@ -145,14 +145,3 @@ class StochasticUniform:
         if not spec.dtype.is_floating_point:
             return spec.numel() * spec.dtype.itemsize
         return 4 + -(-spec.numel() * self.bits // 8)
-
-    def _pack(self, codes: Tensor) -> Tensor:
-        """Codes below 2^bits, 8 / bits of them to a byte, the first in the lowest bits."""
-        per_byte = 8 // self.bits
-        padded = torch.nn.functional.pad(codes, [0, -len(codes) % per_byte]).view(-1, per_byte)
-        shifts = torch.arange(per_byte, device=codes.device, dtype=torch.uint8) * self.bits
-        return (padded << shifts).sum(1, dtype=torch.uint8)
-
-    def _unpack(self, packed: Tensor, num_codes: int) -> Tensor:
-        shifts = torch.arange(8 // self.bits, device=packed.device, dtype=torch.uint8) * self.bits
-        return ((packed[:, None] >> shifts) & (2**self.bits - 1)).reshape(-1)[:num_codes]

@@ -9,7 +9,7 @@ from pydantic import validate_call
 
 from fedpara.communication.codecs import Codec
 from fedpara.communication.packet import Packet
-from fedpara.state import Layout, Parts, PartsLayout, State, as_bytes, combine, join, separate
+from fedpara.state import Layout, Parts, PartsLayout, State, as_bytes, combine, join, only, separate
 
 RESIDUAL = "residual/"  # before the names of what error feedback keeps
 
@@ -121,7 +121,7 @@ class Link:
         state = combine(state, 1, self._differing(known))
         for (name, spec), part in zip(whole.items(), rest, strict=True):
             state[name] = part.clone().view(spec.dtype).reshape(spec.shape)
-        return separate({name: state[name] for name in specs}, layout)
+        return separate(only(specs, state), layout)
 
     def _differing(self, known: Parts) -> State:
         """The tensors for which a difference is sent; counters are sent whole."""

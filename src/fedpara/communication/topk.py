@@ -11,9 +11,8 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, validate_call
-from torch import Tensor
 
-from fedpara.communication.packet import Packet
+from fedpara.communication.packet import Packet, packed, unpacked
 from fedpara.state import Layout, State, as_bytes
 
 INDEX_BYTES = VALUE_BYTES = 4
@@ -46,10 +45,10 @@ class TopK:
         floats = [t.reshape(-1).float() for t in state.values() if t.dtype.is_floating_point]
         whole = [as_bytes(t) for t in state.values() if not t.dtype.is_floating_point]
         values = torch.cat(floats) if floats else torch.empty(0)
-        number, size, as_bits = self._sizes(values.numel())
+        number, _, as_bits = self._sizes(values.numel())
         places = values.abs().topk(number, sorted=False).indices.sort().values
-        bits = torch.zeros(8 * size if as_bits else 0, dtype=torch.uint8, device=values.device)
-        head = _packed(bits.index_fill_(0, places, 1)) if as_bits else as_bytes(places.int())
+        flags = torch.zeros_like(values, dtype=torch.uint8).index_fill_(0, places, 1)
+        head = packed(flags, 1) if as_bits else as_bytes(places.int())
         return Packet(torch.cat([*whole, head, as_bytes(values[places])]))
 
     def decode(self, packet: Packet, layout: Layout) -> State:
@@ -66,7 +65,7 @@ class TopK:
         if sum(sizes) != packet.num_bytes:
             raise ValueError(f"packet of {packet.num_bytes} bytes: the model needs {sum(sizes)}")
         *buffers, head, sent = packet.payload.split(sizes)
-        places = _unpacked(head).nonzero()[:, 0] if as_bits else head.clone().view(torch.int32).long()
+        places = unpacked(head, 1, 8 * size).nonzero()[:, 0] if as_bits else head.clone().view(torch.int32).long()
         if len(places) != number or (number and not 0 <= int(places.min()) <= int(places.max()) < total):
             raise ValueError(f"packet with {len(places)} places: must be {number} among {total} values")
         values = torch.zeros(total, device=sent.device).index_copy_(0, places, sent.clone().view(torch.float32))
@@ -79,12 +78,3 @@ class TopK:
         number = ceil(self.share * total * (1 - ROUNDING))  # 0.07 * 100 is 7.000000000000001
         bits, indices = -(-total // 8), number * INDEX_BYTES
         return number, min(bits, indices), bits < indices
-
-
-def _packed(bits: Tensor) -> Tensor:
-    """Eight bits to a byte, the first in the lowest."""
-    return (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(1, dtype=torch.uint8)
-
-
-def _unpacked(packed: Tensor) -> Tensor:
-    return (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1).flatten()

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import pooch
 
+from fedpara.files import write_atomically
+
 REMEMBERED = ".fedpara_verified.json"
 LARGEST = 2**30  # bytes that a compressed file may expand to; the largest real one has 47 million
 
@@ -197,9 +199,7 @@ def _remember(memory: Path, seen: Mapping[str, str]) -> None:
     if not memory.parent.stat().st_mode & 0o222:
         return
     try:
-        temporary = memory.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(seen, indent=1))
-        os.replace(temporary, memory)
+        write_atomically(memory, json.dumps(seen, indent=1).encode(), durable=False)
     except OSError:
         return
 

@@ -20,10 +20,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from fedpara.algorithms.base import only
 from fedpara.execution.base import Around, ClientFailure, ClientTask, Executor, LocalResult
 from fedpara.sampling import derive_seed
-from fedpara.state import State, combine
+from fedpara.state import State, combine, difference, only
 
 log = logging.getLogger(__name__)
 Attack = Literal["sign_flip", "scaled_update", "label_flip", "alie"]
@@ -99,7 +98,7 @@ class Attackers(Around):
         """The result with an update s or -s times as long."""
         factor = (1.0 if self.strength is None else self.strength) * (-1 if self.attack == "sign_flip" else 1)
         names = self._attacked(task)
-        update = combine(only(names, result.state), -1, only(names, task.state))
+        update = difference(result.state, task.state, names)
         return replace(result, state=result.state | combine(only(names, task.state), factor, update))
 
 

@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -124,11 +124,6 @@ class Executor(Protocol):
         ...
 
     @property
-    def max_epochs(self) -> int:
-        """Local epochs of a client."""
-        ...
-
-    @property
     def trainable(self) -> list[str]:
         """Names in the model's state that are trained; the others are buffers."""
         ...
@@ -178,70 +173,23 @@ MakeExecutor = Callable[[LocalTraining], Executor]
 
 
 class Around:
-    """An executor that wraps another one and delegates everything to it.
+    """An executor around another one: what it does not define itself is the inner one's.
 
     Args:
         inner: the wrapped executor.
     """
 
+    training: LocalTraining
+    module: FederatedModule
+    datamodule: FederatedDataModule
+    device: torch.device
+    trainable: list[str]
+
     def __init__(self, inner: Executor) -> None:
         self.inner = inner
 
-    @property
-    def training(self) -> LocalTraining:
-        """Delegate to the inner executor."""
-        return self.inner.training
-
-    @property
-    def module(self) -> FederatedModule:
-        """Delegate to the inner executor."""
-        return self.inner.module
-
-    @property
-    def datamodule(self) -> FederatedDataModule:
-        """Delegate to the inner executor."""
-        return self.inner.datamodule
-
-    @property
-    def device(self) -> torch.device:
-        """Delegate to the inner executor."""
-        return self.inner.device
-
-    @property
-    def max_epochs(self) -> int:
-        """Delegate to the inner executor."""
-        return self.inner.max_epochs
-
-    @property
-    def trainable(self) -> list[str]:
-        """Delegate to the inner executor."""
-        return self.inner.trainable
-
-    @property
-    def workers(self) -> int:
-        """Delegate to the inner executor."""
-        return self.inner.workers
-
-    def prepare(self) -> None:
-        """Delegate to the inner executor."""
-        self.inner.prepare()
-
-    def rehearse(self) -> None:
-        """Delegate to the inner executor."""
-        self.inner.rehearse()
-
-    def initial_state(self) -> State:
-        """Delegate to the inner executor."""
-        return self.inner.initial_state()
-
-    def run(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
-        """Delegate to the inner executor."""
-        return self.inner.run(tasks)
-
-    def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
-        """Delegate to the inner executor."""
-        return self.inner.evaluate(state, client)
-
-    def close(self) -> None:
-        """Delegate to the inner executor."""
-        self.inner.close()
+    def __getattr__(self, name: str) -> Any:
+        """Ask the inner executor for what this one lacks."""
+        if name == "inner":  # not set yet, in a copy
+            raise AttributeError(name)
+        return getattr(self.inner, name)

@@ -11,8 +11,8 @@ from fedpara.execution.base import MakeExecutor
 from fedpara.execution.dispatch import ParallelExecutor
 from fedpara.execution.serial import SerialExecutor
 from fedpara.execution.training import LocalTraining
-from fedpara.execution.transfer import Place
-from fedpara.execution.workers import Workers, size
+from fedpara.execution.transfer import ALIGNMENT, Place
+from fedpara.execution.workers import Workers
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -67,5 +67,5 @@ class ProcessesExecutor(ParallelExecutor[Future[Place | bytes]]):
         return Workers(
             self.make, self.training,
             number=self.workers, threads=self.threads, num_devices=self.num_devices, chunk=self.chunk,
-            state_bytes=size(list(self.initial_state().values())),
+            state_bytes=sum(tensor.nbytes + ALIGNMENT for tensor in self.initial_state().values()),
         )  # fmt: skip

@@ -111,7 +111,7 @@ class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
             ValueError: it does not take them, Ray is not installed, there is no cluster at the address, or no node has
                 room for an actor.
         """
-        super().prepare()
+        self.inner.prepare()
         self._join()
 
     def _join(self) -> None:
@@ -137,7 +137,7 @@ class RayExecutor(ParallelExecutor["ObjectRef[Parcel]"]):
     def evaluate(self, state: State, client: int | None = None) -> dict[str, float]:
         """Test here, or in an actor if the actors have GPUs and this process has none."""
         if not self.needs["GPU"] or self.device.type != "cpu":
-            return super().evaluate(state, client)
+            return self.inner.evaluate(state, client)
         self._pool = pool = self._pool or self._start()
         assert isinstance(pool, Actors)
         return pool.evaluate(state, client)

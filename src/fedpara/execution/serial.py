@@ -81,10 +81,9 @@ class SerialExecutor:
     def __init__(self, training: LocalTraining, whole_epochs: bool | None = None, capture: bool = True) -> None:
         _quiet()
         self.training = training
-        self.module, self.datamodule, self.max_epochs = training.module, training.datamodule, training.max_epochs
+        self.module, self.datamodule = training.module, training.datamodule
         self._objects = training.objects
         self._own = type(self.module) is not ClassificationModule
-        self._pristine = copy.deepcopy(self.module) if self._objects else None
         if training.wants_gpu and not torch.accelerator.is_available():
             raise ValueError(f"accelerator={training.accelerator}: there is no GPU; take trainer=cpu")
         probe = training.probe()
@@ -95,7 +94,7 @@ class SerialExecutor:
             keep_freed_memory()
         precision = str(training.precision or probe.precision)
         self._scaled = precision in ("16", "16-mixed")
-        if unscales_gradients(training.optimization(probe).optimizer) and self._scaled:
+        if unscales_gradients(training.optimizer(probe)) and self._scaled:
             raise ValueError(f"precision={precision}: must be bf16-mixed, or model.optimizer.fused=false")
         _require_hardware(precision, self.device)
         if isinstance(self.module, ClassificationModule) and self.device.type == "cuda" and not self._scaled:
@@ -103,8 +102,7 @@ class SerialExecutor:
         products = training.matmul_precision or (fastest_float32() if self.device.type == "cpu" else "highest")
         set_products(products, self.device)
         self.module.network.to(memory_format=training.memory_format)  # type: ignore[call-overload]
-        if self._own:
-            self._pristine = self._pristine or copy.deepcopy(self.module)
+        self._pristine = copy.deepcopy(self.module) if self._objects or self._own else None
         self.corrections = Corrections(training)
         self.capture = self._graphs() if capture else None
         self._whole = self._whole_epochs(whole_epochs)
@@ -201,10 +199,11 @@ class SerialExecutor:
             raise ValueError(f"a client cannot be trained with this Trainer and module: {described(error)}") from error
 
     def _require_all_epochs(self, client: int, record: LocalRecord, examples_an_epoch: int) -> None:
-        if record.num_examples != (expected := examples_an_epoch * self.max_epochs):
+        if record.num_examples != (expected := examples_an_epoch * self.training.max_epochs):
             raise RuntimeError(
                 f"client {client} trained on {record.num_examples} examples, not on the {expected} of its "
-                f"{self.max_epochs} epochs: a callback of trainer.callbacks or a hook of the module cut or added some"
+                f"{self.training.max_epochs} epochs: a callback of trainer.callbacks or a hook of the module cut or "
+                "added some"
             )
 
     def example(self) -> Tensor:
@@ -276,7 +275,7 @@ class SerialExecutor:
         gradient.correction = task.correction
         seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed  # all devices'
         seed(substream(task.seed, "dropout"))
-        with self.kept_trainer("fit", self.max_epochs, [record, *self.corrections.callbacks]) as trainer:
+        with self.kept_trainer("fit", self.training.max_epochs, [record, *self.corrections.callbacks]) as trainer:
             if self._whole is None:
                 trainer.fit(module, loader)
             else:
@@ -323,7 +322,7 @@ class SerialExecutor:
         module = self._own_module()
         assert isinstance(module, LightningModule)
         self._load(module.network, state)
-        with parametrize.cached(), self.kept_trainer("test", self.max_epochs) as trainer:
+        with parametrize.cached(), self.kept_trainer("test", self.training.max_epochs) as trainer:
             (metrics,) = trainer.test(module, self.datamodule.test_dataloader(client), verbose=False)
         return _named(metrics)
 

@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from fedpara.data.datamodule import FederatedDataModule
-from fedpara.models.contract import FederatedModule, Optimization, optimization_of, require_module
+from fedpara.models.contract import FederatedModule, optimizer_of, require_module
 from fedpara.nn import factorizations
 from fedpara.private.lightning import stay_on_device
 
@@ -144,16 +144,16 @@ class LocalTraining:
         """
         return self.trainer(max_steps=self.max_epochs)
 
-    def optimization(self, trainer: Trainer | None = None) -> Optimization:
-        """The result of the module's `configure_optimizers`, called before any training.
+    def optimizer(self, trainer: Trainer | None = None) -> torch.optim.Optimizer:
+        """The optimizer that the module's `configure_optimizers` gives, called before any training.
 
         Args:
             trainer: the Trainer that the module sees meanwhile; None: a new one.
 
         Raises:
-            ValueError: a client cannot be trained with the result.
+            ValueError: a client cannot be trained with it.
         """
-        return optimization_of(self.module, trainer or self.probe())
+        return optimizer_of(self.module, trainer or self.probe())
 
     @property
     def needs_sgd(self) -> str:

@@ -62,15 +62,11 @@ class Room:
     def write(self, memory: Tensor) -> None:
         """Copy the placed tensors into `memory`."""
         for tensor, place in self.laid.values():
-            _look(memory, place).copy_(tensor)
+            look(place, memory).copy_(tensor)
 
 
-def look(place: Place, *memories: Tensor) -> Tensor:
-    """The tensor at `place`, without a copy."""
-    return _look(memories[place[0]], place)
-
-
-def _look(memory: Tensor, place: Place) -> Tensor:
+def look(place: Place, memory: Tensor) -> Tensor:
+    """The tensor at `place` of its memory, without a copy."""
     _, start, dtype, shape, strides = place
     return memory[start : start + shape.numel() * dtype.itemsize].view(dtype).as_strided(shape, strides)
 
@@ -110,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
         self._memories, self._copy = memories, copy
 
     def persistent_load(self, place: Place) -> Tensor:
-        tensor = look(place, *self._memories)
+        tensor = look(place, self._memories[place[0]])
         return tensor.clone() if self._copy else tensor
 
 

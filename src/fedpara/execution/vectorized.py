@@ -206,7 +206,7 @@ class VectorizedExecutor(Around):
     @torch.no_grad()
     def prepare(self) -> None:
         """Prepare as the serial executor does; check that the network can be folded, and how many copies fit."""
-        super().prepare()
+        self._one.prepare()
         try:
             require_foldable(self.module.network, self._one.example())
         except ValueError as error:
@@ -245,7 +245,7 @@ class VectorizedExecutor(Around):
         """Train one chunk after the other; if one raises, train its clients one by one, so that each fails alone."""
         waiting = iter(tasks)
         if self.chunk_size == 1:
-            yield from self._one_by_one(waiting)
+            yield from self._one.run(waiting)
         while chunk := list(islice(waiting, self.chunk_size or 8)):
             results: Iterable[LocalResult | ClientFailure]
             try:
@@ -253,11 +253,8 @@ class VectorizedExecutor(Around):
             except Exception as error:
                 clients = ", ".join(str(task.client) for task in chunk)
                 log.warning("clients %s are trained one by one: %r", clients, error)
-                results = self._one_by_one(chunk)  # starts after the error, which holds tensors, is gone
+                results = self._one.run(chunk)  # starts after the error, which holds tensors, is gone
             yield from results
-
-    def _one_by_one(self, tasks: Iterable[ClientTask]) -> Iterator[LocalResult | ClientFailure]:
-        return self._one.run(tasks)
 
     def _train_chunk(self, tasks: Sequence[ClientTask]) -> list[LocalResult]:
         try:
@@ -291,9 +288,9 @@ class VectorizedExecutor(Around):
         streams, lengths, num_examples = [], [], []
         for task in tasks:
             epochs = epochs_of(self._one.loader(task.client, task.seed))
-            streams.append(epochs.all(self.max_epochs))
-            lengths.append(len(epochs.sampler) * self.max_epochs)
-            num_examples.append(epochs.sampler.num_examples * self.max_epochs)
+            streams.append(epochs.all(self.training.max_epochs))
+            lengths.append(len(epochs.sampler) * self.training.max_epochs)
+            num_examples.append(epochs.sampler.num_examples * self.training.max_epochs)
         return streams, lengths, num_examples
 
     def _result(self, chunk: Chunk, client: int, loss: float, seconds: float) -> LocalResult:

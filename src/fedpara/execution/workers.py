@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from fedpara.errors import signal_name
 from fedpara.execution.base import ClientTask, Executor, MakeExecutor
 from fedpara.execution.dispatch import Outcome, WorkerDied, portable, sendable
 from fedpara.execution.training import LocalTraining
-from fedpara.execution.transfer import ALIGNMENT, Place, Room, dump, load, look
+from fedpara.execution.transfer import Place, Room, dump, load, look
 
 log = logging.getLogger(__name__)
 MESSAGE_BYTES = 2**16  # for a result without its tensors
@@ -165,11 +165,6 @@ class Workers:
             raise WorkerDied(self._death()) from error
         finally:
             self._free.append(slot)
-
-
-def size(tensors: Sequence[Tensor]) -> int:
-    """Bytes that a room needs for these tensors."""
-    return sum(tensor.nbytes + ALIGNMENT for tensor in tensors)
 
 
 def _shared_memory(num_bytes: int) -> Tensor:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from fedpara.communication import Link, Packet
+from fedpara.communication.packet import packed, unpacked
 from fedpara.sharing import Split
 from fedpara.state import Parts, PartsLayout, State, layout_of
 
@@ -46,7 +46,8 @@ class Downlink:
         pieces = self.split.cut(message["model"])
         sent = {name: piece for (name, piece), lacks in zip(pieces.items(), lacking, strict=True) if lacks}
         body = self.link.encode_down(message | {"model": sent}, seed)
-        return Packet(torch.cat([_bits(lacking), body.payload]))
+        flags = packed(torch.tensor(lacking, dtype=torch.uint8), 1)
+        return Packet(torch.cat([flags, body.payload]))
 
     def decode(self, packet: Packet, held: State) -> Parts:
         """The whole message, for a client that holds a model; in its first round it holds none, `{}`.
@@ -60,7 +61,7 @@ class Downlink:
         }
         pieces = self.split.cut(shapes)
         size = -(-len(pieces) // 8)
-        lacking = _flags(packet.payload[:size], len(pieces))
+        lacking = unpacked(packet.payload[:size], 1, len(pieces)).tolist()
         sent = {name: piece for (name, piece), lacks in zip(pieces.items(), lacking, strict=True) if lacks}
         if not held and len(sent) < len(pieces):
             raise ValueError(f"packet with {len(sent)} of {len(pieces)} pieces: a client that holds no model needs all")
@@ -118,13 +119,3 @@ class CatchUp:
             ValueError: the tensors are those of another model.
         """
         self.changed, self.last = dict(changed), dict(last)
-
-
-def _bits(flags: Sequence[bool]) -> Tensor:
-    """Eight flags to a byte, the first in the lowest bit."""
-    padded = torch.nn.functional.pad(torch.tensor(flags, dtype=torch.uint8), [0, -len(flags) % 8]).view(-1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
-def _flags(bits: Tensor, number: int) -> list[bool]:
-    return (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).bool().flatten()[:number].tolist()

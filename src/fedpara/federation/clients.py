@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from fedpara.execution.base import ClientFailure, ClientTask, Executor, LocalResult
+from fedpara.execution.base import ClientFailure, Executor, LocalResult
 from fedpara.federation.client import Broadcast, ClientSide, Reply
 from fedpara.federation.store import ClientStore
 from fedpara.metric import Metric
@@ -81,32 +81,28 @@ class SimulatedClients:
     """
 
     def __init__(self, side: ClientSide, executor: Executor, store: ClientStore) -> None:
-        self.side, self.executor, self._store = side, executor, store
+        self.side, self.executor, self.store = side, executor, store
 
     @property
     def workers(self) -> int:
         """The executor's."""
         return self.executor.workers
 
-    @property
-    def store(self) -> ClientStore:
-        """The states that the clients keep."""
-        return self._store
-
     def train(
         self, cohort: Sequence[int], broadcast: Broadcast, attempt: int, test: bool
     ) -> Iterator[Reply | ClientFailure]:
         """Run the cohort's tasks on the executor."""
         if not attempt:
-            self._store.keep([])  # drop the states of a round that failed
+            self.store.keep([])  # drop the states of a round that failed
         size = self.executor.datamodule.num_examples
         chosen = sorted(cohort, key=lambda client: in_turn(size(client), client))
-        for outcome in self.executor.run(self._tasks(chosen, broadcast, attempt)):
+        tasks = (self.side.task(client, broadcast, self.store.read(client), attempt) for client in chosen)
+        for outcome in self.executor.run(tasks):
             yield self._reply(outcome, broadcast, test) if isinstance(outcome, LocalResult) else outcome
 
     def keep(self, round_number: int, clients: Sequence[int]) -> None:
         """Make the new states of these clients count in the store."""
-        self._store.keep(clients)
+        self.store.keep(clients)
 
     def evaluate(self, clients: Iterable[int], broadcast: Broadcast) -> dict[int, float]:
         """Test the clients' models on the executor, one by one."""
@@ -114,19 +110,15 @@ class SimulatedClients:
 
     def model(self, client: int, broadcast: Broadcast) -> State:
         """Joined from the broadcast and the client's part in the store."""
-        return self.side.model(broadcast.of(client).received["model"], self._store.read(client))
+        return self.side.model(broadcast.of(client).received["model"], self.store.read(client))
 
     def close(self) -> None:
         """End the executor's processes."""
         self.executor.close()
 
-    def _tasks(self, chosen: Iterable[int], broadcast: Broadcast, attempt: int = 0) -> Iterator[ClientTask]:
-        for client in chosen:
-            yield self.side.task(client, broadcast, self._store.read(client), attempt)
-
     def _reply(self, result: LocalResult, broadcast: Broadcast, test: bool) -> Reply:
-        reply, kept = self.side.reply(result, broadcast, self._store.read(result.client))
-        self._store.add(result.client, kept)
+        reply, kept = self.side.reply(result, broadcast, self.store.read(result.client))
+        self.store.add(result.client, kept)
         if not (test and reply.report.finite):
             return reply
         return replace(reply, report=replace(reply.report, score=score(self.executor, result.state, result.client)))

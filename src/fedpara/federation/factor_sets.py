@@ -17,7 +17,7 @@ from torch import Tensor
 from fedpara.communication import Cast, Packet
 from fedpara.federation.catch_up import CatchUp, Downlink
 from fedpara.sharing import Resetting
-from fedpara.state import Parts, State, layout_of
+from fedpara.state import Parts, State, layout_of, num_bytes, only
 
 NUMBER_BYTES = 4
 Value = TypeVar("Value")
@@ -71,11 +71,11 @@ class FactorDownlink(Downlink):
         sets = self.named(dict.fromkeys(rounds, self.split.factors))
         others = {name: spec for name, spec in self.layout["model"].items() if name not in self.split.weights}
         read = self.link.decode_down(body, dict(self.layout) | {"model": sets | others})
-        model, now = held, {name: read["model"][name] for name in others}
+        model, now = held, only(others, read["model"])
         for number in rounds:
             own = {name: read["model"][f"{number}/{name}"] for name in self.split.factors}
             model = self.split.moved(model, own | now, number - 1)
-        return read | {"model": {name: model[name] for name in self.layout["model"]}}
+        return read | {"model": only(self.layout["model"], model)}
 
 
 @dataclass
@@ -102,9 +102,9 @@ class FactorCatchUp(CatchUp):
     def note(self, before: State, after: State, moving: State, round_number: int, clients: Iterable[int]) -> None:
         """A round counts: note its mean factors, and who took part."""
         split = self.downlink.split
-        self.sets[round_number] = {name: moving[name] for name in split.factors}
-        a_set = NUMBER_BYTES + _num_bytes(self.sets[round_number])
-        whole = _num_bytes({name: after[name] for name in split.weights})
+        self.sets[round_number] = only(split.factors, moving)
+        a_set = NUMBER_BYTES + num_bytes(self.sets[round_number])
+        whole = num_bytes(only(split.weights, after))
         for number in sorted(self.sets)[: max(0, len(self.sets) - (whole - 1) // a_set)]:
             del self.sets[number]
         self.last |= dict.fromkeys(clients, round_number)
@@ -128,10 +128,6 @@ class FactorCatchUp(CatchUp):
             if layout_of(factors) != self.downlink.split.factors:
                 raise ValueError(f"the factors of round {number} are of another model")
         self.sets, self.last = sets, dict(last)
-
-
-def _num_bytes(state: State) -> int:
-    return sum(tensor.numel() * tensor.itemsize for tensor in state.values())
 
 
 def _rounds(payload: Tensor) -> tuple[list[int], Packet]:

@@ -26,7 +26,7 @@ from fedpara.privacy import ClientLevelPrivacy, PrivateMean
 from fedpara.record import ClientRecord, RoundRecord
 from fedpara.sampling import cohort, derive_seed
 from fedpara.sharing import Split, resetting
-from fedpara.state import Parts, State, arranged, is_finite, num_elements, parts_layout_of
+from fedpara.state import Parts, State, arranged, is_finite, num_elements, only, parts_layout_of
 
 log = logging.getLogger(__name__)
 GUESSABLE = 2**32  # seeds below it can be tried one by one
@@ -156,7 +156,7 @@ class Federation:
         trained = [name for name in executor.trainable if name in shared]
         self.algorithm = (algorithm or FedAvg()).bound(trained, num_clients)
         self.server = self.algorithm.start(shared)
-        travelling = list(self.split.movable({name: shared[name] for name in trained}))  # in the wire's names
+        travelling = list(self.split.movable(only(trained, shared)))  # in the wire's names
         self.link = self._bound(link or Link(Cast(), Cast()), shared, travelling)
         self.split.require_round(self.server, self.link.error_feedback, privacy is not None)
         self._require_optimizer()
@@ -185,12 +185,11 @@ class Federation:
         training = getattr(self.executor, "training", None)
         if training is None:  # clients that are computed by hand
             return
-        self.split.require_one_rate(training.jacobian_correction)
-        self.split.require_plain_steps(training.jacobian_correction)
+        self.split.require_steps(training.jacobian_correction)
         pairs = ((self.algorithm, FedAvg), (self.split, Split))
         asking = [part for part, base in pairs if type(part).require is not base.require]
         if asking or training.needs_sgd:
-            optimizer = training.optimization().optimizer  # takes a Trainer, so 10 ms
+            optimizer = training.optimizer()  # takes a Trainer, so 10 ms
             training.require_sgd(optimizer)
             for part in asking:
                 part.require(optimizer)

@@ -1,7 +1,6 @@
 """The interface of a LightningModule that clients train, and a reader for the result of `configure_optimizers`."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from inspect import getattr_static
 from typing import Protocol, cast
 
@@ -92,20 +91,7 @@ def require_module(module: object) -> FederatedModule:
     return cast(FederatedModule, module)  # `isinstance` finds no `network` from Python 3.12 on: it is in `_modules`
 
 
-@dataclass(frozen=True)
-class Optimization:
-    """The result of `configure_optimizers`, in whichever of Lightning's forms it came.
-
-    Attributes:
-        optimizer: the single optimizer.
-        schedulers: its learning-rate schedulers as they were given: schedulers, or dictionaries with one.
-    """
-
-    optimizer: Optimizer
-    schedulers: tuple[object, ...] = ()
-
-
-def read_optimization(given: object) -> Optimization:
+def read_optimizer(given: object) -> Optimizer:
     """Read Lightning's forms: an optimizer, a list of one, a pair of lists, a dictionary, or a list of one dictionary.
 
     Raises:
@@ -116,39 +102,35 @@ def read_optimization(given: object) -> Optimization:
         >>> from torch.optim import SGD
         >>> from torch.optim.lr_scheduler import StepLR
         >>> optimizer = SGD(nn.Linear(2, 1).parameters(), lr=0.1)
-        >>> read_optimization({"optimizer": optimizer, "lr_scheduler": StepLR(optimizer, 1)}).optimizer is optimizer
+        >>> read_optimizer({"optimizer": optimizer, "lr_scheduler": StepLR(optimizer, 1)}) is optimizer
         True
     """
-    optimizers, schedulers = _parts(given)
+    optimizers = _optimizers(given)
     if len(optimizers) != 1:
         raise ValueError(
             f"configure_optimizers gives {len(optimizers)} optimizers: must be 1, to which corrections belong"
         )
-    return Optimization(optimizers[0], tuple(schedulers))
+    return optimizers[0]
 
 
-def _parts(given: object) -> tuple[list[Optimizer], list[object]]:
-    """All optimizers, and all schedulers."""
+def _optimizers(given: object) -> list[Optimizer]:
+    """All optimizers, without their schedulers."""
     match given:
         case None:
-            return [], []
+            return []
         case Optimizer():
-            return [given], []
+            return [given]
         case {"optimizer": Optimizer() as optimizer}:
-            assert isinstance(given, Mapping)
-            scheduler = given.get("lr_scheduler")
-            return [optimizer], [] if scheduler is None else [scheduler]
-        case [[*several], schedulers]:
-            optimizers, own = _parts(several)
-            return optimizers, own + (list(schedulers) if isinstance(schedulers, list | tuple) else [schedulers])
+            return [optimizer]
+        case [[*several], _]:
+            return _optimizers(several)
         case [*several]:
-            parts = [_parts(one) for one in several]
-            return [one for found, _ in parts for one in found], [one for _, found in parts for one in found]
+            return [optimizer for one in several for optimizer in _optimizers(one)]
     raise ValueError(f"configure_optimizers gives a {type(given).__name__}: must be a form that Lightning takes")
 
 
-def optimization_of(module: FederatedModule, trainer: Trainer) -> Optimization:
-    """The result of the module's `configure_optimizers`, called before any training.
+def optimizer_of(module: FederatedModule, trainer: Trainer) -> Optimizer:
+    """The optimizer that the module's `configure_optimizers` gives, called before any training.
 
     Args:
         trainer: the Trainer that the module sees meanwhile.
@@ -162,16 +144,16 @@ def optimization_of(module: FederatedModule, trainer: Trainer) -> Optimization:
     module.trainer = trainer
     try:
         module.learning_rate_factor = 0.5
-        half = read_optimization(module.configure_optimizers())
+        half = read_optimizer(module.configure_optimizers())
         module.learning_rate_factor = 1.0
-        whole = read_optimization(module.configure_optimizers())
+        whole = read_optimizer(module.configure_optimizers())
     except Exception as error:
         place = "" if isinstance(error, ValueError) else f".configure_optimizers, {type(error).__name__}"
         raise ValueError(f"{name}{place}: {error}") from error
     finally:
         module.trainer = None
         module.learning_rate_factor = before
-    for group, other in zip(whole.optimizer.param_groups, half.optimizer.param_groups, strict=True):
+    for group, other in zip(whole.param_groups, half.param_groups, strict=True):
         if abs(float(group["lr"]) - 2 * float(other["lr"])) > 1e-6 * float(group["lr"]):
             raise ValueError(
                 f"{name}.configure_optimizers: must multiply its learning rates by self.learning_rate_factor"

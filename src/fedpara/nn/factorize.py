@@ -37,15 +37,13 @@ assert set(InitializationName.__args__) == set(INITIALIZATIONS)  # type: ignore[
 
 
 class Recipe(Protocol):
-    """Makes the factorisation of one layer, or returns None to leave that layer dense."""
+    """Makes the factorisation of one layer, or returns None to leave that layer dense.
+
+    It may have `patterns` of layer names that it relies on; each must match a layer.
+    """
 
     def __call__(self, name: str, weight: Tensor) -> Factorization | None:
         """The factorisation of the layer `name`, whose dense weight is `weight`."""
-        ...
-
-    @property
-    def patterns(self) -> Sequence[str]:
-        """Layer-name patterns that the recipe relies on; each must match a layer."""
         ...
 
 
@@ -273,11 +271,6 @@ class Dense:
         ['weight', 'bias']
     """
 
-    @property
-    def patterns(self) -> Sequence[str]:
-        """No patterns: there are no rules by layer."""
-        return []
-
     def __call__(self, name: str, weight: Tensor) -> None:
         """Leave the layer as it is."""
         return
@@ -379,7 +372,8 @@ def factorize(
         torch.Size([64, 64])
     """
     weights, exclude, trainable = _weights(network), exclude or [], trainable or []
-    _require_matches(weights, exclude, recipe.patterns)
+    rules = getattr(recipe, "patterns", ())
+    _require_matches(weights, exclude, rules)
     _require_trainable(network, trainable, delta)
     kept = {tensor for name, tensor in network.named_parameters(remove_duplicate=False) if matches(name, trainable)}
     free = [weight for weight in weights if weight.parameter not in kept and (delta or not weight.frozen)]
@@ -388,7 +382,7 @@ def factorize(
         raise ValueError(f"num_dense={num_dense}: must be 0 to {len(chosen) - 1}, one less than the number of layers")
     _require_addable(recipe, delta, kept)
     chosen = [] if isinstance(recipe, Dense) else chosen[num_dense:]
-    _require_used(recipe.patterns, chosen)
+    _require_used(rules, chosen)
     made = _factors(network, recipe, chosen, kept if delta else None)
     if not made and not isinstance(recipe, Dense):
         left = "each one is excluded, frozen or smaller than its factors"

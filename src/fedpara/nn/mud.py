@@ -19,7 +19,7 @@ dense step for rank r, by 2 a^2 / 3 times for BKD. The code unfolds a convolutio
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import ceil, prod
 from typing import Annotated
 
@@ -134,11 +134,6 @@ class MUD:
     aad: bool = True
     kronecker: bool = False
     a: Annotated[float, Field(gt=0, le=1e38)] = 0.3
-
-    @property
-    def patterns(self) -> Sequence[str]:
-        """No patterns: there are no rules by layer."""
-        return []
 
     def __call__(self, name: str, weight: Tensor) -> Update | None:
         """The factors of one layer; None, with a line in the log, if they are no fewer than the weight's values."""

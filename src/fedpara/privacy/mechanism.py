@@ -20,7 +20,7 @@ from fedpara.algorithms.base import Upload
 from fedpara.communication import Codec
 from fedpara.privacy.accounting import Spent, calibrated, epsilon
 from fedpara.sampling import derive_seed
-from fedpara.state import NARROW, Parts, PartsLayout, State, layout_of, weighted_mean
+from fedpara.state import NARROW, Parts, PartsLayout, State, layout_of, only, weighted_mean
 
 log = logging.getLogger(__name__)
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -373,7 +373,7 @@ def clipped(model: State, origin: State, groups: Sequence[Sequence[str]], clip: 
     """
     limit, result, unclipped = clip / sqrt(max(1, len(groups))), dict[str, torch.Tensor](), True
     for names in groups:
-        own = {name: model[name] for name in names}
+        own = only(names, model)
         norm = _distance(own, origin)
         if norm > limit:
             unclipped = False
@@ -384,7 +384,7 @@ def clipped(model: State, origin: State, groups: Sequence[Sequence[str]], clip: 
                 if _distance(own, origin) <= limit:
                     break
             else:
-                own = {name: origin[name] for name in names}
+                own = only(names, origin)
         result |= own
     return result, unclipped
 

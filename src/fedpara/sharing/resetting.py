@@ -11,7 +11,7 @@ from torch import nn
 from fedpara.nn.mud import TRAINED, Update, updates
 from fedpara.sampling import derive_seed
 from fedpara.sharing.split import Split
-from fedpara.state import Layout, Parts, State, TensorSpec
+from fedpara.state import Layout, Parts, State, TensorSpec, only
 
 WAY_OUT = "where factors are reset (factorization=mud)"
 
@@ -82,7 +82,7 @@ class Resetting(Split):
 
     def sent(self, state: State, round_index: int) -> State:
         """The factors and all that is not factorised."""
-        return {name: state[name] for name in self._sent}
+        return only(self._sent, state)
 
     def moved(self, shared: State, moving: State, round_index: int) -> State:
         """What is shared, with each weight W + D.
@@ -96,7 +96,7 @@ class Resetting(Split):
             given = {name: factors[f"{layer}0.{name}"].double() for name in own.factors}
             weight = shared[f"{layer}1.weight"]
             new[f"{layer}1.weight"] = weight + own.refold(own.compose(given)).to(weight.dtype)
-        return {name: new[name] for name in shared}
+        return only(shared, new)
 
 
 def resetting(split: Split, network: nn.Module, seed: int) -> Split:

@@ -79,7 +79,7 @@ class Rotating(Split):
             if value := next((group[key] for group in optimizer.param_groups if group.get(key)), 0):
                 raise ValueError(f"{key}={value}: must be 0 with rotating factors, it would change the frozen ones")
 
-    def require_plain_steps(self, jacobian_correction: float) -> None:
+    def require_steps(self, jacobian_correction: float) -> None:
         """The regulariser's step is that of all factors."""
         if jacobian_correction:
             raise ValueError(

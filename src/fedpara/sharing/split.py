@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, validate_call
 from torch.optim import Optimizer
 
-from fedpara.state import Parts, State
+from fedpara.state import Parts, State, only
 
 
 class Split:
@@ -60,11 +60,11 @@ class Split:
 
     def shared_part(self, state: State) -> State:
         """The tensors that travel."""
-        return {name: state[name] for name in self.shared}
+        return only(self.shared, state)
 
     def personal_part(self, state: State) -> State:
         """The tensors that stay with the client."""
-        return {name: state[name] for name in self.personal}
+        return only(self.personal, state)
 
     def cut(self, shared: State) -> State:
         """What travels in pieces, which are views: `<name>`, or `<name>[0]` and `<name>[1]` of a stack."""
@@ -93,8 +93,8 @@ class Split:
             name = type(module).__name__
             raise ValueError(f"personal_rate={self.personal_rate}: must be 1, {name} makes its own optimizer")
 
-    def require_one_rate(self, jacobian_correction: float) -> None:
-        """Refuse two rates within a weight with FedPara's regulariser, whose equation has one.
+    def require_steps(self, jacobian_correction: float) -> None:
+        """Refuse FedPara's regulariser where it does not fit: its equation has one rate for all factors of a weight.
 
         Raises:
             ValueError: the message names the key and the allowed value.
@@ -116,13 +116,6 @@ class Split:
 
         Raises:
             ValueError: the message names the optimizer's key and the allowed value.
-        """
-
-    def require_plain_steps(self, jacobian_correction: float) -> None:
-        """Refuse FedPara's regulariser where it does not fit; here it does.
-
-        Raises:
-            ValueError: the message names the key and the allowed value.
         """
 
     def require_round(self, server: Parts, error_feedback: bool, private: bool) -> None:
