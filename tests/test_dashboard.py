@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from fedpara.app import dashboard as program
 from fedpara.callbacks import LoggerForwarding, RunFolder
 from fedpara.callbacks.wandb import FederationWandbLogger
-from fedpara.record import COSTS, SIZES
+from fedpara.record import COSTS
 from fedpara.runs import OVERRIDES, Run
 from helpers import ROOT
 from helpers.federations import make_federation
@@ -120,7 +120,8 @@ def test_what_a_run_has_of_a_target_is_what_the_report_computes(logged, tmp_path
         assert found[f"to_50/minutes_{speed}mbps"] == reported.seconds / 60 == 2 * speed
         assert found["to_50/mj"] == reported.megajoules
     assert costs(run.rows, 0.95, run.judged) == {}
-    assert {f"to_1/{name}" for name in COSTS} | set(SIZES) <= logged.keys()
+    sizes = {f"parameters/{name}" for name in ("dense", "factorized", "shared", "personal", "share_of_dense")}
+    assert {f"to_1/{name}" for name in COSTS} | sizes <= logged.keys()
     assert (logged["to_1/rounds"], logged["parameters/share_of_dense"]) == (1, 0.25)
 
 

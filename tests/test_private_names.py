@@ -12,7 +12,6 @@ from helpers import ROOT
 PACKAGE = ROOT / "src" / "fedpara"
 ALLOWED = {
     "hydra": {
-        "hydra._internal.config_loader_impl.ConfigLoaderImpl",
         "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra._internal.hydra.Hydra",
         "hydra._internal.utils._locate",
     },

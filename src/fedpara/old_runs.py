@@ -22,6 +22,12 @@ WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation h
 NOW_NULL = [f"executor.{inner}{key}" for inner in ("", "inner.") for key in ("whole_epochs", "matmul_precision")]
 # keys whose default depended on other groups then: a run resumes with its own value
 OWN_DEFAULT = {"algorithm": ("FedAdam", "model.optimizer.lr"), "factorization": ("PFedPara", "factorization.gamma")}
+KEYS_ADDED = {  # the behaviour of runs from before these keys existed
+    "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
+    "data.class_range": None, "factorization.delta": False, "factorization.trainable": [],
+    "federation.catch_up": False, "link.error_feedback": False, "federation.tiers": None,
+    "faults.attackers": 0.0, "faults.attack": None, "faults.strength": None,
+}  # fmt: skip
 
 
 def class_name(node: object) -> str:

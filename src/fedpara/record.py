@@ -32,7 +32,6 @@ def columns(headline: Metric = ACCURACY) -> tuple[str, ...]:
 
 COLUMNS = columns()
 PRIVACY_COLUMNS = ("privacy/epsilon", "privacy/clip", "privacy/noise_multiplier", "privacy/unclipped")  # where used
-SIZES = tuple(f"parameters/{name}" for name in ("dense", "factorized", "shared", "personal", "share_of_dense"))
 COSTS = ("rounds", "gb", *(f"minutes_{speed}mbps" for speed in SPEEDS_MBPS), "mj")  # of a target, in W&B's summary
 CLIENT_COLUMNS = (
     "round", "client", "outcome", "examples", "steps", "train_loss", "seconds", "up_bytes", "down_bytes",
@@ -155,7 +154,7 @@ class ClientRecord:
         )  # fmt: skip
 
 
-def spread(name: str, values: tuple[float, ...], worst: int = 10) -> dict[str, float]:
+def spread(name: str, values: tuple[float, ...], worst: int) -> dict[str, float]:
     """The mean over clients, and a percentile that shows the worst clients.
 
     Args:
@@ -169,10 +168,11 @@ def spread(name: str, values: tuple[float, ...], worst: int = 10) -> dict[str, f
 
 
 def sizes(parameters: Mapping[str, int]) -> dict[str, float]:
-    """The sizes of a model for W&B's summary, by the names in `SIZES`; empty if they are not known.
+    """The sizes of a model for W&B's summary, `parameters/dense` and so on; empty if they are not known.
 
     Args:
-        parameters: numbers of parameters: `dense`, `factorized`, `shared`, `personal`.
+        parameters: numbers of parameters, as in a run's summary: `dense`, `factorized`, `shared`, `personal`, and of
+            some runs more. With `dense` and `shared` there is also `parameters/share_of_dense`.
     """
     named: dict[str, float] = {f"parameters/{name}": number for name, number in parameters.items()}
     if {"dense", "shared"} <= parameters.keys():

@@ -84,8 +84,18 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """summary.json; empty if the run has not written one."""
-        return read_summary(self.folder) or {}
+        """summary.json; empty if the run has not written one.
+
+        Raises:
+            UnusableFile: the file is not a summary.
+        """
+        path = self.folder / SUMMARY
+        if not path.is_file():
+            return {}
+        try:
+            return {"state": "interrupted", "rounds": 0} | json.loads(path.read_bytes())
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UnusableFile(f"{path}: not a summary, or damaged ({error})") from error
 
     @cached_property
     def state(self) -> str:
@@ -215,11 +225,6 @@ class Run:
             return {}
         return read if isinstance(read, dict) else {}
 
-    @property
-    def rounds_left(self) -> int:
-        """Rounds of its configuration that are still to run; 0 if that is not known."""
-        return max(0, self.config.get("federation.num_rounds", 0) - len(self.rows))
-
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
@@ -329,25 +334,10 @@ def sample_of_clients(path: Path, most: int) -> list[dict[str, int | float | str
     return list(islice((row for row in read_clients(path) if int(row["client"] or 0) % every == 0), most))
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a run folder; None if there is none.
-
-    Raises:
-        UnusableFile: the file is not a summary.
-    """
-    path = folder / SUMMARY
-    if not path.is_file():
-        return None
-    try:
-        return {"state": "interrupted", "rounds": 0} | json.loads(path.read_bytes())
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UnusableFile(f"{path}: not a summary, or damaged ({error})") from error
-
-
 def summarise_failure(folder: Path, error: str) -> None:
     """Write the error into the summary of a failed run; a run that was only refused a resume keeps its summary."""
     try:
-        summary = read_summary(folder) or NOTHING
+        summary = Run(folder).summary or NOTHING
     except UnusableFile:  # leave a damaged file as it is
         return
     if summary["state"] == "failed":

@@ -1,6 +1,5 @@
 """Names of sweeps and of their jobs, devices in turn, the value of a job."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +16,16 @@ def test_the_same_command_finds_its_folder_and_another_does_not():
     assert sweep_name(TYPED).startswith("quickstart-")
     assert sweep_name(("experiment=paper/fig5",)).startswith("paper-fig5-")
     assert sweep_name(TYPED) != sweep_name((*TYPED[:3], "seed=range(4)"))
+    assert sweep_name(TYPED) == "quickstart-e4f6fb"
+
+
+def test_a_deletion_is_a_part_of_the_command():
+    deleted, other = (sweep_name((*TYPED, word)) for word in ("~model.network.dropout", "~model.network.norm"))
+    assert len({sweep_name(TYPED), deleted, other}) == 3
+    assert sweep_name((*TYPED, "~hydra.job.env_set.A")) == sweep_name(TYPED)
+    assert sweep_name(("~experiment", "seed=1,2")).startswith("sweep-")
+    typed = ("~model.network.dropout", "seed=1,2")
+    assert job_name(typed, ["~model.network.dropout", "seed=1"]) == "seed=1"
 
 
 @pytest.mark.parametrize(
@@ -53,4 +62,4 @@ def test_a_job_whose_metric_is_nan_has_the_worst_value(tmp_path, monkeypatch, lo
     (tmp_path / "metrics.csv").write_text(f"round,test/acc\n1,{logged}\n")
     cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "model": {}})
     hydra_cfg = SimpleNamespace(sweeper=OmegaConf.create(), overrides=SimpleNamespace(task=[]))
-    assert sweep.job(cfg, hydra_cfg, Path("train.py")) == value
+    assert sweep.job(cfg, hydra_cfg) == value

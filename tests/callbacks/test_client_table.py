@@ -104,6 +104,17 @@ def test_rows_are_bounded_by_whole_rounds(tmp_path, caplog, every, max_rows, rou
     assert line == f"clients.csv: has no round after {rounds[-1]}, max_rows={max_rows}"
 
 
+def test_there_is_no_warning_where_no_later_round_is_due(tmp_path, caplog):
+    """Rounds 3, 6 and 9 are due, and their 30 rows fit."""
+    callback = ClientTable(tmp_path, every=3, max_rows=30)
+    for num_rounds, warnings in ((11, 0), (12, 1)):
+        caplog.clear()
+        federation = SimpleNamespace(clients_per_round=10, num_rounds=num_rounds, round=0, tiers=None)
+        callback.on_fit_start(federation)
+        callback.on_fit_end(federation, "finished")
+        assert len(caplog.records) == warnings
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_clients(tmp_path):
     """A round of 10^5 clients: 6 MB of rows, of which the process holds a buffer."""

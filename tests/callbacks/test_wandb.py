@@ -16,6 +16,7 @@ from fedpara.callbacks import Checkpoint, ClientTable, LoggerForwarding, RunFold
 from fedpara.callbacks.wandb import FederationWandbLogger
 from fedpara.execution import FaultInjection, ProcessesExecutor
 from fedpara.federation import FederationCallback, simulated
+from fedpara.metric import Metric
 from fedpara.models import MLP
 from fedpara.record import CLIENT_COLUMNS, FATES, RoundRecord
 from fedpara.runs import Run
@@ -71,6 +72,16 @@ def test_rows_axes_resolved_config_and_state_are_in_the_file(offline):
     assert axes["acc_over_gb"]["step_metric"] == "comm/total_gb"
     failed, _ = of_wandb(offline, "run-1e+30")
     assert [r["exit"].get("exit_code", 0) for r in (records[-1], failed[-1])] == [0, 1]
+
+
+def test_another_headline_leaves_no_definitions_of_accuracy(offline):
+    logger = FederationWandbLogger(project="test", save_dir=str(offline), id="mse")
+    headline = Metric("mse", higher_is_better=False)
+    logger.judge_by(headline.judged(personal=False), headline)
+    logger.finalize("success")
+    records, _ = of_wandb(offline, "mse")
+    named = {record["metric"].get("name") for record in records if record["type"] == "metric"} - {None}
+    assert named == {"test/mse", "mse_over_gb"}
 
 
 def test_what_is_personal_is_judged_by_the_clients_own_models(offline, monkeypatch):

@@ -615,6 +615,26 @@ def test_less_of_all_that_is_made_of_the_headline_is_better_where_that_is_so(tmp
     assert f"Best: factorization={best}" in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["cost", "size", "frontier", "report"])
+def test_a_headline_with_the_name_of_another_figure_keeps_its_curves(tmp_path, name):
+    for number, value in enumerate((0.1, 0.4, 0.8)):
+        folder = write_run(tmp_path / f"run{number}", [0.9, value], [f"x={number}"], parameters=100 + number).folder
+        (folder / "metrics.csv").write_text((folder / "metrics.csv").read_text().replace("test/acc", f"test/{name}"))
+    found = charts(settings(find_runs(tmp_path), Metric(f"test/{name}", higher_is_better=False)), 0.9)
+    assert {name: len(chart.panels) for name, chart in found.items()} == {
+        "curves": 2, "frontier": 1, "size": 1, "cost": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_folder_may_have_the_name_of_a_key(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(sweep)
+    (sweep / "pool").mkdir()
+    for name in ("gamma=0.2_seed=0", "gamma=0.2_seed=1"):
+        (sweep / name).rename(sweep / "pool" / name)
+    assert Path("out/report.html") in program.report(["pool", "output=out"])
+
+
 def test_dollars_in_the_names_of_folders_are_no_formulas(tmp_path):
     for name in ("a $x_{-0", "b $y}$-0"):
         write_run(tmp_path / name, [0.5, 0.6])
@@ -650,6 +670,7 @@ def test_many_runs_and_folders_that_are_half_there(sweep, tmp_path):
         ([str(KEPT / "dense-0"), str(KEPT)], f"{KEPT / 'dense-0'}: must not be within another folder, {KEPT}"),
         ([str(KEPT), str(ROOT / "docs")], f"{ROOT / 'docs'}: holds no run folder"),
         ([str(KEPT), "pool=yes"], "pool=yes: must be true or false"),
+        (["pool"], "pool: holds no run folder (metrics.csv, summary.json)"),
         ([str(KEPT), "baseline=vgg"], "baseline=vgg: must be one of dense, fedpara, low_rank"),
         ([str(KEPT), "metric=personal/acc_mean"], "metric=personal/acc_mean: no run has measured it"),
     ],

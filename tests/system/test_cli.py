@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from fedpara.app import cli, evaluation, sweep, sweep_table
+from fedpara.app import evaluation, sweep, sweep_table
 from fedpara.app import report as reporting
 from fedpara.app import run as program_run
 from fedpara.app import status as stand
@@ -40,7 +40,7 @@ def test_where_something_is_personal_runs_are_judged_by_the_clients_own_models(s
     summary = json.loads((folder / "summary.json").read_text())
     assert returned == [personal[-1]] != [float(rows(folder)[-1]["test/acc"])]
     finished = OmegaConf.load(folder / "config.yaml")
-    assert sweep.job(finished, OmegaConf.create({"overrides": {"task": SMALL}}), cli.TRAIN) == personal[-1]
+    assert sweep.job(finished, OmegaConf.create({"overrides": {"task": SMALL}})) == personal[-1]
     assert summary["metrics"]["best"]["personal/acc_mean"] == max(personal)
     assert f"personal accuracy {100 * personal[-1]:.2f} % after 2 rounds" in out
     assert f"acc {100 * personal[-1]:.2f} %" in out
@@ -228,7 +228,7 @@ def test_what_is_typed_for_hydra_reaches_every_job_and_gpus_go_in_turn(shell, tm
     (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(cli, "TRAIN", (str(tmp_path / "job.py"),))
+    monkeypatch.setattr(sweep, "TRAIN", (str(tmp_path / "job.py"),))
     flags = ["--config-dir=own", "--config-name=main", "hydra.verbose=[train]", "+hydra.job.env_set.A=b"]
     assert shell("-m", *flags, "link=mine", "factorization.gamma=0.1,0.2,0.3")[0] == 1
     jobs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("logs/train/multiruns/*/*/seen.json"))]

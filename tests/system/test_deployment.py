@@ -568,6 +568,14 @@ def test_a_client_with_a_lone_example_says_so_before_it_trains(tmp_path):
         Node([*overrides, "data.batch_size=16"], tmp_path / "data" / "client-1")
 
 
+@pytest.mark.parametrize("line", ["{", "7", "null", "[]", '{"clients": [1]}', '{"round": 1}', '{"round": "1"}', "\xff"])
+def test_a_damaged_note_of_whose_rounds_counted_is_one_line(tmp_path, line):
+    whole = b'{"round": 1, "clients": [0, 2], "test_bytes": 0}\n'
+    (tmp_path / "participants.jsonl").write_bytes(whole + line.encode("latin-1") + b"\n" + whole)
+    with pytest.raises(UnusableFile, match=r"participants\.jsonl: not a list of rounds, or damaged \("):
+        Participants(tmp_path).on_fit_start(SimpleNamespace(round=3, catch_up=None))
+
+
 def test_folders_that_are_not_a_clients_own_are_refused(tmp_path):
     overrides, nodes = cut(tmp_path, "method=fedavg")
     with pytest.raises(UnusableFile, match="holds the server's test set"):

@@ -136,6 +136,7 @@ def test_wrong_arguments_are_one_line(shell, run):
         "client=x": "client=x: must be 0 to 3",
         "client=²": "client=²: must be 0 to 3",
         "exprot=dense": "exprot: no such key; allowed in the configuration: ",
+        "paths.datadir=/x": "paths.datadir: no such key; did you mean paths.data_dir?; allowed in paths: ",
         "trainer.accelerator=[": "trainer.accelerator=[: not valid YAML",
     }
     for argument, line in wrong.items():

@@ -256,7 +256,7 @@ def test_a_job_that_failed_after_a_good_round_is_no_good_result(tmp_path, monkey
          "job": {"num": 0, "config_name": "train"}, "overrides": {"task": [], "hydra": []}}
     )  # fmt: skip
     cfg = OmegaConf.create({"paths": {"output_dir": str(tmp_path)}, "federation": {"num_rounds": 2}, "model": {}})
-    assert sweep.job(cfg, hydra_cfg, tmp_path) == 0.0
+    assert sweep.job(cfg, hydra_cfg) == 0.0
 
 
 @pytest.mark.parametrize("part", ["job", "all", "hydra"])

@@ -14,7 +14,7 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from fedpara import chain
 from fedpara.app.build import build
@@ -39,9 +39,6 @@ from fedpara.runs import (
     kept_checkpoint,
     read_rows,
 )
-
-if TYPE_CHECKING:  # torch takes seconds to import, and only a replay needs it
-    from fedpara.state import State
 
 USAGE = "run=<run folder> [replay=all|<round>,...] [expect=<hash>] [trusted=[mypackage.*]] [<key>=<value> ...]"
 FILES = CONFIG, OVERRIDES, METRICS, PARTICIPANTS, CHECKPOINT
@@ -303,20 +300,23 @@ class Replay:
 
     def _tensors(self, name: str, key: str, line: Line) -> str:
         """Which tensors differ from those of a file that was kept."""
+        from fedpara.callbacks.checkpoint import SERVER
         from fedpara.state import join
         from fedpara.storage import read_tensors
 
-        store, now = self.federation.clients.store, dict[str, "State"]()
+        store = self.federation.clients.store
         if name == "server":
-            now = {CHECKPOINT: join({"server": join(self.federation.server)})}
+            now = join({SERVER: join(self.federation.server)})
         elif name == "states" and store and key in store.paths():
-            now = {key: read_tensors(store.paths()[key], {})[0]}
-        then = self.folder / AUDIT / CLIENTS / key if key else kept_checkpoint(self.folder, line["round"])
-        if not now or not line.get("kept") or not then.is_file():
+            now, _ = read_tensors(store.paths()[key], {})
+        else:
             return ""
-        (tensors,), (kept, _) = now.values(), read_tensors(then, {})
-        differing = [name for name in tensors if name not in kept or not kept[name].equal(tensors[name])]
-        return f"; {len(differing)} of {len(tensors)} tensors differ, first {differing[0]}" if differing else ""
+        then = self.folder / AUDIT / CLIENTS / key if key else kept_checkpoint(self.folder, line["round"])
+        if not line.get("kept") or not then.is_file():
+            return ""
+        kept, _ = read_tensors(then, {})
+        differing = [name for name in now if name not in kept or not kept[name].equal(now[name])]
+        return f"; {len(differing)} of {len(now)} tensors differ, first {differing[0]}" if differing else ""
 
 
 def replay(folder: Path, lines: list[Line], rounds: list[int], overrides: list[str], trusted: Sequence[str]) -> None:

@@ -22,9 +22,8 @@ from fedpara.app.overrides import PATHS, absolute, config_dirs, is_job, texts
 from fedpara.app.resume import missing_flags, require_simulated, with_saved_overrides
 from fedpara.app.run import Launch, run
 from fedpara.app.values import first_missing
-from fedpara.installation import TRAIN
 from fedpara.interruption import INTERRUPTED, interruption
-from fedpara.private.hydra import Hydra, groups_without_copies
+from fedpara.private.hydra import Hydra
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach main(), which shows them in one line
 
@@ -37,7 +36,7 @@ def hydra_main(cfg: DictConfig) -> float | None:
         stop(f"{missing}: must be given")
     make_absolute(cfg, Path(hydra_cfg.runtime.cwd))
     if hydra_cfg.mode == RunMode.MULTIRUN:
-        return sweep.job(cfg, hydra_cfg, TRAIN)
+        return sweep.job(cfg, hydra_cfg)
     require_simulated(cfg)
     number = [f"hydra.job.num={hydra_cfg.job.num}"] if is_job(hydra_cfg) else []
     # the process may have gone into the run folder
@@ -60,7 +59,6 @@ def main() -> None:
         with (
             interruption.handled(),
             _resolved_before_shown(),
-            groups_without_copies(),
             choices_named(sys.argv[1:]),
         ):
             hydra_main()

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +147,8 @@ def composition_error(error: Exception, typed: Sequence[str]) -> str:
     """One line; for an unknown key, with the keys of the configuration composed without it."""
     allowed = None
     with_key = [a for a in typed if re.match(r"[^-].*=", a) and f"'{a.partition('=')[0]}'" not in str(error)]
-    try:
-        with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-            allowed = hydra.compose("train", with_key)
-    except (HydraException, OmegaConfBaseException):
-        pass
+    with suppress(HydraException, OmegaConfBaseException), _own_hydra():
+        allowed = hydra.compose("train", with_key)
     return composition_line(error, allowed)
 
 
@@ -173,9 +170,20 @@ def choices_named(typed: Sequence[str]) -> Iterator[None]:
 
 
 def _choice_line(typed: Sequence[str]) -> str | None:
-    """One line for the first group that does not have the choice typed for it."""
-    for group, _, choice in (argument.partition("=") for argument in typed):
-        choices = sorted(path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml"))
-        if choices and choice not in choices:
-            return f"{group}={choice}: must be one of {', '.join(choices)}"
+    """One line for the first group that is given something else than a name."""
+    for argument in typed:
+        choices = sorted(path.stem for path in (Path(CONFIG_DIR) / argument.partition("=")[0]).glob("*.yaml"))
+        if choices and _is_no_name(argument):
+            return f"{argument}: must be one of {', '.join(choices)}"
     return None
+
+
+def _is_no_name(argument: str) -> bool:
+    """Whether a group is given null, a number or an empty list; in a sweep, whether one of its values is that."""
+    override = parse(argument)
+    if override.is_sweep_override():
+        values = override.sweep_string_iterator() if override.is_choice_sweep() else ()
+        key = argument.partition("=")[0]
+        return override.is_range_sweep() or any(_is_no_name(f"{key}={value}") for value in values)
+    value = override.value()
+    return value == [] or not isinstance(value, str | list | dict)

@@ -35,9 +35,9 @@ def require_nodes(cfg: DictConfig, names: Iterable[str]) -> None:
             raise ConfigurationError(f"{name}={node!r}: must be a group of keys, as in configs/{name.split('.')[0]}/")
 
 
-def one_line(error: object, limit: int = 600) -> str:
-    """The text of an error without its line breaks."""
-    return re.sub(r"\s+", " ", str(error)).strip()[:limit] or type(error).__name__
+def one_line(error: object) -> str:
+    """The text of an error without its line breaks, at most 600 characters."""
+    return re.sub(r"\s+", " ", str(error)).strip()[:600] or type(error).__name__
 
 
 def composition_line(error: Exception, allowed: DictConfig | None) -> str:

@@ -10,7 +10,7 @@ one of the run's configuration, such as `trainer.accelerator=cpu`.
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from fedpara.app.make import Make, find_modules_here
 from fedpara.app.overrides import PATHS, escaped
 from fedpara.app.trust import require_resolved, require_trusted, targets, trusted_names
 from fedpara.installation import command_of
+from fedpara.old_runs import KEYS_ADDED
 from fedpara.runs import CLIENTS, CONFIG, Run
 
 if TYPE_CHECKING:
@@ -83,9 +84,8 @@ def configuration(
     saved = read_resolved(folder / CONFIG, f"run={folder}")
     try:
         typed = _typed(overrides)
-        for key in typed:
-            if key not in saved:
-                raise ConfigurationError(unknown_key(str(key), saved))
+        for key in _unknown(OmegaConf.to_container(typed), OmegaConf.to_container(saved)):
+            raise ConfigurationError(unknown_key(key, saved))
         cfg: Any = OmegaConf.merge(saved, typed)
         require_nodes(cfg, groups(cfg))
         cfg.update({group: {} for group in not_built})
@@ -165,6 +165,20 @@ def _typed(overrides: list[str]) -> DictConfig:
         except yaml.YAMLError as error:
             raise ConfigurationError(f"{key}={value}: not valid YAML") from error
     return typed
+
+
+def _unknown(typed: Any, saved: Any, above: str = "") -> Iterator[str]:
+    """The typed keys that the groups of a saved configuration lack.
+
+    A group that names a class may be given further arguments of it, and a run of an older version keys of today's.
+    """
+    for name, value in typed.items():
+        key = f"{above}.{name}".lstrip(".")
+        if name not in saved:
+            if not (above and "_target_" in {*typed, *saved}) and key not in KEYS_ADDED:
+                yield key
+        elif isinstance(value, dict) and isinstance(saved[name], dict):
+            yield from _unknown(value, saved[name], key)
 
 
 def _find_data(cfg: Any, typed: str | None, run: Path) -> None:

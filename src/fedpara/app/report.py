@@ -25,9 +25,9 @@ def report(arguments: list[str]) -> list[Path]:
     Raises:
         ValueError: an argument is wrong, or a folder has no runs; the message is one line.
     """
-    options = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in KEYS)
+    options = dict(argument.split("=", 1) for argument in arguments if _is_option(argument))
     usage = f"{command_of('report')} {USAGE}"
-    roots = as_folders((argument for argument in arguments if argument.partition("=")[0] not in KEYS), usage)
+    roots = as_folders((argument for argument in arguments if not _is_option(argument)), usage)
     if not roots:
         raise ValueError(f"folder: missing; {usage}")
     _refuse_twice(roots)
@@ -43,6 +43,12 @@ def report(arguments: list[str]) -> list[Path]:
     title = options.get("title", ", ".join(map(str, roots)))
     target, metric, baseline = _target(options), options.get("metric"), options.get("baseline")
     return write_report(runs, output, title, target, metric, baseline, sweeps)
+
+
+def _is_option(argument: str) -> bool:
+    """Whether it is a key with a value; a folder may have the name of a key."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and key in KEYS
 
 
 def _refuse_twice(roots: list[Path]) -> None:

@@ -36,7 +36,7 @@ from fedpara.app.errors import ConfigurationError, one_line, stop
 from fedpara.app.overrides import absolute, parse
 from fedpara.app.sweep import job_name, process_of
 from fedpara.errors import signal_name
-from fedpara.installation import TRAIN, command_of, root
+from fedpara.installation import command_of, root
 from fedpara.interruption import INTERRUPTED, interruption
 from fedpara.private.hydra import jobs_of_sweep
 from fedpara.record import counted
@@ -289,7 +289,7 @@ def _start(job: Job, number: int, threads: int | None, nice: int) -> subprocess.
     own = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     # a resume repeats what was typed for the run, such as fewer rounds
     more = [f"{ROUNDS}={job.num_rounds}"] if ROUNDS in job.run.overrides.keys() - job.values.keys() else []
-    command, environment = process_of(TRAIN, [*job.overrides, *more], job.folder, number)
+    command, environment = process_of([*job.overrides, *more], job.folder, number)
     process = subprocess.Popen(
         command,
         env=os.environ | environment | own,

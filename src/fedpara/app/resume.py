@@ -14,7 +14,7 @@ from fedpara.app.errors import ConfigurationError, require_nodes
 from fedpara.app.make import Make
 from fedpara.app.overrides import absolute, assignment, folder_text
 from fedpara.app.trust import require_trusted_overrides, trusted_names
-from fedpara.old_runs import retyped
+from fedpara.old_runs import KEYS_ADDED, retyped
 from fedpara.record import counted
 from fedpara.runs import CONFIG, OVERRIDES, Run, leaves
 
@@ -28,12 +28,6 @@ RESUMABLE = (
     "executor.inner.capture", "factors", "paper", "pretrained.file",
 )  # fmt: skip
 ITS_FOLDER = "hydra.run.dir", "paths.output_dir"
-KEYS_ADDED = {  # the behaviour of runs from before these keys existed
-    "data.lone_example": "keep", "data.validation": 0.0, "sharing.personal_rate": 1.0,
-    "data.class_range": None, "factorization.delta": False, "factorization.trainable": [],
-    "federation.catch_up": False, "link.error_feedback": False, "federation.tiers": None,
-    "faults.attackers": 0.0, "faults.attack": None, "faults.strength": None,
-}  # fmt: skip
 
 
 def require_nothing_lost(cfg: DictConfig, folder: Path) -> None:

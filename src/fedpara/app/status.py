@@ -44,7 +44,8 @@ def _progress(run: Run) -> list[str]:
         return [rounds, "", "", "", run.summary.get("error", "")]
     metric = run.judged
     shown = metric.shown(run.last(metric.name)) + ("" if metric.is_share else f" {metric.label}")
-    left = "" if run.state != "running" or run.pace is None else _duration(run.rounds_left * run.pace)
+    to_run = max(0, (asked or 0) - len(run.rows))
+    left = "" if run.state != "running" or run.pace is None else _duration(to_run * run.pace)
     ago = f"{_duration(time.time() - run.written)} ago"
     return [rounds, shown, size(run.rows[-1]["comm/total_bytes"]), ago, left or run.summary.get("error", "")]
 

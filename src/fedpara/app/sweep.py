@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedpara.app.overrides import assignment, texts
 from fedpara.app.resume import is_finished, resuming
 from fedpara.errors import signal_name
+from fedpara.installation import TRAIN
 from fedpara.metric import Metric
 from fedpara.record import counted
 from fedpara.runs import Run, short_names
@@ -41,7 +42,11 @@ OF_THE_SWEEP = (
 def sweep_name(typed: Sequence[str]) -> str:
     """`<experiment>-<hash of the command>`: the same for the same command, in whatever order it was typed."""
     overrides = _parse(typed)
-    constant = {override.key_or_group: override.value() for override in overrides if not override.is_sweep_override()}
+    constant = {
+        override.key_or_group: override.value()
+        for override in overrides
+        if not (override.is_sweep_override() or override.is_delete())
+    }
     words = sorted(str(override.input_line) for override in overrides)
     experiment = str(constant.get("experiment", "sweep")).replace("/", "-")
     return f"{experiment}-{digest(json.dumps(words))}"
@@ -64,7 +69,9 @@ def job_name(typed: Sequence[str], overrides: Sequence[str]) -> str:
 
 def _parse(typed: Sequence[str]) -> list[Override]:
     """The overrides of a command line, without flags and Hydra's own, which do not change a result."""
-    return OverridesParser.create().parse_overrides([o for o in typed if "=" in o and not o.startswith(("-", "hydra"))])
+    words = [word for word in typed if "=" in word or word.startswith("~")]
+    own = [word for word in words if not word.startswith(("-", "hydra", "~hydra"))]
+    return OverridesParser.create().parse_overrides(own)
 
 
 def worst(sweeper: DictConfig, headline: Metric) -> float:
@@ -105,14 +112,13 @@ def inherited(hydra_cfg: HydraConf) -> list[str]:
     return typed + [o for o in texts(hydra_cfg.overrides.hydra) if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
 
 
-def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Sequence[str]) -> float:
+def job(cfg: DictConfig, hydra_cfg: HydraConf) -> float:
     """Run a job of a sweep in its own process, unless it is finished; returns its last value, for a sweeper.
 
     For a job that did not finish, or ended with NaN, it returns the worst value, so that a sweeper looks elsewhere.
 
     Args:
         hydra_cfg: Hydra's own part of the configuration.
-        program: what Python runs to train, as in `installation.TRAIN`.
     """
     folder = Path(cfg.paths.output_dir)
     if is_finished(cfg, texts(hydra_cfg.overrides.task)):
@@ -122,7 +128,7 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Sequence[str]) -> float:
         parallel = hydra_cfg.runtime.choices["hydra/launcher"] != "basic"
         overrides = inherited(hydra_cfg) + texts(hydra_cfg.overrides.task)
         here = Path(hydra_cfg.runtime.cwd)
-        run_job(program, overrides, folder, hydra_cfg.job.num, quiet=parallel, here=here)
+        run_job(overrides, folder, hydra_cfg.job.num, quiet=parallel, here=here)
     run = Run(folder)
     reached = run.last(run.judged.name) if run.state == "finished" else None
     if reached is None or math.isnan(reached):
@@ -130,13 +136,10 @@ def job(cfg: DictConfig, hydra_cfg: HydraConf, program: Sequence[str]) -> float:
     return reached
 
 
-def run_job(
-    program: Sequence[str], overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path
-) -> None:
+def run_job(overrides: Sequence[str], folder: Path, number: int, quiet: bool, here: Path) -> None:
     """Run one job to its end, from its checkpoint if it has one. Logs how it ended, and does not raise if it fails.
 
     Args:
-        program: what Python runs to train, as in `installation.TRAIN`.
         overrides: the job's own and the inherited ones.
         folder: its run folder.
         number: the job's number in the sweep; jobs take the devices in turn.
@@ -145,7 +148,7 @@ def run_job(
     """
     if Run(folder).has_checkpoint:
         log.info("%s: resumes after %s", folder.name, counted(len(Run(folder).rows), "round"))
-    command, device = process_of(program, overrides, folder, number)
+    command, device = process_of(overrides, folder, number)
     output = subprocess.DEVNULL if quiet else None
     with subprocess.Popen(command, env=os.environ | device, stdout=output, cwd=here) as process:
         try:
@@ -161,13 +164,10 @@ def run_job(
         log.info("%s: finished", folder.name)
 
 
-def process_of(
-    program: Sequence[str], overrides: Sequence[str], folder: Path, number: int
-) -> tuple[list[str], dict[str, str]]:
+def process_of(overrides: Sequence[str], folder: Path, number: int) -> tuple[list[str], dict[str, str]]:
     """The command of a job, from its checkpoint if it has one, and the variables that give it a device.
 
     Args:
-        program: what Python runs to train, as in `installation.TRAIN`.
         overrides: the job's own and the inherited ones.
         folder: its run folder.
         number: the job's number; jobs take the devices in turn.
@@ -175,7 +175,7 @@ def process_of(
     arguments = [o for o in overrides if not o.startswith("resume=")]
     arguments += [assignment("hydra.run.dir", str(folder)), "hydra.mode=RUN", f"hydra.job.num={number}"]
     device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if (devices := visible_devices()) else {}
-    return [sys.executable, *program, *arguments, *resuming(folder)], device
+    return [sys.executable, *TRAIN, *arguments, *resuming(folder)], device
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

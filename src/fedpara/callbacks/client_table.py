@@ -44,7 +44,7 @@ class ClientTable(FederationCallback):
         """Open the file, and keep the rows of a resumed run's earlier rounds."""
         columns = [*CLIENT_COLUMNS, *(["tier"] if federation.tiers else [])]
         last = self.every * (self.max_rows // federation.clients_per_round)
-        if last < federation.num_rounds:
+        if last + self.every <= federation.num_rounds:
             log.warning("%s: has no round after %d, max_rows=%d", self.path.name, last, self.max_rows)
         self._end = _end_of(self.path, columns, federation.round)
         self._stream = self.path.open("r+" if self._end else "w", newline="")

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from pytorch_lightning.loggers import Logger
 
@@ -30,32 +31,35 @@ class LoggerForwarding(FederationCallback):
         self.loggers: Sequence[Logger] = loggers
         self.folder = folder
 
+    @property
+    def _of_wandb(self) -> list[FederationWandbLogger]:
+        """The loggers that take more than rows."""
+        return [logger for logger in self.loggers if isinstance(logger, FederationWandbLogger)]
+
     def judge_by(self, judged: Metric, headline: Metric) -> None:
         """Tell W&B which metric judges the run: its column, and the metric as the module logs it.
 
         Raises:
             ValueError: the logger has a target that the metric cannot reach.
         """
-        for logger in self.loggers:
-            if isinstance(logger, FederationWandbLogger):
-                logger.judge_by(judged, headline)
+        for logger in self._of_wandb:
+            logger.judge_by(judged, headline)
 
     def on_fit_start(self, federation: Federation) -> None:
         """Log the earlier rounds that W&B lacks, because a killed process loses W&B's buffer."""
         self.judge_by(federation.judged, federation.headline)
         run = Run(self.folder)
-        for logger in self.loggers:
-            if isinstance(logger, FederationWandbLogger):
-                logger.describe(run.summary.get("parameters", {}), run.setting)
-                for row in run.rows:
-                    logger.log_metrics(row)
+        for logger in self._of_wandb:
+            logger.describe(run.summary.get("parameters", {}), run.setting)
+            for row in run.rows:
+                logger.log_metrics(row)
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
         """Log the round."""
         for logger in self.loggers:
             logger.log_metrics(record.as_row(), step=record.round)
-            if record.personal_scores and isinstance(logger, FederationWandbLogger):
-                logger.log_histogram(f"personal/{record.headline.name}", record.personal_scores, record.round)
+        for ours in self._of_wandb if record.personal_scores else []:
+            ours.log_histogram(f"personal/{record.headline.name}", record.personal_scores, record.round)
         if text := _divergence(record):
             self._alert("Clients diverged", f"round {record.round}: {text}", is_failure=False)
 
@@ -63,9 +67,8 @@ class LoggerForwarding(FederationCallback):
         """Log the table of clients, if the run has one, and the final model where asked for; close the loggers."""
         error = sys.exc_info()[1]
         try:
-            for logger in self.loggers:
-                if isinstance(logger, FederationWandbLogger):
-                    logger.log_clients(self.folder / CLIENT_TABLE)
+            for logger in self._of_wandb:
+                logger.log_clients(self.folder / CLIENT_TABLE)
             if outcome == "finished":
                 self._log_models(federation)
         finally:
@@ -73,7 +76,7 @@ class LoggerForwarding(FederationCallback):
 
     def _log_models(self, federation: Federation) -> None:
         """Write the folder `hub` in the run folder, and log it to W&B."""
-        asked = [one for one in self.loggers if isinstance(one, FederationWandbLogger) and one.logs_model]
+        asked = [logger for logger in self._of_wandb if logger.logs_model]
         if not asked:
             return
         from fedpara.export import Card, data_facts, export_folder  # only then: it imports more than a run needs
@@ -90,21 +93,20 @@ class LoggerForwarding(FederationCallback):
     def __enter__(self) -> "LoggerForwarding":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the loggers of a run that ended before its first round; otherwise they are closed already.
 
         A run that could not be resumed keeps the state in its folder.
         """
         before = Run(self.folder).summary.get("state")
         outcome: Outcome = before or ("interrupted" if kind is KeyboardInterrupt else "failed")
-        self._close(
-            outcome, next((one for one in error if isinstance(one, BaseException)), None), "before its first round"
-        )
+        self._close(outcome, error, "before its first round")
 
     def _alert(self, title: str, text: str, is_failure: bool) -> None:
-        for logger in self.loggers:
-            if isinstance(logger, FederationWandbLogger):
-                logger.alert(title, text, is_failure)
+        for logger in self._of_wandb:
+            logger.alert(title, text, is_failure)
 
     def _close(self, outcome: Outcome, error: BaseException | None, when: str) -> None:
         """Close the loggers with Lightning's word for the outcome; a failure is told with its error."""

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from fedpara.cost import TEST_ACCURACY
 from fedpara.metric import Metric
-from fedpara.record import ACCURACY, COLUMNS, FATES, PRIVACY_COLUMNS, costs, sizes
+from fedpara.record import COLUMNS, FATES, PRIVACY_COLUMNS, costs, sizes
 from fedpara.runs import sample_of_clients
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class FederationWandbLogger(WandbLogger):
             not accept a name; no run is started then.
     """
 
+    judged, over_gb = TEST_ACCURACY, "acc_over_gb"  # until `judge_by`
+
     def __init__(
         self,
         project: str,
@@ -83,7 +85,6 @@ class FederationWandbLogger(WandbLogger):
         for group in sorted({column.partition("/")[0] for column in COLUMNS + PRIVACY_COLUMNS} - {"round"}):
             run.define_metric(f"{group}/*", step_metric="round")
         super().__init__(experiment=run)
-        self._judge_by(TEST_ACCURACY, ACCURACY)
 
     def judge_by(self, judged: Metric, headline: Metric) -> None:
         """Set the metric that is drawn over GB, has its best value in the summary, and is compared with the target.
@@ -98,13 +99,11 @@ class FederationWandbLogger(WandbLogger):
         for target in self.targets:
             if judged.is_share and not 0 < target <= 1:
                 raise ValueError(f"target={target}: must be a number above 0, at most 1")
-        self._judge_by(judged, headline)
-
-    def _judge_by(self, judged: Metric, headline: Metric) -> None:
         self.judged, self.over_gb = judged, f"{headline.name}_over_gb"
         best = "max" if judged.higher_is_better else "min"
         self.experiment.define_metric(self.over_gb, step_metric="comm/total_gb")
-        self.experiment.define_metric(judged.name, step_metric="round", summary=f"{best},last")
+        for column in {judged.name, headline.judged(personal=False).name}:  # of the clients' models, and the global one
+            self.experiment.define_metric(column, step_metric="round", summary=f"{best},last")
 
     def describe(self, parameters: Mapping[str, int], setting: str) -> None:
         """Tell W&B the sizes of the model, and the name of what differs between runs except their seeds.

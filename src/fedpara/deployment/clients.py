@@ -13,7 +13,7 @@ from fedpara.deployment.parcel import Nodes, Parcel, Value, payload, read_answer
 from fedpara.execution import ClientFailure
 from fedpara.federation import Broadcast, Federation, FederationCallback, Reply, Report, in_turn
 from fedpara.federation.tally import Tally
-from fedpara.files import write_atomically
+from fedpara.files import UnusableFile, write_atomically
 from fedpara.record import RoundRecord
 from fedpara.runs import PARTICIPANTS
 from fedpara.state import State
@@ -42,12 +42,19 @@ class Participants(FederationCallback):
         self.test_bytes = 0
 
     def on_fit_start(self, federation: Federation) -> None:
-        """Forget the rounds after the checkpoint, which are done again."""
-        text = self.path.read_text() if self.path.is_file() else ""
-        whole, _, _ = text.rpartition("\n")  # the last line may be half a one
-        rows = [row for row in map(json.loads, whole.splitlines()) if row["round"] <= federation.round]
+        """Forget the rounds after the checkpoint, which are done again.
+
+        Raises:
+            UnusableFile: the file is not such a note.
+        """
+        try:
+            text = self.path.read_text() if self.path.is_file() else ""
+            whole, _, _ = text.rpartition("\n")  # the last line may be half a one
+            rows = [row for row in map(json.loads, whole.splitlines()) if row["round"] <= federation.round]
+            self.last = {client: row["round"] for row in rows for client in row["clients"]}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UnusableFile(f"{self.path}: not a list of rounds, or damaged ({error})") from error
         write_atomically(self.path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
-        self.last = {client: row["round"] for row in rows for client in row["clients"]}
         if federation.catch_up:
             federation.catch_up.last = dict(self.last)
 

@@ -30,9 +30,7 @@ class KeptStates:
         if not re.fullmatch(r"\w[\w.-]*", run):
             raise ValueError(f"run={run!r}: must be letters, digits, points and dashes")
         self.folder = folder / "kept" / run
-        self.layout = {"personal": layouts.personal, "memory": layouts.memory}
-        if layouts.received:
-            self.layout["received"] = layouts.received
+        self.layout = {"personal": layouts.personal, "memory": layouts.memory, "received": layouts.received}
 
     def read(self, last: int) -> Kept:
         """The client's states after round `last`; empty for 0, before its first round.

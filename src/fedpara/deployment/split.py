@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedpara.app.build import build_experiment
 from fedpara.app.composition import compose
-from fedpara.app.errors import ConfigurationError, one_line
+from fedpara.app.errors import ConfigurationError, one_line, stop
 from fedpara.app.make import Make
 from fedpara.data import DataSet, FederatedDataModule
 from fedpara.deployment.folders import write_data
@@ -47,5 +47,4 @@ def main() -> None:
             raise ConfigurationError("out=: must be the folder in which to write the clients' folders")
         split([argument for argument in typed if not argument.startswith("out=")], Path(out))
     except (ConfigurationError, OSError, ValueError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        stop(one_line(error))

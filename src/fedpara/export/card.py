@@ -5,6 +5,7 @@ The header's keys are those of https://github.com/huggingface/hub-docs/blob/main
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,9 @@ class Card:
         network = dict((whole.get("model") or {}).get("network") or {})
         name = network.pop(CLASS, UNKNOWN)
         arguments = {key: value for key, value in network.items() if not key.startswith("_")}
-        training = {group: _without_folders(whole[group]) for group in GROUPS if whole.get(group) is not None}
+        training = {group: _pruned(whole[group], _is_folder) for group in GROUPS if whole.get(group) is not None}
         if self._is_private:  # from the seed follow the cohorts, which must stay secret
-            training = {"seed": SECRET} | _without_seeds(training)
+            training = {"seed": SECRET} | _pruned(training, _is_seed)
         return {"class": name, "network": arguments, "data": self.data, "training": training}
 
     def text(self) -> str:
@@ -290,22 +291,21 @@ def _last(name: Any) -> str:
     return str(name).rpartition(".")[2]
 
 
-def _without_folders(node: Any) -> Any:
-    """The values without absolute paths, which say where someone keeps files."""
+def _pruned(node: Any, left_out: Callable[[str, Any], bool]) -> Any:
+    """The values without those that are left out, by their name (empty in a list) and value."""
     if isinstance(node, dict):
-        return {name: _without_folders(value) for name, value in node.items() if not _is_folder(value)}
-    return [_without_folders(value) for value in node if not _is_folder(value)] if isinstance(node, list) else node
+        return {name: _pruned(value, left_out) for name, value in node.items() if not left_out(name, value)}
+    return [_pruned(value, left_out) for value in node if not left_out("", value)] if isinstance(node, list) else node
 
 
-def _without_seeds(node: Any) -> Any:
-    """The values without any group's seed: an algorithm has the run's too."""
-    if isinstance(node, dict):
-        return {name: _without_seeds(value) for name, value in node.items() if name != "seed"}
-    return [_without_seeds(value) for value in node] if isinstance(node, list) else node
-
-
-def _is_folder(value: Any) -> bool:
+def _is_folder(_: str, value: Any) -> bool:
+    """Whether it is an absolute path, which says where someone keeps files."""
     return isinstance(value, str) and (os.path.isabs(value) or value.startswith("~"))
+
+
+def _is_seed(name: str, _: Any) -> bool:
+    """Whether it is a seed, of any group: an algorithm has the run's too."""
+    return name == "seed"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -36,15 +36,10 @@ def export_dense(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
     for name, layer in list(merge(network).named_modules()):
         if isinstance(layer, LSTMLayer):
             network.set_submodule(name, layer.plain())
-    write_weights(network, path, metadata)
+    write_safetensors(network.state_dict(), path, metadata)
 
 
-def write_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write a network's parameters and buffers as safetensors, each under all of its names."""
-    write_tensors(network.state_dict(), path, metadata)
-
-
-def write_tensors(state: State, path: Path, metadata: dict[str, str]) -> None:
+def write_safetensors(state: State, path: Path, metadata: dict[str, str]) -> None:
     """Write tensors as safetensors; in the file they share no memory, even if two are the same tensor."""
     own = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     write_atomically(path, save(own, metadata))

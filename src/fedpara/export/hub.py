@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from fedpara.export.card import Card, metadata_of
-from fedpara.export.formats import write_weights
+from fedpara.export.formats import write_safetensors
 from fedpara.export.loha import export_loha
 from fedpara.files import write_atomically
 from fedpara.installation import install_line
@@ -32,7 +32,7 @@ def export_folder(network: nn.Module, folder: Path, card: Card) -> None:
     if card.form == "loha":
         export_loha(network, folder, metadata)
     else:
-        write_weights(merge(network), folder / WEIGHTS, {"format": "pt", **metadata})
+        write_safetensors(merge(network).state_dict(), folder / WEIGHTS, {"format": "pt", **metadata})
     write_atomically(folder / CONFIG, json.dumps(card.config(), indent=2).encode())
     write_atomically(folder / README, card.text().encode())
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedpara.export.formats import WAY_OUT, write_tensors
+from fedpara.export.formats import WAY_OUT, write_safetensors
 from fedpara.files import write_atomically
 from fedpara.nn import Factorization, Hadamard, merge
 from fedpara.nn.factorizations import Factors, rows_of
@@ -83,15 +83,15 @@ def export_loha(network: nn.Module, folder: Path, metadata: dict[str, str]) -> N
         for name, loha in layers.items()
         for part, tensor in loha.items()
     }
-    write_tensors(adapter, folder / ADAPTER, {"format": "pt", **metadata})
-    write_tensors(_of_lycoris(layers), folder / LYCORIS, metadata)
+    write_safetensors(adapter, folder / ADAPTER, {"format": "pt", **metadata})
+    write_safetensors(_of_lycoris(layers), folder / LYCORIS, metadata)
     config = adapter_config({name: factors.rank for name, factors in found.items()}, cores)
     write_atomically(folder / ADAPTER_CONFIG, json.dumps(config, indent=2).encode())
     pretrained = dict(_bases(network))
     dense = merge(network).state_dict()
     adapted = {f"{name}.weight" for name in found}
     rest = {name: tensor for name, tensor in dense.items() if name not in adapted}
-    write_tensors(rest | pretrained, folder / BASE, metadata)
+    write_safetensors(rest | pretrained, folder / BASE, metadata)
 
 
 def adapter_config(ranks: dict[str, int], cores: bool) -> dict[str, object]:

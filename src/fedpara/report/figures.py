@@ -235,7 +235,7 @@ def draw(found: Sequence[Setting], target: float | None = None) -> dict[str, Fig
 def charts(
     found: Sequence[Setting], target: float | None = None, printed: Iterable[Comparison] = ()
 ) -> dict[str, Chart]:
-    """Figures by name: `accuracy`, or another metric's name; with several settings also `frontier`, `size` and `cost`.
+    """Figures by name: `accuracy`, or `curves` of another metric; with several settings `frontier`, `size` and `cost`.
 
     Args:
         found: the settings in the order of the legend.
@@ -249,7 +249,8 @@ def charts(
     beside = [one for one in printed if metric.name == "test/acc" and one.setting in looks]
     unit = " (%)" if metric.is_share else ""
     label, last = _name(metric) + unit, f"{_name(metric)}, last{unit}"
-    made: dict[str, Chart] = {metric.label.rpartition(" ")[2]: _Curves(_curves(shown, looks, beside), label, looks)}
+    curves = "accuracy" if metric.is_share else "curves"  # a metric's own name could be that of another figure
+    made: dict[str, Chart] = {curves: _Curves(_curves(shown, looks, beside), label, looks)}
     dots = {name: look | {"linestyle": "", "marker": look.get("marker") or "o"} for name, look in looks.items()}
     if len(shown) > 2:
         made["frontier"] = _Frontier(_frontier(shown, dots), last, dots)

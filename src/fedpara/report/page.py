@@ -29,7 +29,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 NONE = "-"
 LARGEST = 2**20  # bytes of a figure or of its data in the page
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?")
-COSTS = re.compile("loss|^(comm|time|cost)/|^privacy/epsilon$")  # columns of which less is better
+LESS_IS_BETTER = re.compile("loss|^(comm|time|cost)/|^privacy/epsilon$")  # columns
 VENDOR = Path(__file__).with_name("vendor")
 
 
@@ -57,6 +57,7 @@ def write_report(
     if target is not None and chosen.is_share and not 0 < target <= 1:
         raise ValueError(f"target={target:g}: must be a number above 0, at most 1")
     found = settings(runs, chosen, sweeps)
+    sweeps = sweeps or {}
     if not any(setting.counted for setting in found):
         raise ValueError(f"metric={chosen.name}: no run has measured it")
     tested = [setting for setting in found if setting.counted]
@@ -90,7 +91,7 @@ def _metric(column: str | None, runs: Sequence[Run]) -> Metric:
     stem = f"{name.removeprefix('trained_')}_"  # of the headline, its mean or percentile over clients, or a tier's
     own = next((run.headline for run in runs if stem.startswith(f"{run.headline.name}_")), None)
     by_headline = own is not None and group in ("test", "personal")
-    return Metric(column, own.higher_is_better if own and by_headline else not COSTS.search(column))
+    return Metric(column, own.higher_is_better if own and by_headline else not LESS_IS_BETTER.search(column))
 
 
 def _place(setting: Setting) -> tuple[bool, bool, bool, float]:
@@ -100,14 +101,14 @@ def _place(setting: Setting) -> tuple[bool, bool, bool, float]:
     return setting.last is None, not setting.is_finished, not math.isfinite(mean), sign * mean
 
 
-def _in_order(found: Sequence[Setting], sweeps: Mapping[Path, str] | None) -> list[Setting]:
+def _in_order(found: Sequence[Setting], sweeps: Mapping[Path, str]) -> list[Setting]:
     """The settings in the order of their sweeps."""
-    names = list(dict.fromkeys((sweeps or {}).values()))
+    names = list(dict.fromkeys(sweeps.values()))
     return sorted(found, key=lambda setting: names.index(setting.sweep)) if sweeps else []
 
 
 def _parts(
-    runs: Sequence[Run], found: list[Setting], title: str, target: float | None, sweeps: Mapping[Path, str] | None
+    runs: Sequence[Run], found: list[Setting], title: str, target: float | None, sweeps: Mapping[Path, str]
 ) -> dict[str, Any]:
     """The texts of a report and the tables of its settings and runs."""
     states = Counter(run.state for run in runs)
@@ -119,9 +120,9 @@ def _parts(
         "label": found[0].metric.label,
         "target": "" if target is None else found[0].metric.target(target),
         "settings": _setting_table(found, target),
-        "sweeps": list(dict.fromkeys((sweeps or {}).values())),
-        "keys": differing_keys(runs, sweeps or {}),
-        "runs": _run_table(runs, sweeps or {}),
+        "sweeps": list(dict.fromkeys(sweeps.values())),
+        "keys": differing_keys(runs, sweeps),
+        "runs": _run_table(runs, sweeps),
         "origin": _origin(runs),
     }
 

@@ -168,6 +168,5 @@ def _goes_on(run: Run, rounds: int) -> bool:
 
 
 def _gibibytes(run: Run, target: float) -> float | None:
-    rows = [{"cost/round_s_10mbps": 0.0} | row for row in run.rows]  # only bytes are read
-    cost = cost_to_target(rows, target, speed_mbps=10)
+    cost = cost_to_target(run.rows, target, speed_mbps=10)
     return cost.num_bytes / GIBIBYTE if cost else None

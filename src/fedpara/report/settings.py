@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -17,7 +17,6 @@ from fedpara.record import GIGABYTE
 from fedpara.runs import Run, axes, deciding
 
 CONFIDENCE = 0.95
-Node = dict[str, Any]  # a configuration
 
 
 @dataclass(frozen=True)
@@ -219,12 +218,12 @@ def _name(folder: Path, above: Path | None) -> str:
 
 def _parts(group: Setting) -> list[Setting]:
     """The runs of a group by what decides their results, named by the first keys that tell them apart."""
-    parts: list[tuple[Node, list[Run]]] = []  # what the runs of a part have together, and the runs
+    parts: list[tuple[dict[str, Any], list[Run]]] = []  # what the runs of a part have together, and the runs
     for run in group.runs:
         own = _deciding(run)
         number = next((n for n, (known, _) in enumerate(parts) if not _differing(known, own)), len(parts))
         known, members = parts[number] if number < len(parts) else ({}, [])
-        parts[number : number + 1] = [(_joined(known, own), [*members, run])]
+        parts[number : number + 1] = [(own | known, [*members, run])]
     nodes = [one for one, _ in parts]
     chosen: list[str] = []
     for key in sorted({key for one, other in combinations(nodes, 2) for key in _differing(one, other)}):
@@ -236,57 +235,45 @@ def _parts(group: Setting) -> list[Setting]:
     ]
 
 
-def _deciding(run: Run) -> Node:
-    """What decides a run's result, without the seeds in an algorithm's own keys and how a machine multiplies."""
+def _deciding(run: Run) -> dict[str, Any]:
+    """What decides a run's result, without the seeds in an algorithm's own keys and how a machine multiplies.
+
+    Returns:
+        Values by dotted key; None for a group without keys.
+    """
     keys = deciding(run.config)
-
-    def kept(node: Node, above: str) -> Node:
-        found: Node = {}
-        for name, value in node.items():
-            key = f"{above}.{name}".lstrip(".")
-            if isinstance(value, dict) and value:
-                if inner := kept(value, key):
-                    found[name] = inner
-            elif (value == {} or key in keys) and name != "seed":
-                found[name] = value
-        return found
-
-    return {name: value for name, value in kept(run.nested_config, "").items() if name != "executor"}
+    return {
+        key: None if value == {} else value for key, value in _leaves(run.nested_config)
+        if (value == {} or key in keys) and not key.startswith("executor.") and key.rpartition(".")[2] != "seed"
+    }  # fmt: skip
 
 
-def _differing(one: Node, other: Node, above: str = "") -> list[str]:
-    """The keys of both whose values differ, or of which one is an empty group; a key that was added later is in one."""
-    found = []
-    for name in [name for name in one if name in other]:
-        key = f"{above}.{name}".lstrip(".")
-        ours, theirs = (None if node[name] == {} else node[name] for node in (one, other))
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            found += _differing(ours, theirs, key)
-        elif ours != theirs:
-            found.append(key)
+def _leaves(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries by dotted key, as in `runs.leaves`; a group without keys is a value too."""
+    if not isinstance(node, dict) or not node:
+        yield above, node
+        return
+    for name, value in node.items():
+        yield from _leaves(value, f"{above}.{name}".lstrip("."))
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The keys of both whose values differ, or of which one is a group; a key that was added later is in one."""
+    found = {key for key in one.keys() & other.keys() if one[key] != other[key]}
+    for node, groups in ((one, other), (other, one)):  # off here, a group there
+        found |= {key for key in node.keys() - groups.keys() if any(name.startswith(f"{key}.") for name in groups)}
     return found
 
 
-def _joined(one: Node, other: Node) -> Node:
-    """The keys of both."""
-    groups = [
-        name for name in one.keys() & other.keys() if isinstance(one[name], dict) and isinstance(other[name], dict)
-    ]
-    return other | one | {name: _joined(one[name], other[name]) for name in groups}
-
-
-def _told_apart(known: Sequence[Node], keys: Sequence[str]) -> set[tuple[str, ...]]:
+def _told_apart(known: Sequence[dict[str, Any]], keys: Sequence[str]) -> set[tuple[str, ...]]:
     return {tuple(_shown(one, key) for key in keys) for one in known}
 
 
-def _shown(known: Node, key: str) -> str:
-    """A key's value; of a group the class that it builds, or its keys."""
-    value: Any = known
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    if isinstance(value, dict):
-        return str(value.get("_target_", "on")).rpartition(".")[2] if value else "off"
-    return "off" if value is None else str(value)
+def _shown(known: dict[str, Any], key: str) -> str:
+    """A key's value; of a group the class that it builds, or that it is on."""
+    if any(name.startswith(f"{key}.") for name in known):
+        return str(known.get(f"{key}._target_", "on")).rpartition(".")[2]
+    return "off" if known.get(key) is None else str(known[key])
 
 
 def _finished(found: Sequence[Setting]) -> Sequence[Setting]:
