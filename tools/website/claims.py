@@ -126,7 +126,7 @@ def of_the_paper() -> Iterator[Claim]:
                 drawn="about level" if level else "above",
             )  # fmt: skip
     table_11 = printed_accuracies("Table 11", "Shakespeare non-IID")
-    for folder, rates in {"shakespeare_two_cores": "the paper's rate"}.items():
+    for folder, rates in {"shakespeare_two_cores": "the paper's rate", "shakespeare_own_rates": "own rates"}.items():
         for name, shown, text in (("dense", "original", "dense"), ("low_rank", "low rank, LSTM", "low rank")):
             printed = table_11["FedPara 0.0"] - table_11[shown]
             what = f"FedPara − {text}, LSTM, {rates}"

@@ -39,7 +39,7 @@ from website.studies import amplification, frontier_quickstart, robust, robust_n
 PLACES = [*(ROOT / "docs").rglob("*.md"), *RESULTS.rglob("README.md")]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in PLACES)]
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- table end -->)", re.DOTALL)
-SHOWN = {"dense": "dense", "fedpara": "FedPara", "low_rank": "low rank"}
+SHOWN = {"dense": "dense", "low_rank": "low rank", "fedpara": "FedPara"}
 PAIRS_OF_NETWORKS = [("fedpara", "low_rank"), ("fedpara", "dense"), ("low_rank", "dense")]
 WAYS = {
     "dense": "dense", "dense_fedpaq4": "dense, FedPAQ 4 bits, error feedback", "low_rank": "low rank, same size",
@@ -196,22 +196,36 @@ def personalisation() -> str:
 
 
 def shakespeare() -> str:
-    """The LSTM: dense, low rank and FedPara of one size, FedPara with dense's step too, with their differences."""
-    of = found("shakespeare_two_cores")
-    last = rounds_of(of["dense"])
+    """The LSTM at the paper's rate: dense, low rank and FedPara of one size, and FedPara with dense's step too."""
+    more = [("step", "fedpara"), ("step", "low_rank"), ("step", "dense")]
     shown = SHOWN | {"step": "FedPara, `factorization.step=1`"}
+    return _networks("shakespeare_two_cores", shown, (12,), [*PAIRS_OF_NETWORKS, *more])
+
+
+def shakespeare_own_rates() -> str:
+    """The LSTM: dense, low rank and FedPara of one size, each at its own rate."""
+    shown = {
+        "dense": "dense, rate 4", "low_rank": "low rank, rate 2", "low_rank4": "low rank, rate 4",
+        "fedpara": "FedPara, rate 4",
+    }  # fmt: skip
+    return _networks("shakespeare_own_rates", shown, (12, 24, 36), PAIRS_OF_NETWORKS)
+
+
+def _networks(folder: str, shown: Mapping[str, str], before: Sequence[int], pairs: Sequence[tuple[str, str]]) -> str:
+    """Sizes of networks, their accuracy after some rounds and at the end, and the differences there."""
+    of = found(folder)
     rows = [
         [
-            shown[name], f"{of[name].num_shared:,}", f"{100 * (of[name].ratio or 0):.1f}",
-            estimate(of[name].estimate(partial(accuracy_after, last // 2))), estimate(of[name].last),
-            str(len(of[name].counted)), megabytes(of[name]),
+            name, f"{one.num_shared:,}", f"{100 * (one.ratio or 0):.1f}",
+            *(estimate(one.estimate(partial(accuracy_after, rounds))) for rounds in before), estimate(one.last),
+            str(len(one.counted)), megabytes(one),
         ]
-        for name in ("dense", "low_rank", "fedpara", "step")
+        for one, name in ((of[label], name) for label, name in shown.items())
     ]  # fmt: skip
-    heads = ["", "parameters", "of dense, %", f"accuracy after {last // 2} rounds, %", f"after {last}, %"]
-    pairs = [*PAIRS_OF_NETWORKS, ("step", "fedpara"), ("step", "low_rank"), ("step", "dense")]
+    first, *later = [*before, rounds_of(of["dense"])]
+    heads = ["", "parameters", "of dense, %", f"accuracy after {first} rounds, %", *(f"after {n}, %" for n in later)]
     made = table([*heads, "seeds", "sent, MB"], rows)
-    return f"{made}\n\n{differences(of, pairs, shown)}\n\n{origin('shakespeare_two_cores')}"
+    return f"{made}\n\n{differences(of, pairs, shown)}\n\n{origin(folder)}"
 
 
 def shakespeare_rates(rounds: int = 12) -> str:
@@ -386,7 +400,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "frontier-femnist": partial(frontier, "frontier_femnist", 0.55),
     "frontier-cifar10": partial(frontier, "frontier_cifar10", 0.5), "frontier-quickstart": frontier_quickstart,
     "fine-tuning": fine_tuning, "algorithms": algorithms, "personalisation": personalisation, "privacy": privacy,
-    "shakespeare": shakespeare,
+    "shakespeare": shakespeare, "shakespeare-own-rates": shakespeare_own_rates,
     "shakespeare-rates": shakespeare_rates, "initialisation": initialisation, "table-4": table_4, "robust": robust,
     "robust-dense": partial(robust_network, "dense"), "robust-fedpara": partial(robust_network, "fedpara"),
     "amplification": amplification, "tiers-quickstart": tiers_quickstart, "cifar100": cifar100, "rounds": rounds,
