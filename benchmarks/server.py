@@ -281,9 +281,10 @@ def tables(units: dict[str, Any], options: dict[str, Any]) -> Iterator[str]:
         row = " | ".join(f"{1e3 * made[key]:.0f} ms" for key in ("write_s", "read_s", "checkpoint_s", "finite_s"))
         yield f"| {model} | {row} |"
     yield "\n| with all clients, or on Ray | measured |\n|---|---|"
-    for key, (what, factor, unit) in MEANINGS.items():
-        if (value := {**units.get("registry", {}), **units.get("ray", {})}.get(key)) is not None:
-            yield f"| {what} | {factor * value:,.4g}{unit} |"
+    once = units.get("registry", {}) | units.get("ray", {})
+    for key in (key for key in MEANINGS if key in once):
+        what, factor, unit = MEANINGS[key]
+        yield f"| {what} | {factor * once[key]:,.4g}{unit} |"
     yield "\n| a round | down | up | network | one core | memory | first wall |\n|---|---|---|---|---|---|---|"
     for model, link in ROWS:
         r = round_of(units, model, link, options)

@@ -13,7 +13,7 @@ BY_MODULE = re.compile(
     rf"fedpara\.(data|algorithms)\.(?:{MODULES})\.(\w+)"
 )  # now named by package: fedpara.data.cifar10
 LOGGER = "fedpara.callbacks.wandb.FederationWandbLogger"
-WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation had but did not use; None: all of then
+WITHOUT_EFFECT: dict[str, set[str] | None] = {  # keys that each factorisation had but did not use; None: all
     "Dense": None,
     "EqualSizeLowRank": {"nonlinearity", "jacobian_correction"},
     "PFedPara": {"nonlinearity"},
@@ -42,8 +42,9 @@ def modernised(config: Any) -> Any:
         return config
     renamed = _renamed(config)
     factorization = renamed.get("factorization")
-    if isinstance(factorization, Mapping) and (kind := class_name(factorization)) in WITHOUT_EFFECT:
-        useless = WITHOUT_EFFECT[kind] or factorization.keys() - {"_target_", "delta", "trainable"}
+    kind = "" if "factors" in config else class_name(factorization)
+    if isinstance(factorization, Mapping) and kind in WITHOUT_EFFECT:
+        useless = WITHOUT_EFFECT[kind] or factorization.keys() - {"_target_"}
         renamed["factorization"] = {key: value for key, value in factorization.items() if key not in useless}
     renamed.pop("local_learning_rate", None)  # the table that held learning rates
     for group in ("privacy", "aggregation"):  # groups of later runs

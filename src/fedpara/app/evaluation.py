@@ -84,7 +84,7 @@ def configuration(
     saved = read_resolved(folder / CONFIG, f"run={folder}")
     try:
         typed = _typed(overrides)
-        for key in _unknown(OmegaConf.to_container(typed), OmegaConf.to_container(saved)):
+        if key := next(_unknown(OmegaConf.to_container(typed), OmegaConf.to_container(saved)), None):
             raise ConfigurationError(unknown_key(key, saved))
         cfg: Any = OmegaConf.merge(saved, typed)
         require_nodes(cfg, groups(cfg))

@@ -47,8 +47,10 @@ class TopK:
         values = torch.cat(floats) if floats else torch.empty(0)
         number, _, as_bits = self._sizes(values.numel())
         places = values.abs().topk(number, sorted=False).indices.sort().values
-        flags = torch.zeros_like(values, dtype=torch.uint8).index_fill_(0, places, 1)
-        head = packed(flags, 1) if as_bits else as_bytes(places.int())
+        if as_bits:
+            head = packed(torch.zeros_like(values, dtype=torch.uint8).index_fill_(0, places, 1), 1)
+        else:
+            head = as_bytes(places.int())
         return Packet(torch.cat([*whole, head, as_bytes(values[places])]))
 
     def decode(self, packet: Packet, layout: Layout) -> State:
